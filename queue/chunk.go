@@ -1,0 +1,216 @@
+package queue
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"maps"
+	"slices"
+
+	"github.com/klauspost/compress/s2"
+)
+
+// A chunk is the unit that is stored, checked and read: a run of records with
+// consecutive sequences, compressed together. Its key is its first sequence
+// (8 bytes, big-endian); its value:
+//
+//	1 byte   format version
+//	4 bytes  CRC-32C over the key and all that follows
+//	4 bytes  number of records
+//	16 bytes nonce
+//	tallies  for each project seen so far: its name, and how many of its records
+//	         the log took before this chunk; sorted by name
+//	rest     the records, S2-compressed
+//
+// bbolt has no page checksum (21 % of random bit flips change a value and pass its
+// check), hence the CRC. The tallies make every gap countable: a reader that knows
+// how many records of its project it has seen learns from the next chunk how many
+// it has missed.
+const (
+	chunkFormat   = 1
+	chunkBytes    = 256 << 10 // raw bytes after which the next record opens another chunk
+	maxChunkBytes = 1 << 30   // raw bytes that a reader is willing to inflate
+	chunkHeader   = 1 + 4 + 4 + 16
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Chunk is a decoded run of records.
+type Chunk struct {
+	First  uint64            // sequence of the first record
+	Count  int               // number of records, at least 1
+	Before map[string]uint64 // per project: its records in the log before this chunk
+
+	nonce [16]byte
+	raw   []byte // the records as recordBytes wrote them
+}
+
+// Last is the sequence of the chunk's last record.
+func (c *Chunk) Last() uint64 { return c.First + uint64(c.Count) - 1 }
+
+// Records calls f for each record, in order. The slices of a record alias the
+// chunk and stay valid; they must not be changed.
+func (c *Chunk) Records(f func(Record) error) error {
+	rest := c.raw
+	for i := range c.Count {
+		r, n, err := readRecord(rest)
+		if err != nil {
+			return fmt.Errorf("record %d: %w", c.First+uint64(i), err)
+		}
+		r.Seq = c.First + uint64(i)
+		rest = rest[n:]
+		if err := f(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func appendRecord(dst []byte, r *Record) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(r.Project)))
+	dst = append(dst, r.Project...)
+	dst = binary.AppendUvarint(dst, uint64(len(r.Lane)))
+	dst = append(dst, r.Lane...)
+	dst = binary.AppendVarint(dst, r.Received)
+	dst = append(dst, r.ID[:]...)
+	dst = binary.AppendUvarint(dst, uint64(len(r.Body)))
+	return append(dst, r.Body...)
+}
+
+func readRecord(b []byte) (r Record, n int, err error) {
+	d := decoder{b: b}
+	r.Project = string(d.bytes())
+	r.Lane = string(d.bytes())
+	r.Received = d.varint()
+	copy(r.ID[:], d.take(16))
+	r.Body = d.bytes()
+	return r, len(b) - len(d.b), d.err
+}
+
+// sealChunk gives the stored value of a chunk.
+func sealChunk(c *Chunk) []byte {
+	names := slices.Sorted(maps.Keys(c.Before))
+	size := chunkHeader + binary.MaxVarintLen64
+	for _, n := range names {
+		size += len(n) + 2*binary.MaxVarintLen64
+	}
+	v := make([]byte, chunkHeader, size+s2.MaxEncodedLen(len(c.raw)))
+	v[0] = chunkFormat
+	binary.BigEndian.PutUint32(v[5:], uint32(c.Count))
+	copy(v[9:], c.nonce[:])
+	v = binary.AppendUvarint(v, uint64(len(names)))
+	for _, n := range names {
+		v = binary.AppendUvarint(v, uint64(len(n)))
+		v = append(v, n...)
+		v = binary.AppendUvarint(v, c.Before[n])
+	}
+	packed := s2.Encode(v[len(v):cap(v)], c.raw)
+	v = v[:len(v)+len(packed)]
+	binary.BigEndian.PutUint32(v[1:], chunkSum(c.First, v))
+	return v
+}
+
+func chunkSum(first uint64, v []byte) uint32 {
+	sum := crc32.Update(0, castagnoli, seqKey(first))
+	sum = crc32.Update(sum, castagnoli, v[:1])
+	return crc32.Update(sum, castagnoli, v[5:])
+}
+
+// openChunk decodes a stored value; the result shares no memory with it. Anything
+// that is not exactly what sealChunk wrote is ErrDamaged, but for a later format.
+func openChunk(first uint64, v []byte) (*Chunk, error) {
+	if len(v) < chunkHeader {
+		return nil, fmt.Errorf("chunk %d: %d bytes: %w", first, len(v), ErrDamaged)
+	}
+	if chunkSum(first, v) != binary.BigEndian.Uint32(v[1:]) {
+		return nil, fmt.Errorf("chunk %d: checksum: %w", first, ErrDamaged)
+	}
+	if v[0] != chunkFormat {
+		return nil, fmt.Errorf("chunk %d: format %d: %w", first, v[0], ErrNewerFormat)
+	}
+	c := &Chunk{First: first, Count: int(binary.BigEndian.Uint32(v[5:]))}
+	copy(c.nonce[:], v[9:])
+	d := decoder{b: v[chunkHeader:]}
+	c.Before = d.tallies()
+	if d.err != nil {
+		return nil, fmt.Errorf("chunk %d: %w", first, d.err)
+	}
+	n, err := s2.DecodedLen(d.b)
+	if err != nil || n > maxChunkBytes || c.Count == 0 {
+		return nil, fmt.Errorf("chunk %d: length: %w", first, ErrDamaged)
+	}
+	if c.raw, err = s2.Decode(nil, d.b); err != nil {
+		return nil, fmt.Errorf("chunk %d: %w: %w", first, err, ErrDamaged)
+	}
+	return c, nil
+}
+
+// after gives the tallies that stand behind the chunk.
+func (c *Chunk) after() (map[string]uint64, error) {
+	t := maps.Clone(c.Before)
+	if t == nil {
+		t = map[string]uint64{}
+	}
+	err := c.Records(func(r Record) error { t[r.Project]++; return nil })
+	return t, err
+}
+
+func seqKey(seq uint64) []byte { return binary.BigEndian.AppendUint64(nil, seq) }
+
+// decoder reads the parts of a stored value; the first that does not fit makes all
+// later ones empty.
+type decoder struct {
+	b   []byte
+	err error
+}
+
+func (d *decoder) fail() {
+	d.b, d.err = nil, fmt.Errorf("cut short: %w", ErrDamaged)
+}
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.fail()
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) varint() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.fail()
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) take(n uint64) []byte {
+	if uint64(len(d.b)) < n {
+		d.fail()
+		return nil
+	}
+	v := d.b[:n:n]
+	d.b = d.b[n:]
+	return v
+}
+
+// bytes reads a length and that many bytes, which alias the input.
+func (d *decoder) bytes() []byte { return d.take(d.uvarint()) }
+
+func (d *decoder) tallies() map[string]uint64 {
+	n := d.uvarint()
+	if n > uint64(len(d.b)) {
+		d.fail()
+		return nil
+	}
+	t := make(map[string]uint64, n)
+	for range n {
+		name := string(d.bytes())
+		t[name] = d.uvarint()
+	}
+	return t
+}

@@ -1,0 +1,216 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// The bounds of one claim: a run of one lane.
+const (
+	claimRecords = 500
+	claimBytes   = 512 << 10
+)
+
+// Claim is a run of records from the head of one lane. Nobody else sends anything
+// of that lane before it ends: by Settle, Finish, Retry or Return. It is for one
+// goroutine. A crash ends it too: the records are then read again.
+type Claim struct {
+	c       *Consumer
+	lane    *lane
+	entries []*entry
+	records []Record
+	held    []string
+	wanted  string // the identifier that the last Hold did not get
+	over    bool
+}
+
+// Outcome is how a record ends.
+type Outcome struct {
+	Ending  Ending  // Delivered, Filtered or Dead
+	Reason  string  // of Filtered and Dead
+	Results []byte  // of Dead: what was answered, kept with the whole record; opaque
+	Tallies []Tally // what else to count, such as an event and a user update apart
+
+	// SentKey, when not empty, is an identifier that the claim holds, and Sent what it
+	// has now been sent (opaque); the ledger remembers it.
+	SentKey string
+	Sent    []byte
+}
+
+// Claim waits until the head of some lane is due and claims a run of it. The error
+// is ctx's. Safe for concurrent use.
+func (c *Consumer) Claim(ctx context.Context) (*Claim, error) {
+	for {
+		c.mu.Lock()
+		cl, next := c.claimLocked()
+		woken := c.woken
+		c.mu.Unlock()
+		if cl != nil {
+			return cl, nil
+		}
+		if err := c.pause(ctx, woken, next); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// pause waits for something to become ready, at the latest until next.
+func (c *Consumer) pause(ctx context.Context, woken <-chan struct{}, next time.Time) error {
+	var due <-chan time.Time
+	if !next.IsZero() {
+		t := time.NewTimer(next.Sub(c.o.Now()))
+		defer t.Stop()
+		due = t.C
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-woken:
+	case <-due:
+	}
+	return nil
+}
+
+// TryClaim claims a run if one is due now, else it gives nil.
+func (c *Consumer) TryClaim() *Claim {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cl, _ := c.claimLocked()
+	return cl
+}
+
+func (c *Consumer) claimLocked() (*Claim, time.Time) {
+	next := c.lanes.promote(c.o.Now())
+	l := c.lanes.take()
+	if l == nil {
+		return nil, next
+	}
+	n, size := 0, int64(0)
+	for n < len(l.records) && n < claimRecords && (n == 0 || size+l.records[n].bytes() <= claimBytes) {
+		size += l.records[n].bytes()
+		n++
+	}
+	cl := &Claim{c: c, lane: l, entries: l.records[:n:n], records: make([]Record, n)}
+	for i, e := range cl.entries {
+		cl.records[i] = e.rec
+	}
+	l.records = l.records[n:]
+	l.claimed = true
+	c.inFlight += n
+	return cl, next
+}
+
+// Lane is the key of the lane.
+func (cl *Claim) Lane() string { return cl.lane.key }
+
+// Records are the claimed records in order, never none. They must not be changed.
+func (cl *Claim) Records() []Record { return cl.records }
+
+// Attempts is how many tries of the head have failed so far, restarts included.
+func (cl *Claim) Attempts() int {
+	cl.c.mu.Lock()
+	defer cl.c.mu.Unlock()
+	return cl.lane.retry.attempts
+}
+
+// Hold takes an identifier for this claim until it ends. False means that another
+// claim has it: then Trim before the record that needs it, or Return if that is the
+// first; the lane comes back as soon as the identifier is free.
+func (cl *Claim) Hold(identifier string) bool {
+	cl.c.mu.Lock()
+	defer cl.c.mu.Unlock()
+	switch owner := cl.c.lanes.holds[identifier]; owner {
+	case cl:
+		return true
+	case nil:
+		cl.c.lanes.holds[identifier] = cl
+		cl.held = append(cl.held, identifier)
+		return true
+	default:
+		cl.wanted = identifier
+		return false
+	}
+}
+
+// Sent is what the ledger remembers of an identifier that the claim holds; nil when
+// it was never sent anything.
+func (cl *Claim) Sent(identifier string) ([]byte, error) { return cl.c.sent(identifier) }
+
+// Trim keeps the first n records, at least one, and gives the rest back to the
+// head of the lane.
+func (cl *Claim) Trim(n int) {
+	if n >= len(cl.entries) {
+		return
+	}
+	cl.c.mu.Lock()
+	defer cl.c.mu.Unlock()
+	cl.giveBack(n)
+}
+
+// giveBack puts the entries from n on before what waits in the lane.
+func (cl *Claim) giveBack(n int) {
+	back := cl.entries[n:]
+	cl.lane.records = slices.Concat(back, cl.lane.records)
+	cl.lane.parked, cl.wanted = cl.wanted, ""
+	cl.entries, cl.records = cl.entries[:n:n], cl.records[:n:n]
+	cl.c.inFlight -= len(back)
+}
+
+// Return gives everything back as it was: due at once or, after a Hold that was
+// refused, when that identifier is free.
+func (cl *Claim) Return() { cl.end(nil, retryState{}, time.Time{}, false) }
+
+// Finish ends all records, each with its outcome.
+func (cl *Claim) Finish(outcomes []Outcome) { cl.Settle(outcomes, 0, "") }
+
+// Retry lets all records wait for the given time, in order.
+func (cl *Claim) Retry(wait time.Duration, reason string) { cl.Settle(nil, wait, reason) }
+
+// Settle ends the first records, one for each outcome, and lets the others wait, in
+// order, for the given time and reason. What it enters is durable with the next
+// checkpoint, all of it together.
+func (cl *Claim) Settle(outcomes []Outcome, wait time.Duration, reason string) {
+	now := cl.c.o.Now()
+	var r retryState
+	var due time.Time
+	if len(outcomes) < len(cl.entries) {
+		due = now.Add(wait)
+		r = retryState{attempts: 1, due: due.UnixMilli(), delay: wait.Milliseconds(), reason: reason}
+		if len(outcomes) == 0 {
+			r.attempts += cl.Attempts()
+		}
+	}
+	cl.end(outcomes, r, due, true)
+}
+
+func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool) {
+	if cl.over || len(outcomes) > len(cl.entries) {
+		panic(fmt.Sprintf("claim of %d records ended with %d outcomes (ended before: %t)", len(cl.entries), len(outcomes), cl.over))
+	}
+	cl.over = true
+	c, l := cl.c, cl.lane
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, o := range outcomes {
+		c.enter(cl.entries[i], o)
+	}
+	ended := len(outcomes)
+	c.inFlight -= ended
+	cl.entries, cl.records = cl.entries[ended:], cl.records[ended:]
+	if ended > 0 {
+		c.advance()
+	}
+	if tried {
+		c.setRetry(l, r)
+		l.due = due
+	}
+	if len(cl.entries) > 0 {
+		cl.giveBack(0)
+	}
+	l.claimed = false
+	c.lanes.drop(cl.held)
+	c.lanes.schedule(l)
+	c.wake()
+}

@@ -1,0 +1,145 @@
+package queue
+
+import (
+	"container/heap"
+	"time"
+)
+
+// entry is a record in the window.
+type entry struct {
+	rec Record
+	ord uint64 // its number among the records of its project
+}
+
+func (e *entry) bytes() int64 { return int64(len(e.rec.Body)+len(e.rec.Lane)) + entryBytes }
+
+// entryBytes is about what an entry costs beside its record's bytes; slotBytes what
+// it still costs once it has ended behind one that has not.
+const (
+	entryBytes = 160
+	slotBytes  = 16
+)
+
+// lane is one user's records in order. It has at most one claim: this is the one
+// place that keeps the order of a user.
+type lane struct {
+	key     string
+	records []*entry // waiting, oldest first; those of the claim are not among them
+	claimed bool
+	queued  bool // in lanes.ready
+	retry   retryState
+	due     time.Time // the head is not due before; zero = now
+	heap    int       // position in lanes.waiting, -1 = not there
+	parked  string    // the identifier that the head needs and another claim holds
+}
+
+// lanes holds what is in the window, by lane. It is guarded by the consumer.
+type lanes struct {
+	byKey   map[string]*lane
+	ready   []*lane // due, not claimed, not parked; first in, first out
+	waiting laneHeap
+	holds   map[string]*Claim  // identifier → the claim that holds it
+	parked  map[string][]*lane // identifier → lanes whose head needs it
+}
+
+func newLanes() lanes {
+	return lanes{byKey: map[string]*lane{}, holds: map[string]*Claim{}, parked: map[string][]*lane{}}
+}
+
+// add puts a record at the end of its lane and says whether the lane may have
+// become ready.
+func (ls *lanes) add(e *entry, restored func(key string) (retryState, time.Time)) {
+	l := ls.byKey[e.rec.Lane]
+	if l == nil {
+		l = &lane{key: e.rec.Lane, heap: -1}
+		l.retry, l.due = restored(l.key)
+		ls.byKey[l.key] = l
+	}
+	l.records = append(l.records, e)
+	if len(l.records) == 1 {
+		ls.schedule(l)
+	}
+}
+
+// schedule puts a lane where it belongs now: nowhere (claimed or empty), with the
+// parked, with the waiting, or with the ready.
+func (ls *lanes) schedule(l *lane) {
+	switch {
+	case l.claimed || l.queued || l.heap >= 0:
+	case len(l.records) == 0:
+		if l.retry.attempts == 0 {
+			delete(ls.byKey, l.key)
+		}
+	case l.parked != "" && ls.holds[l.parked] != nil:
+		ls.parked[l.parked] = append(ls.parked[l.parked], l)
+	case !l.due.IsZero():
+		heap.Push(&ls.waiting, l)
+	default:
+		l.parked = ""
+		l.queued = true
+		ls.ready = append(ls.ready, l)
+	}
+}
+
+// promote moves lanes whose time has come to the ready ones, and gives the time of
+// the next; zero when nothing waits.
+func (ls *lanes) promote(now time.Time) time.Time {
+	for len(ls.waiting) > 0 {
+		l := ls.waiting[0]
+		if l.due.After(now) {
+			return l.due
+		}
+		heap.Pop(&ls.waiting)
+		l.due = time.Time{}
+		ls.schedule(l)
+	}
+	return time.Time{}
+}
+
+// take gives the next ready lane, nil when there is none.
+func (ls *lanes) take() *lane {
+	if len(ls.ready) == 0 {
+		return nil
+	}
+	l := ls.ready[0]
+	ls.ready[0] = nil
+	ls.ready = ls.ready[1:]
+	l.queued = false
+	return l
+}
+
+// drop lets go of what a claim holds and wakes the lanes that need it.
+func (ls *lanes) drop(held []string) {
+	for _, id := range held {
+		delete(ls.holds, id)
+		woken := ls.parked[id]
+		delete(ls.parked, id)
+		for _, l := range woken {
+			l.parked = ""
+			ls.schedule(l)
+		}
+	}
+}
+
+// laneHeap orders lanes by the time their head is due.
+type laneHeap []*lane
+
+func (h laneHeap) Len() int           { return len(h) }
+func (h laneHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h laneHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].heap, h[j].heap = i, j
+}
+func (h *laneHeap) Push(x any) {
+	l := x.(*lane)
+	l.heap = len(*h)
+	*h = append(*h, l)
+}
+func (h *laneHeap) Pop() any {
+	old := *h
+	l := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	l.heap = -1
+	return l
+}
