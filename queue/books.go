@@ -1,5 +1,7 @@
 package queue
 
+import "sort"
+
 // Ending is what became of a record in one consumer.
 type Ending uint8
 
@@ -45,26 +47,69 @@ type span struct {
 	fromCount, toCount uint64
 }
 
-// takes says whether any span holds seq.
-func takes(spans []span, seq uint64) bool {
+// ords gives the numbers that the span's records have among those of its project, of
+// which there are count so far.
+func (s span) ords(count uint64) run {
+	last := s.toCount
+	if s.to == 0 {
+		last = count
+	}
+	return run{s.fromCount + 1, min(last, count)}
+}
+
+// takes says whether any span holds a project's record of number ord.
+func takes(spans []span, ord uint64) bool {
 	for i := len(spans) - 1; i >= 0; i-- {
-		if s := spans[i]; seq > s.from {
-			return s.to == 0 || seq <= s.to
+		if ord > spans[i].fromCount {
+			return spans[i].ords(ord).last >= ord
 		}
 	}
 	return false
 }
 
-// takenOf counts the records in spans, of which the first count the project has.
-func takenOf(spans []span, count uint64) (n uint64) {
+// takenRuns lists what the spans take of a project's records, from behind number after
+// up to number upTo.
+func takenRuns(spans []span, after, upTo uint64) (runs []run) {
 	for _, s := range spans {
-		end := s.toCount
-		if s.to == 0 {
-			end = count
+		if r := s.ords(upTo).within(after+1, upTo); r.len() > 0 {
+			runs = append(runs, r)
 		}
-		if min(end, count) > s.fromCount {
-			n += min(end, count) - s.fromCount
-		}
+	}
+	return runs
+}
+
+// takenOf counts what the spans take of the first count records of a project.
+func takenOf(spans []span, count uint64) (n uint64) {
+	for _, r := range takenRuns(spans, 0, count) {
+		n += r.len()
+	}
+	return n
+}
+
+// run is a stretch of a project's records by their number among them, from 1, both
+// ends included. Unlike sequences these numbers have no gaps, so what has ended and
+// what was lost can be counted.
+type run struct{ first, last uint64 }
+
+func (r run) len() uint64 {
+	if r.last < r.first {
+		return 0
+	}
+	return r.last - r.first + 1
+}
+
+func (r run) within(first, last uint64) run { return run{max(r.first, first), min(r.last, last)} }
+
+// inRuns says whether one of the runs, which are in order, holds ord.
+func inRuns(runs []run, ord uint64) bool {
+	i := sort.Search(len(runs), func(i int) bool { return runs[i].last >= ord })
+	return i < len(runs) && runs[i].first <= ord
+}
+
+// overlap counts what the runs have in common with r.
+func overlap(runs []run, r run) (n uint64) {
+	for _, o := range runs {
+		n += o.within(r.first, r.last).len()
 	}
 	return n
 }

@@ -15,7 +15,8 @@ import (
 // (8 bytes, big-endian); its value:
 //
 //	1 byte   format version
-//	4 bytes  CRC-32C over the key and all that follows
+//	4 bytes  CRC-32C over the key, the format version and all that follows; a later
+//	         format keeps these two, so that it is told from damage
 //	4 bytes  number of records
 //	16 bytes nonce
 //	tallies  for each project seen so far: its name, and how many of its records
@@ -48,13 +49,16 @@ type Chunk struct {
 // Last is the sequence of the chunk's last record.
 func (c *Chunk) Last() uint64 { return c.First + uint64(c.Count) - 1 }
 
-// Records calls f for each record, in order. The slices of a record alias the
-// chunk and stay valid; they must not be changed.
+// Records calls f for each record, in order, and ends early with f's error. The
+// slices of a record alias the chunk and stay valid; they must not be changed. Safe
+// for concurrent use.
 func (c *Chunk) Records(f func(Record) error) error {
 	rest := c.raw
+	var r Record
 	for i := range c.Count {
-		r, n, err := readRecord(rest)
-		if err != nil {
+		var n int
+		var err error
+		if r, n, err = readRecord(rest, r); err != nil {
 			return fmt.Errorf("record %d: %w", c.First+uint64(i), err)
 		}
 		r.Seq = c.First + uint64(i)
@@ -67,47 +71,78 @@ func (c *Chunk) Records(f func(Record) error) error {
 }
 
 func appendRecord(dst []byte, r *Record) []byte {
-	dst = binary.AppendUvarint(dst, uint64(len(r.Project)))
-	dst = append(dst, r.Project...)
-	dst = binary.AppendUvarint(dst, uint64(len(r.Lane)))
-	dst = append(dst, r.Lane...)
+	dst = appendBytes(dst, r.Project)
+	dst = appendBytes(dst, r.Lane)
 	dst = binary.AppendVarint(dst, r.Received)
 	dst = append(dst, r.ID[:]...)
-	dst = binary.AppendUvarint(dst, uint64(len(r.Body)))
-	return append(dst, r.Body...)
+	return appendBytes(dst, r.Body)
 }
 
-func readRecord(b []byte) (r Record, n int, err error) {
+// readRecord reads the first of the records in b and says how long it is. Its Body
+// aliases b. before is a record of the same chunk, or none: equal names share their
+// memory with it.
+func readRecord(b []byte, before Record) (r Record, n int, err error) {
 	d := decoder{b: b}
-	r.Project = string(d.bytes())
-	r.Lane = string(d.bytes())
+	r.Project = sameText(before.Project, d.bytes())
+	r.Lane = sameText(before.Lane, d.bytes())
 	r.Received = d.varint()
 	copy(r.ID[:], d.take(16))
 	r.Body = d.bytes()
 	return r, len(b) - len(d.b), d.err
 }
 
+func sameText(before string, v []byte) string {
+	if before == string(v) {
+		return before
+	}
+	return string(v)
+}
+
+// checkRecords says whether b is exactly count records.
+func checkRecords(b []byte, count int) error {
+	d := decoder{b: b}
+	for i := 0; i < count && d.err == nil; i++ {
+		d.bytes()
+		d.bytes()
+		d.varint()
+		d.take(16)
+		d.bytes()
+	}
+	if d.err == nil && len(d.b) > 0 {
+		return fmt.Errorf("%d bytes behind the last record: %w", len(d.b), ErrDamaged)
+	}
+	return d.err
+}
+
 // sealChunk gives the stored value of a chunk.
 func sealChunk(c *Chunk) []byte {
-	names := slices.Sorted(maps.Keys(c.Before))
 	size := chunkHeader + binary.MaxVarintLen64
-	for _, n := range names {
+	for n := range c.Before {
 		size += len(n) + 2*binary.MaxVarintLen64
 	}
 	v := make([]byte, chunkHeader, size+s2.MaxEncodedLen(len(c.raw)))
 	v[0] = chunkFormat
 	binary.BigEndian.PutUint32(v[5:], uint32(c.Count))
 	copy(v[9:], c.nonce[:])
-	v = binary.AppendUvarint(v, uint64(len(names)))
-	for _, n := range names {
-		v = binary.AppendUvarint(v, uint64(len(n)))
-		v = append(v, n...)
-		v = binary.AppendUvarint(v, c.Before[n])
-	}
+	v = appendTallies(v, c.Before)
 	packed := s2.Encode(v[len(v):cap(v)], c.raw)
 	v = v[:len(v)+len(packed)]
 	binary.BigEndian.PutUint32(v[1:], chunkSum(c.First, v))
 	return v
+}
+
+func appendTallies(b []byte, t map[string]uint64) []byte {
+	b = binary.AppendUvarint(b, uint64(len(t)))
+	for _, name := range slices.Sorted(maps.Keys(t)) {
+		b = appendBytes(b, name)
+		b = binary.AppendUvarint(b, t[name])
+	}
+	return b
+}
+
+// appendBytes writes a length and that many bytes.
+func appendBytes[B string | []byte](b []byte, v B) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
 }
 
 func chunkSum(first uint64, v []byte) uint32 {
@@ -125,8 +160,11 @@ func openChunk(first uint64, v []byte) (*Chunk, error) {
 	if chunkSum(first, v) != binary.BigEndian.Uint32(v[1:]) {
 		return nil, fmt.Errorf("chunk %d: checksum: %w", first, ErrDamaged)
 	}
-	if v[0] != chunkFormat {
+	switch {
+	case v[0] > chunkFormat:
 		return nil, fmt.Errorf("chunk %d: format %d: %w", first, v[0], ErrNewerFormat)
+	case v[0] < chunkFormat:
+		return nil, fmt.Errorf("chunk %d: format %d: %w", first, v[0], ErrDamaged)
 	}
 	c := &Chunk{First: first, Count: int(binary.BigEndian.Uint32(v[5:]))}
 	copy(c.nonce[:], v[9:])
@@ -142,10 +180,14 @@ func openChunk(first uint64, v []byte) (*Chunk, error) {
 	if c.raw, err = s2.Decode(nil, d.b); err != nil {
 		return nil, fmt.Errorf("chunk %d: %w: %w", first, err, ErrDamaged)
 	}
+	if err := checkRecords(c.raw, c.Count); err != nil {
+		return nil, fmt.Errorf("chunk %d: %w", first, err)
+	}
 	return c, nil
 }
 
-// after gives the tallies that stand behind the chunk.
+// after gives the tallies that stand behind the chunk. The error can only be that of
+// a chunk that no checksum has passed.
 func (c *Chunk) after() (map[string]uint64, error) {
 	t := maps.Clone(c.Before)
 	if t == nil {

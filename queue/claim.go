@@ -36,7 +36,7 @@ type Outcome struct {
 	// SentKey, when not empty, is an identifier that the claim holds, and Sent what it
 	// has now been sent (opaque); the ledger remembers it.
 	SentKey string
-	Sent    []byte
+	Sent    []byte // nil = what it was sent before stands
 }
 
 // Claim waits until the head of some lane is due and claims a run of it. The error
@@ -60,7 +60,7 @@ func (c *Consumer) Claim(ctx context.Context) (*Claim, error) {
 func (c *Consumer) pause(ctx context.Context, woken <-chan struct{}, next time.Time) error {
 	var due <-chan time.Time
 	if !next.IsZero() {
-		t := time.NewTimer(next.Sub(c.o.Now()))
+		t := time.NewTimer(time.Until(next))
 		defer t.Stop()
 		due = t.C
 	}
@@ -82,7 +82,7 @@ func (c *Consumer) TryClaim() *Claim {
 }
 
 func (c *Consumer) claimLocked() (*Claim, time.Time) {
-	next := c.lanes.promote(c.o.Now())
+	next := c.lanes.promote(time.Now())
 	l := c.lanes.take()
 	if l == nil {
 		return nil, next
@@ -169,15 +169,14 @@ func (cl *Claim) Finish(outcomes []Outcome) { cl.Settle(outcomes, 0, "") }
 func (cl *Claim) Retry(wait time.Duration, reason string) { cl.Settle(nil, wait, reason) }
 
 // Settle ends the first records, one for each outcome, and lets the others wait, in
-// order, for the given time and reason. What it enters is durable with the next
-// checkpoint, all of it together.
+// order, for the given time and reason: the first of them has failed once more. What
+// it enters is durable with the next checkpoint, all of it together.
 func (cl *Claim) Settle(outcomes []Outcome, wait time.Duration, reason string) {
-	now := cl.c.o.Now()
 	var r retryState
 	var due time.Time
 	if len(outcomes) < len(cl.entries) {
-		due = now.Add(wait)
-		r = retryState{attempts: 1, due: due.UnixMilli(), delay: wait.Milliseconds(), reason: reason}
+		due = time.Now().Add(wait) // by the monotonic clock; what is stored is the wall clock's
+		r = retryState{attempts: 1, due: cl.c.o.Now().Add(wait).UnixMilli(), delay: wait.Milliseconds(), reason: reason}
 		if len(outcomes) == 0 {
 			r.attempts += cl.Attempts()
 		}
@@ -189,12 +188,18 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 	if cl.over || len(outcomes) > len(cl.entries) {
 		panic(fmt.Sprintf("claim of %d records ended with %d outcomes (ended before: %t)", len(cl.entries), len(outcomes), cl.over))
 	}
+	for _, o := range outcomes {
+		if o.Ending != Delivered && o.Ending != Filtered && o.Ending != Dead {
+			panic("a claim cannot end a record as " + o.Ending.String())
+		}
+	}
 	cl.over = true
 	c, l := cl.c, cl.lane
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, o := range outcomes {
 		c.enter(cl.entries[i], o)
+		cl.entries[i] = nil // the lane's slice may live on for long: the record must not
 	}
 	ended := len(outcomes)
 	c.inFlight -= ended

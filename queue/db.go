@@ -9,10 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 // ErrDamaged says that a file cannot be read as what it should be. The caller sets
@@ -38,46 +40,128 @@ var (
 )
 
 // OpenDB opens the bbolt file at path, creating it if need be. The file is born
-// whole: it is made under another name, closed, renamed, and its folder synced.
+// whole: it is made under another name, closed, renamed, and its folder synced; what
+// a crash leaves of that is path with ".new" behind it, which the next try replaces.
 //
 // Before bbolt sees an existing file, its newest valid meta page is written again
 // and synced: after a failed fsync the page cache may show a commit that the disk
 // does not have, and building on it would lose both (measured: 58 of 665 files
-// damaged without, 0 of 298 with). Panics and faults of a damaged file come back as
-// ErrDamaged, a later format as ErrNewerFormat.
+// damaged without, 0 of 298 with). The file's lock is taken first, and kept.
+//
+// Panics and faults of a damaged file come back as ErrDamaged, as does a file that is
+// shorter than its own pages (read-only it opens, as far as it goes); a later format
+// is ErrNewerFormat, another process that has the file open ErrLocked. After any
+// error the file is closed and not locked.
 func OpenDB(path string, o DBOptions) (*bolt.DB, error) {
-	_, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && !o.ReadOnly:
+	db, _, err := openDB(path, o)
+	return db, err
+}
+
+// openDB is OpenDB; it also gives the descriptor that bbolt works on, for abandon.
+func openDB(path string, o DBOptions) (*bolt.DB, *os.File, error) {
+	flag := os.O_RDWR
+	if o.ReadOnly {
+		flag = os.O_RDONLY
+	}
+	f, err := os.OpenFile(path, flag, 0)
+	if errors.Is(err, fs.ErrNotExist) && !o.ReadOnly {
 		if err := createDB(path, o); err != nil {
-			return nil, fmt.Errorf("create %s: %w", path, err)
+			return nil, nil, fmt.Errorf("create %s: %w", path, err)
 		}
-	case err != nil:
+		f, err = os.OpenFile(path, flag, 0)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	db, err := openFile(f, o)
+	if err != nil {
+		abandon(f)
+		return nil, nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return db, f, nil
+}
+
+func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
+	how := unix.LOCK_EX
+	if o.ReadOnly {
+		how = unix.LOCK_SH
+	}
+	if err := lockFile(f, how, lockWait); err != nil {
 		return nil, err
-	case !o.ReadOnly:
-		if err := rewriteMeta(path); err != nil {
-			return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	m, err := newestMeta(f)
+	if err != nil {
+		return nil, err
+	}
+	if !o.ReadOnly {
+		if st, err := f.Stat(); err != nil {
+			return nil, err
+		} else if st.Size() < m.pages*m.pageSize {
+			return nil, fmt.Errorf("%d bytes, its pages need %d: %w", st.Size(), m.pages*m.pageSize, ErrDamaged)
+		}
+		if err := m.rewrite(f); err != nil {
+			return nil, err
 		}
 	}
+	handed := false
 	var db *bolt.DB
 	err = Guard(func() error {
 		var err error
-		db, err = bolt.Open(path, 0o600, &bolt.Options{
+		db, err = bolt.Open(f.Name(), 0o600, &bolt.Options{
 			ReadOnly:        o.ReadOnly,
 			InitialMmapSize: o.MmapBytes,
 			Timeout:         time.Second,
 			FreelistType:    bolt.FreelistMapType,
+			// The descriptor that holds the lock already; when bbolt panics in Open, its
+			// own would stay open and locked for good.
+			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+				if handed {
+					return os.OpenFile(name, flag, mode)
+				}
+				handed = true
+				return f, nil
+			},
 		})
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, damage(err))
+		return nil, damage(err)
 	}
 	err = Guard(func() error { return db.View(func(tx *bolt.Tx) error { return checkFormat(tx, o) }) })
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, errors.Join(damage(err), db.Close()))
+		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
+}
+
+// abandon lets go of a file whose bbolt has panicked and may hold its own locks for
+// ever: Close would wait for them. The file is unlocked and its descriptor closed;
+// the mapping stays until the process ends. It is also safe after Close.
+func abandon(f *os.File) {
+	if fd := f.Fd(); fd != ^uintptr(0) {
+		unix.Flock(int(fd), unix.LOCK_UN)
+		f.Close()
+	}
+}
+
+// lockWait is how long another process may hold a file or folder, for a look at it,
+// before that is an error.
+const lockWait = 2 * time.Second
+
+// lockFile takes the lock of an open file; ErrLocked when another descriptor has it
+// for longer than wait. The lock ends with the descriptor.
+func lockFile(f *os.File, how int, wait time.Duration) error {
+	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("lock: %w", err)
+		case time.Since(begun) >= wait:
+			return ErrLocked
+		}
+	}
 }
 
 func checkFormat(tx *bolt.Tx, o DBOptions) error {
@@ -107,14 +191,16 @@ func damage(err error) error {
 			return fmt.Errorf("%w: %w", err, ErrDamaged)
 		}
 	}
-	if err != nil && err.Error() == "file size too small" {
+	if err != nil && strings.HasPrefix(err.Error(), "file size too small") { // it has no variable
 		return fmt.Errorf("%w: %w", err, ErrDamaged)
 	}
 	return err
 }
 
 // Guard runs f and turns a panic, or a fault in mapped memory, into ErrDamaged:
-// both are what bbolt makes of a file that is not whole.
+// both are what bbolt makes of a file that is not whole. It covers f's own goroutine
+// only. After a write transaction that panicked the database may be locked for good:
+// nothing more is done with it, not even Close.
 func Guard(f func() error) (err error) {
 	old := debug.SetPanicOnFault(true)
 	defer debug.SetPanicOnFault(old)
@@ -127,11 +213,20 @@ func Guard(f func() error) (err error) {
 }
 
 func createDB(path string, o DBOptions) error {
-	fresh := path + ".new"
+	fresh := path + newSuffix
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	db, err := bolt.Open(fresh, 0o600, &bolt.Options{Timeout: time.Second})
+	err := writeFresh(fresh, o)
+	if err == nil {
+		return renameDurably(fresh, path)
+	}
+	os.Remove(fresh) // on a full disk it would take space for nothing
+	return err
+}
+
+func writeFresh(path string, o DBOptions) error {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
 	if err != nil {
 		return err
 	}
@@ -143,10 +238,7 @@ func createDB(path string, o DBOptions) error {
 		}
 		return tx.Bucket(bucketMeta).Put(keyFormat, []byte{o.Format})
 	})
-	if err = errors.Join(err, db.Close()); err != nil {
-		return err
-	}
-	return renameDurably(fresh, path)
+	return errors.Join(err, db.Close())
 }
 
 // renameDurably gives a finished file its name. When it returns nil, the name
@@ -175,48 +267,55 @@ const (
 	boltMagic      = 0xED0CDAED
 )
 
-// rewriteMeta writes the newest valid meta page of a closed bbolt file again, the
-// same bytes at the same place, and syncs. A crash here leaves the page as it was:
-// it is smaller than a sector, and only equal bytes are written.
-func rewriteMeta(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
+// metaPage is the part of a meta page that its checksum covers, and the header before it.
+type metaPage struct {
+	bytes    []byte
+	at       int64 // in the file
+	txid     uint64
+	pageSize int64
+	pages    int64 // how many the file has, by its own account
+}
+
+// readMeta reads the meta page at an offset; false when there is no valid one.
+func readMeta(f *os.File, at int64) (metaPage, bool) {
+	page := make([]byte, boltPageHeader+boltMetaBytes)
+	if n, _ := f.ReadAt(page, at); n < len(page) {
+		return metaPage{}, false
 	}
-	defer f.Close()
-	var newest []byte
-	var at int64
-	var txid uint64
-	consider := func(off int64) (pageSize int64) {
-		page := make([]byte, boltPageHeader+boltMetaBytes)
-		if n, _ := f.ReadAt(page, off); n < len(page) {
-			return 0
-		}
-		m := page[boltPageHeader:]
-		h := fnv.New64a()
-		h.Write(m[:56])
-		if binary.NativeEndian.Uint32(m) != boltMagic || h.Sum64() != binary.NativeEndian.Uint64(m[56:]) {
-			return 0
-		}
-		if t := binary.NativeEndian.Uint64(m[48:]); newest == nil || t > txid {
-			newest, at, txid = page, off, t
-		}
-		return int64(binary.NativeEndian.Uint32(m[8:]))
+	m := page[boltPageHeader:]
+	h := fnv.New64a()
+	h.Write(m[:56])
+	if binary.NativeEndian.Uint32(m) != boltMagic || h.Sum64() != binary.NativeEndian.Uint64(m[56:]) {
+		return metaPage{}, false
 	}
-	if size := consider(0); size > 0 {
-		consider(size)
-	} else {
-		// The first page is not whole: the second stands at the page size, which only it knows.
-		for size := int64(1024); size <= 1<<16; size *= 2 {
-			if consider(size) == size {
-				break
-			}
+	return metaPage{
+		bytes: page, at: at, txid: binary.NativeEndian.Uint64(m[48:]),
+		pageSize: int64(binary.NativeEndian.Uint32(m[8:])), pages: int64(binary.NativeEndian.Uint64(m[40:])),
+	}, true
+}
+
+// newestMeta finds the meta page that bbolt would use; ErrDamaged when neither is whole.
+func newestMeta(f *os.File) (metaPage, error) {
+	first, ok := readMeta(f, 0)
+	if ok {
+		if second, ok := readMeta(f, first.pageSize); ok && second.txid > first.txid {
+			return second, nil
+		}
+		return first, nil
+	}
+	// The second stands at the page size, which only it knows.
+	for size := int64(1024); size <= 16<<20; size *= 2 {
+		if m, ok := readMeta(f, size); ok && m.pageSize == size {
+			return m, nil
 		}
 	}
-	if newest == nil {
-		return fmt.Errorf("neither meta page is whole: %w", ErrDamaged)
-	}
-	if _, err := f.WriteAt(newest, at); err != nil {
+	return metaPage{}, fmt.Errorf("neither meta page is whole: %w", ErrDamaged)
+}
+
+// rewrite writes the page again, the same bytes at the same place, and syncs. A
+// crash here leaves it as it was: it is smaller than a sector.
+func (m metaPage) rewrite(f *os.File) error {
+	if _, err := f.WriteAt(m.bytes, m.at); err != nil {
 		return err
 	}
 	return f.Sync()

@@ -17,7 +17,7 @@ func (e *entry) bytes() int64 { return int64(len(e.rec.Body)+len(e.rec.Lane)) + 
 // it still costs once it has ended behind one that has not.
 const (
 	entryBytes = 160
-	slotBytes  = 16
+	slotBytes  = 24
 )
 
 // lane is one user's records in order. It has at most one claim: this is the one
@@ -28,7 +28,7 @@ type lane struct {
 	claimed bool
 	queued  bool // in lanes.ready
 	retry   retryState
-	due     time.Time // the head is not due before; zero = now
+	due     time.Time // the head is not due before, by the monotonic clock; zero = now
 	heap    int       // position in lanes.waiting, -1 = not there
 	parked  string    // the identifier that the head needs and another claim holds
 }

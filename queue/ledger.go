@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -16,14 +17,16 @@ import (
 //
 //	meta   "format", and "state": the ledgerState, one value
 //	sent   identifier → what it was last sent (opaque)
-//	retry  lane → its failed tries and when the next is due
+//	retry  hash of a lane → the lane, its failed tries and when the next is due
 //	dead   sequence → a dead letter, whole
 //	tally  key → a Count
 //
 // A checkpoint writes all that changed since the last one in one transaction, so
 // the low-water mark, the books, dead letters and what was last sent always agree.
 // A crash forgets what came after the last checkpoint: those records are read
-// again, and sent again under the same ids. Every value ends with a checksum.
+// again, and sent again under the same ids. Every value ends with a checksum; an
+// entry that fails it is left out: a lane is then due at once, a count starts again,
+// an identifier counts as never sent.
 const ledgerFormat = 1
 
 var (
@@ -68,17 +71,16 @@ type ledgerState struct {
 	lowCount uint64
 	done     []run
 	ended    [endings]uint64 // by Ending
-	// The end of the log as this ledger has seen it, so that a log that was damaged or
-	// restored from an older copy never uses a sequence twice.
+	// The end of the log as this ledger has seen it, and the project's records up to
+	// there, so that a log that was damaged or restored from an older copy never uses a
+	// sequence twice, and what it has lost is counted.
 	seen, seenCount uint64
+	deadKept        uint64         // dead letters in the ledger
+	newest          [endings]int64 // by Ending: when the last one was entered, ms since 1970 UTC
 }
 
-// run is a stretch of a project's records by their number, both ends included.
-type run struct{ first, last uint64 }
-
 func (s *ledgerState) append(b []byte) []byte {
-	b = binary.AppendUvarint(b, uint64(len(s.project)))
-	b = append(b, s.project...)
+	b = appendBytes(b, s.project)
 	b = binary.AppendUvarint(b, uint64(len(s.spans)))
 	for _, r := range s.spans {
 		for _, v := range []uint64{r.from, r.to, r.fromCount, r.toCount} {
@@ -93,11 +95,13 @@ func (s *ledgerState) append(b []byte) []byte {
 		b = binary.AppendUvarint(b, r.last)
 	}
 	b = binary.AppendUvarint(b, uint64(endings))
-	for _, n := range s.ended {
+	for i, n := range s.ended {
 		b = binary.AppendUvarint(b, n)
+		b = binary.AppendVarint(b, s.newest[i])
 	}
 	b = binary.AppendUvarint(b, s.seen)
-	return binary.AppendUvarint(b, s.seenCount)
+	b = binary.AppendUvarint(b, s.seenCount)
+	return binary.AppendUvarint(b, s.deadKept)
 }
 
 func readLedgerState(v []byte) (s ledgerState, err error) {
@@ -113,24 +117,18 @@ func readLedgerState(v []byte) (s ledgerState, err error) {
 	for i := uint64(0); i < n && d.err == nil; i++ {
 		s.done = append(s.done, run{d.uvarint(), d.uvarint()})
 	}
-	if n := d.uvarint(); n > uint64(endings) {
+	n = d.uvarint()
+	if d.err == nil && n > uint64(endings) {
 		return s, fmt.Errorf("%d endings: %w", n, ErrNewerFormat)
-	} else {
-		for i := range n {
-			s.ended[i] = d.uvarint()
-		}
+	}
+	for i := range n {
+		s.ended[i] = d.uvarint()
+		s.newest[i] = d.varint()
 	}
 	s.seen = d.uvarint()
 	s.seenCount = d.uvarint()
+	s.deadKept = d.uvarint()
 	return s, d.err
-}
-
-// endedAll is the number of records that have ended.
-func (s *ledgerState) endedAll() (n uint64) {
-	for _, c := range s.ended {
-		n += c
-	}
-	return n
 }
 
 func stateOf(tx *bolt.Tx) (ledgerState, error) {
@@ -151,14 +149,14 @@ func stateOf(tx *bolt.Tx) (ledgerState, error) {
 
 // ledgersKnow gives the highest sequence, and for each project the highest count of
 // records, that any ledger has seen. It opens them one after the other, read-only.
-func ledgersKnow(dir string) (seq uint64, counts map[string]uint64, err error) {
+func ledgersKnow(storage string) (seq uint64, counts map[string]uint64, err error) {
 	counts = map[string]uint64{}
-	names, err := Ledgers(filepath.Dir(dir))
+	names, err := Ledgers(storage)
 	if err != nil {
 		return 0, nil, err
 	}
 	for _, name := range names {
-		s, err := peekLedger(filepath.Join(dir, name+".db"))
+		s, err := peekLedger(storage, name)
 		if errors.Is(err, ErrDamaged) {
 			continue // OpenConsumer sets it aside and says so
 		}
@@ -168,24 +166,42 @@ func ledgersKnow(dir string) (seq uint64, counts map[string]uint64, err error) {
 		seq = max(seq, s.seen)
 		counts[s.project] = max(counts[s.project], s.seenCount)
 	}
+	delete(counts, "")
 	return seq, counts, nil
 }
 
-func peekLedger(path string) (s ledgerState, err error) {
-	o := ledgerOptions()
-	o.ReadOnly, o.MmapBytes = true, 0
-	db, err := OpenDB(path, o)
-	if err != nil {
-		return s, err
+// LedgerProject gives the project of a consumer that is not open, so that it can be
+// opened when the configuration does not name it any more: as long as that does not
+// happen, nothing keeps the log files it needs. "" when the ledger never took
+// anything, or is damaged: OpenConsumer then takes the project from what it can
+// salvage.
+func LedgerProject(storage, name string) (string, error) {
+	s, err := peekLedger(storage, name)
+	if errors.Is(err, ErrDamaged) {
+		return "", nil
 	}
-	defer db.Close()
-	err = Guard(func() error {
-		return db.View(func(tx *bolt.Tx) error {
-			s, err = stateOf(tx)
-			return err
-		})
+	return s.project, err
+}
+
+// peekLedger reads the state of a ledger that is not open.
+func peekLedger(storage, name string) (s ledgerState, err error) {
+	err = viewLedger(storage, name, func(tx *bolt.Tx) error {
+		s, err = stateOf(tx)
+		return err
 	})
 	return s, err
+}
+
+// viewLedger opens a ledger read-only for one look.
+func viewLedger(storage, name string, f func(tx *bolt.Tx) error) error {
+	o := ledgerOptions()
+	o.ReadOnly, o.MmapBytes = true, 0
+	db, err := OpenDB(ledgerPath(storage, name), o)
+	if err != nil {
+		return err
+	}
+	err = Guard(func() error { return db.View(f) })
+	return errors.Join(err, db.Close())
 }
 
 // retryState is why and until when a lane waits.
@@ -196,48 +212,27 @@ type retryState struct {
 	reason   string
 }
 
-func (r retryState) append(b []byte) []byte {
+// retryKey is the key of a lane in the bucket retry: bbolt takes neither an empty key
+// nor a very long one, and lanes may be both.
+func retryKey(lane string) []byte {
+	h := sha256.Sum256([]byte(lane))
+	return h[:16]
+}
+
+func (r retryState) append(b []byte, lane string) []byte {
+	b = appendBytes(b, lane)
 	b = binary.AppendUvarint(b, uint64(r.attempts))
 	b = binary.AppendVarint(b, r.due)
 	b = binary.AppendVarint(b, r.delay)
 	return append(b, r.reason...)
 }
 
-func readRetryState(v []byte) (retryState, error) {
+func readRetryState(v []byte) (lane string, r retryState, err error) {
 	d := decoder{b: v}
-	r := retryState{attempts: int(d.uvarint()), due: d.varint(), delay: d.varint()}
+	lane = string(d.bytes())
+	r = retryState{attempts: int(d.uvarint()), due: d.varint(), delay: d.varint()}
 	r.reason = string(d.b)
-	return r, d.err
-}
-
-// DeadLetter is a record that Customer.io has refused, whole.
-type DeadLetter struct {
-	Record  Record
-	At      int64  // when it died, ms since 1970 UTC
-	Reason  string // in the words of its Outcome
-	Results []byte // what was answered, opaque
-}
-
-func (d *DeadLetter) append(b []byte) []byte {
-	b = binary.AppendVarint(b, d.At)
-	b = binary.AppendUvarint(b, uint64(len(d.Reason)))
-	b = append(b, d.Reason...)
-	b = binary.AppendUvarint(b, uint64(len(d.Results)))
-	b = append(b, d.Results...)
-	return appendRecord(b, &d.Record)
-}
-
-func readDeadLetter(seq uint64, v []byte) (l DeadLetter, err error) {
-	d := decoder{b: v}
-	l.At = d.varint()
-	l.Reason = string(d.bytes())
-	l.Results = append([]byte(nil), d.bytes()...)
-	if d.err != nil {
-		return l, d.err
-	}
-	l.Record, _, err = readRecord(append([]byte(nil), d.b...))
-	l.Record.Seq = seq
-	return l, err
+	return lane, r, d.err
 }
 
 func (c Count) append(b []byte) []byte {

@@ -1,13 +1,9 @@
 package queue
 
 import (
-	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -25,7 +21,7 @@ type Options struct {
 	Keep        time.Duration // files stay this long after every holder has released them …
 	KeepBytes   int64         // … within this much
 	RotateBytes int64         // a file that has grown to this is followed by the next
-	RotateAfter time.Duration
+	RotateAfter time.Duration // as is one whose first record was received this long ago
 	// InFlightBytes bounds what Append holds in memory; beyond it, ErrBusy.
 	InFlightBytes int64
 	Now           func() time.Time
@@ -40,7 +36,7 @@ var ErrBusy = errors.New("too many bytes wait to be stored")
 // ErrClosed means that the log takes nothing more; nothing was stored.
 var ErrClosed = errors.New("the log takes nothing more: ampcio is stopping")
 
-// ErrLocked means that another process uses the storage folder.
+// ErrLocked means that another process uses the storage folder, or a file of it.
 var ErrLocked = errors.New("another ampcio uses this storage folder")
 
 // FullError says that nothing was stored since the disk must not be filled further.
@@ -51,14 +47,6 @@ type FullError struct {
 
 func (e *FullError) Error() string { return "storage is full: " + e.Reason }
 
-// The bound of one transaction, and of the chunks kept in memory for consumers that
-// are caught up. A request is never split, so a transaction may be larger by one.
-const (
-	commitBytes = 2 << 20
-	recentBytes = 16 << 20
-	waiting     = 4096 // requests that may wait for the committer
-)
-
 // Log is the append-only record of everything that was accepted, in files of the
 // folder log. Its door is Append, Reader and Release; all three are safe for
 // concurrent use. One process at a time holds a storage folder.
@@ -68,56 +56,72 @@ type Log struct {
 	lock     *os.File
 	in       chan *pending
 	inFlight atomic.Int64
-	gone     chan struct{} // closed when the committer has returned
+	gone     chan struct{} // closed when nothing is committed any more
+	goneOnce sync.Once
 
-	disk diskSpace
+	disk diskSpace // the committer's
 
 	mu      sync.Mutex
 	files   []*logFile // oldest first; the last one is written
-	tail    uint64     // last sequence on disk; 0 = none yet
-	counts  map[string]uint64
-	recent  []*Chunk // the newest chunks, oldest first, up to recentBytes
-	kept    int64    // raw bytes in recent
+	end     logEnd     // as of the last commit
+	recent  []*Chunk   // the newest chunks, oldest first, up to recentBytes
+	kept    int64      // raw bytes in recent
 	changed chan struct{}
 	holders map[string]uint64
-	closed  bool
 	setAway []SetAside
-	damaged int // chunks that could not be read, since start
+	damaged map[uint64]bool // chunks (or positions) that could not be read, since start
 
-	// Owned by the committer.
-	writing   *logFile
-	openedAt  time.Time
-	spare     chan error // answers when the next file has been prepared; nil = not asked for
-	encodeBuf []byte
+	// Owned by the committer; before Run, by who opened the log.
+	writing  *logFile
+	openedAt time.Time  // when the first record of the file that is written was received
+	spare    chan error // answers when the next file has been prepared; nil = not asked for
 }
 
-// SetAside tells of a damaged file that was put out of the way; nothing is deleted.
-type SetAside struct {
-	Path   string // where it is now
-	Reason string
-	Saved  int // records that could be read and were taken over
+// logEnd says where the log ends: its last sequence, and how many records of each
+// project it has taken up to there. Every commit writes it, beside its chunks, into
+// its file: so the end is known without reading any, and a damaged last chunk is
+// missed by exactly as many records as it had.
+type logEnd struct {
+	seq    uint64            // 0 = there is no record yet
+	counts map[string]uint64 // replaced, never changed, once the log is open
 }
 
-type pending struct {
-	batch Batch
-	size  int64
-	done  chan error
+func (e *logEnd) append(b []byte) []byte {
+	b = binary.AppendUvarint(b, e.seq)
+	return appendTallies(b, e.counts)
+}
+
+func readLogEnd(v []byte) (e logEnd, err error) {
+	d := decoder{b: v}
+	e.seq = d.uvarint()
+	e.counts = d.tallies()
+	return e, d.err
+}
+
+// reach moves the end forward to what another memory knows of it.
+func (e *logEnd) reach(seq uint64, counts map[string]uint64) {
+	e.seq = max(e.seq, seq)
+	for p, n := range counts {
+		e.counts[p] = max(e.counts[p], n)
+	}
 }
 
 // Open opens the log in o.Dir, creating the folder when there is none, and takes
 // the folder's lock (ErrLocked when another process has it). It opens the newest
-// file only: how long it takes does not depend on what is queued. A newest file
-// that is damaged is set aside, and what can be read of it is taken over.
+// file only: how long it takes does not depend on what is queued.
+//
+// A newest file that is damaged is set aside, and what can be read of it is taken
+// over: SetAside tells. What is lost of it is counted by the consumers, as they pass
+// the gap. Sequences that any ledger has seen are never used again. A file of a newer
+// format is ErrNewerFormat; then nothing was changed.
 func Open(o Options) (*Log, error) {
 	l := &Log{
 		o: o, dir: filepath.Join(o.Dir, "log"),
-		in: make(chan *pending, waiting), gone: make(chan struct{}),
-		counts: map[string]uint64{}, changed: make(chan struct{}), holders: map[string]uint64{},
+		in: make(chan *pending, waiting), gone: make(chan struct{}), end: logEnd{counts: map[string]uint64{}},
+		changed: make(chan struct{}), holders: map[string]uint64{}, damaged: map[uint64]bool{},
 	}
-	for _, d := range []string{o.Dir, l.dir, filepath.Join(o.Dir, "sync")} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("storage folder: %w", err)
-		}
+	if err := makeFolders(o.Dir, l.dir, filepath.Join(o.Dir, "sync")); err != nil {
+		return nil, fmt.Errorf("storage folder: %w", err)
 	}
 	var err error
 	if l.lock, err = lockFolder(o.Dir); err != nil {
@@ -125,205 +129,196 @@ func Open(o Options) (*Log, error) {
 	}
 	l.disk = diskSpace{dir: o.Dir, maxBytes: o.MaxBytes, minFree: o.MinFree}
 	if err := l.open(); err != nil {
-		return nil, errors.Join(err, l.lock.Close())
+		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }
 
-func (l *Log) open() error {
-	if err := os.Remove(filepath.Join(l.dir, sparePath)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// makeFolders creates what is missing. When it returns nil, the names survive a
+// power cut: a folder that is gone takes every synced file in it along.
+func makeFolders(storage string, below ...string) error {
+	for _, d := range append([]string{storage}, below...) {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return err
+		}
+	}
+	// Its parent may be closed to us; then it was not we who made the folder.
+	if err := syncDir(filepath.Dir(storage)); err != nil && !errors.Is(err, os.ErrPermission) {
 		return err
 	}
-	var err error
+	return syncDir(storage)
+}
+
+func (l *Log) open() error {
+	if err := newestFormat(l.dir); err != nil {
+		return err
+	}
+	if _, _, err := ledgersKnow(l.o.Dir); err != nil { // one of a newer format, above all
+		return err
+	}
+	if err := tidy(l.dir, filepath.Join(l.o.Dir, "sync")); err != nil {
+		return fmt.Errorf("tidy the storage folder: %w", err)
+	}
+	known, counts, err := ledgersKnow(l.o.Dir)
+	if err != nil {
+		return err
+	}
 	if l.files, err = listLog(l.dir); err != nil {
 		return fmt.Errorf("list log: %w", err)
 	}
-	known, counts, err := ledgersKnow(filepath.Join(l.o.Dir, "sync"))
-	if err != nil {
-		return err
-	}
-	if n := len(l.files); n > 0 {
-		if err := l.openNewest(l.files[n-1]); err != nil {
+	l.end = l.storedEnd(len(l.files))
+	if len(l.files) > 0 {
+		if err := l.openNewest(); err != nil {
 			return err
 		}
 	}
-	jumpedFrom := l.tail
-	for p, c := range counts {
-		l.counts[p] = max(l.counts[p], c)
-	}
-	l.tail = max(l.tail, known)
-	if l.writing == nil || l.tail > jumpedFrom {
+	from := l.end.seq
+	l.end.reach(known, counts)
+	if l.writing == nil || l.end.seq > from {
 		// Nothing yet, or a ledger is ahead of a damaged or restored log: sequences it
 		// knows are never used again, or it would take new events for old ones.
-		return l.startFile(jumpedFrom)
+		return l.startFile(from)
 	}
 	return nil
 }
 
-// openNewest opens the newest file for writing and learns from it where the log ends.
-func (l *Log) openNewest(f *logFile) error {
-	db, err := OpenDB(f.path, logOptions(l.o.RotateBytes))
-	var last *Chunk
-	if err == nil {
-		last, err = lastChunk(db)
-		if err != nil {
-			err = errors.Join(err, db.Close())
-		}
-	}
-	if errors.Is(err, ErrDamaged) {
-		return l.salvage(f, err)
-	}
-	if err != nil {
+// newestFormat looks whether a later version has written the newest file, before
+// anything in the folder is touched. Whatever else is wrong shows later.
+func newestFormat(dir string) error {
+	files, err := listLog(dir)
+	if err != nil || len(files) == 0 {
 		return err
 	}
-	f.db, f.writing = db, true
-	l.writing, l.openedAt = f, l.o.Now()
-	if last == nil { // fresh from a rotation: the end stands in the file before
-		l.tail = f.first - 1
-		for i := len(l.files) - 2; i >= 0 && last == nil; i-- {
-			if last, err = l.lastOf(l.files[i]); err != nil {
+	newest := files[len(files)-1]
+	if _, _, err = newest.acquire(); err == nil {
+		newest.release()
+	}
+	if errors.Is(err, ErrNewerFormat) {
+		return err
+	}
+	return nil
+}
+
+// storedEnd gives the end of the log as the newest of the first n files that can
+// tell knows it. Those that are damaged are passed over: who reads them counts it.
+func (l *Log) storedEnd(n int) logEnd {
+	e := logEnd{counts: map[string]uint64{}}
+	for i := n - 1; i >= 0; i-- {
+		if found, err := l.files[i].lastKnown(); err == nil && found != nil {
+			e = *found
+			break
+		}
+	}
+	if n > 0 {
+		e.seq = max(e.seq, l.files[n-1].first-1) // the name alone says so much
+	}
+	return e
+}
+
+// openNewest opens the newest file for writing, after a trial; l.end is known.
+func (l *Log) openNewest() error {
+	f := l.files[len(l.files)-1]
+	if cause := suspected(f.path); cause != nil {
+		return l.salvageNewest(cause)
+	}
+	db, file, err := openDB(f.path, logOptions(l.o.RotateBytes))
+	if err == nil {
+		if err = tryWriting(db, l.end); err != nil {
+			abandon(file)
+		}
+	}
+	switch {
+	case errors.Is(err, ErrDamaged):
+		return l.salvageNewest(err)
+	case err != nil:
+		return fmt.Errorf("open %s: %w", f.path, err)
+	}
+	l.write(f, db, file)
+	return nil
+}
+
+// tryWriting makes a commit like any other, but for the record in it. A file whose
+// free list or outer pages are damaged shows it now, while it can be replaced, and
+// not in the first commit of each start.
+func tryWriting(db *bolt.DB, end logEnd) error {
+	return Guard(func() error {
+		return db.Update(func(tx *bolt.Tx) error {
+			top := tx.Bucket(bucketLog)
+			if k, _ := top.Cursor().Last(); k != nil && (len(k) != 8 || binary.BigEndian.Uint64(k) > end.seq) {
+				return fmt.Errorf("it has records behind its end %d: %w", end.seq, ErrDamaged)
+			}
+			name := seqKey(end.seq + 1)
+			b, err := top.CreateBucket(name)
+			if err != nil {
 				return err
 			}
-		}
-		if last != nil {
-			l.counts, err = last.after()
-		}
-		return err
-	}
-	l.tail = last.Last()
-	l.counts, err = last.after()
-	return err
+			if err := b.Put(name, name); err != nil {
+				return err
+			}
+			if err := top.DeleteBucket(name); err != nil {
+				return err
+			}
+			return put(tx.Bucket(bucketMeta), keyEnd, end.append(nil))
+		})
+	})
 }
 
-func (l *Log) lastOf(f *logFile) (*Chunk, error) {
-	db, ok, err := f.acquire()
-	if errors.Is(err, ErrDamaged) || !ok {
-		return nil, nil // found again, and counted, by whoever reads it
+// write makes a file the one that is written.
+func (l *Log) write(f *logFile, db *bolt.DB, file *os.File) {
+	f.mu.Lock()
+	f.db, f.file, f.writing = db, file, true
+	f.mu.Unlock()
+	l.writing, l.openedAt = f, l.o.Now()
+	if c, _, err := chunkAt(db, f.first); err == nil && c != nil {
+		c.Records(func(r Record) error {
+			l.openedAt = minTime(l.openedAt, time.UnixMilli(r.Received))
+			return errStop
+		})
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.release()
-	return lastChunk(db)
 }
 
-// salvage sets a damaged newest file aside and writes what can be read of it to a
-// new file of the same name.
-func (l *Log) salvage(f *logFile, cause error) error {
-	told, err := l.putAside(f.path, cause)
-	if err != nil {
-		return err
+// errStop ends a walk early.
+var errStop = errors.New("stop")
+
+func minTime(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
 	}
-	l.files = l.files[:len(l.files)-1]
-	if i := len(l.files) - 1; i >= 0 {
-		last, err := l.lastOf(l.files[i])
-		if err != nil {
+	return a
+}
+
+// startFile begins the file for the sequences behind l.end. from is the last
+// sequence known before a jump, or l.end.seq when there is none.
+func (l *Log) startFile(from uint64) error {
+	if !exists(filepath.Join(l.dir, spareName)) {
+		if err := l.prepare(); err != nil {
 			return err
 		}
-		if last != nil {
-			l.tail = last.Last()
-			if l.counts, err = last.after(); err != nil {
-				return err
-			}
-		}
 	}
-	l.tail = max(l.tail, f.first-1)
-	if err := l.startFile(l.tail); err != nil {
-		return err
+	path := filepath.Join(l.dir, logName(l.end.seq+1))
+	if err := renameDurably(filepath.Join(l.dir, spareName), path); err != nil {
+		return fmt.Errorf("rotate to %s: %w", path, err)
 	}
-	old := &logFile{path: told.Path, first: f.first}
-	if db, ok, err := old.acquire(); err == nil && ok {
-		for seq := f.first; ; {
-			c, _, err := chunkAt(db, seq)
-			if err != nil || c == nil {
-				break
-			}
-			if err := l.commit([]*Chunk{c}); err != nil {
-				return err
-			}
-			told.Saved += c.Count
-			l.tail = c.Last()
-			if l.counts, err = c.after(); err != nil {
-				break
-			}
-			seq = l.tail + 1
-		}
-		old.release()
-	}
-	l.setAway = append(l.setAway, *told)
-	return nil
-}
-
-// putAside moves a damaged file into the folder for such files, where nothing
-// touches it any more.
-func (l *Log) putAside(path string, cause error) (*SetAside, error) {
-	stamp := l.o.Now().UTC().Format("20060102T150405.000")
-	aside := filepath.Join(l.o.Dir, "damaged", filepath.Base(path)+"-"+stamp)
-	if err := os.MkdirAll(filepath.Dir(aside), 0o700); err != nil {
-		return nil, fmt.Errorf("set aside %s: %w", path, err)
-	}
-	if err := errors.Join(renameDurably(path, aside), syncDir(filepath.Dir(path))); err != nil {
-		return nil, fmt.Errorf("set aside %s: %w", path, err)
-	}
-	return &SetAside{Path: aside, Reason: cause.Error()}, nil
-}
-
-// oldest gives the position before the oldest record that can be read, and how many
-// records of a project the log took before it.
-func (l *Log) oldest(project string) (after, count uint64, err error) {
-	c, err := l.Reader(0).Try()
-	if err != nil || c == nil {
-		return l.Tail(), l.Count(project), err
-	}
-	return c.First - 1, c.Before[project], nil
-}
-
-// Seen makes sure that sequences up to seq are never used again, for a holder that
-// knows more than a log that was damaged, or restored from an older copy. It is
-// called before Run.
-func (l *Log) Seen(seq uint64) error {
-	if seq <= l.tail {
-		return nil
-	}
-	from := l.tail
-	l.tail = seq
-	return l.startFile(from)
-}
-
-// startFile begins the file for the sequences behind l.tail. from is the last
-// sequence known before a jump, or l.tail when there is none.
-func (l *Log) startFile(from uint64) error {
-	path := filepath.Join(l.dir, logName(l.tail+1))
-	if l.spare != nil {
-		err := <-l.spare
-		l.spare = nil
-		if err != nil {
-			return fmt.Errorf("prepare log file: %w", err)
-		}
-		if err := renameDurably(filepath.Join(l.dir, sparePath), path); err != nil {
-			return fmt.Errorf("rotate to %s: %w", path, err)
-		}
-	}
-	db, err := OpenDB(path, logOptions(l.o.RotateBytes))
+	db, file, err := openDB(path, logOptions(l.o.RotateBytes))
 	if err != nil {
 		return err
 	}
-	if from != l.tail {
-		err := db.Update(func(tx *bolt.Tx) error {
-			return tx.Bucket(bucketMeta).Put(keyJump, binary.BigEndian.AppendUint64(seqKey(from), l.tail+1))
-		})
-		if err != nil {
-			return errors.Join(fmt.Errorf("note a jump in %s: %w", path, err), db.Close())
+	err = db.Update(func(tx *bolt.Tx) error {
+		meta := tx.Bucket(bucketMeta)
+		if from != l.end.seq {
+			if err := put(meta, keyJump, binary.BigEndian.AppendUint64(seqKey(from), l.end.seq+1)); err != nil {
+				return err
+			}
 		}
+		return put(meta, keyEnd, l.end.append(nil))
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("begin %s: %w", path, err), db.Close())
 	}
 	old := l.writing
-	f := &logFile{path: path, first: l.tail + 1, db: db, writing: true}
-	l.writing, l.openedAt = f, l.o.Now()
+	f := &logFile{path: path, first: l.end.seq + 1}
+	l.write(f, db, file)
 	l.mu.Lock()
-	// A fresh file of the same first sequence takes the place of an empty one.
-	if n := len(l.files); n > 0 && l.files[n-1].first == f.first {
-		l.files = l.files[:n-1]
-	}
 	l.files = append(l.files, f)
 	l.mu.Unlock()
 	if old != nil {
@@ -332,266 +327,95 @@ func (l *Log) startFile(from uint64) error {
 	return nil
 }
 
-// Append stores a batch. nil means that all its records are on stable storage, in
-// one transaction (or that it resolved to none). *FullError, ErrBusy and ErrClosed
-// mean that nothing was stored. After any other error, ctx's included, the records
-// may be there or not: all of them or none. Safe for concurrent use; the order of
-// the log is the order in which the committer takes the batches.
-func (l *Log) Append(ctx context.Context, b Batch) error {
-	p := &pending{batch: b, size: int64(b.Size()), done: make(chan error, 1)}
-	if n := l.inFlight.Add(p.size); n > l.o.InFlightBytes && n > p.size {
-		l.inFlight.Add(-p.size)
-		return ErrBusy
+// prepare makes sure that the spare file is there. After an error nothing has
+// changed, and it may be tried again.
+func (l *Log) prepare() error {
+	if l.spare == nil {
+		l.prepareAhead()
 	}
-	defer l.inFlight.Add(-p.size)
-	select {
-	case <-l.gone:
-		return ErrClosed
-	default:
-	}
-	select {
-	case l.in <- p:
-	case <-l.gone:
-		return ErrClosed
-	case <-ctx.Done():
-		return ErrBusy // it was never handed over
-	}
-	select {
-	case err := <-p.done:
-		return err
-	case <-l.gone:
-		select {
-		case err := <-p.done:
-			return err
-		default:
-			return ErrClosed // still in the channel that nobody reads any more
-		}
-	}
-}
-
-// Run commits what is appended, until ctx ends (then what waits is committed, and
-// Run returns nil) or a commit fails. After an error nothing is accepted: the
-// process has to end, and the next start looks at what the disk holds.
-func (l *Log) Run(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	defer close(l.gone)
-	keeper := make(chan struct{})
-	keeping, stopKeeping := context.WithCancel(context.Background())
-	go func() { defer close(keeper); l.keepHouse(keeping) }()
-	defer func() { stopKeeping(); <-keeper }()
-	for {
-		select {
-		case p := <-l.in:
-			if err := l.round(p); err != nil {
-				return err
-			}
-		case <-tick.C:
-			if l.o.Now().Sub(l.openedAt) >= l.o.RotateAfter && l.writing.first <= l.Tail() {
-				if err := l.startFile(l.tail); err != nil {
-					return err
-				}
-			}
-		case <-ctx.Done():
-			for {
-				select {
-				case p := <-l.in:
-					if err := l.round(p); err != nil {
-						return err
-					}
-					continue
-				default:
-				}
-				return nil
-			}
-		}
-		if l.o.Beat != nil {
-			l.o.Beat()
-		}
-	}
-}
-
-// round takes what waits, up to commitBytes, makes one commit of it, and answers.
-func (l *Log) round(first *pending) error {
-	taken := []*pending{first}
-	size := first.size
-	for size < commitBytes {
-		select {
-		case p := <-l.in:
-			taken, size = append(taken, p), size+p.size
-			continue
-		default:
-		}
-		break
-	}
-	answer := func(err error) {
-		for _, p := range taken {
-			p.done <- err
-		}
-	}
-	// Before anything is resolved: resolving moves the state of users.
-	if full := l.disk.full(size); full != nil {
-		l.pressure()
-		if full = l.disk.full(size); full != nil {
-			answer(full)
-			return nil
-		}
-	}
-	w := Writer{next: l.tail + 1, counts: maps.Clone(l.counts)}
-	for _, p := range taken {
-		if err := p.batch.Resolve(&w); err != nil {
-			err = fmt.Errorf("resolve: %w", err)
-			answer(err)
-			return err
-		}
-	}
-	chunks := w.finish()
-	if len(chunks) == 0 {
-		answer(nil)
-		return nil
-	}
-	if err := l.commit(chunks); err != nil {
-		answer(err)
-		return err
-	}
-	l.publish(chunks, &w)
-	answer(nil)
-	return l.rotateWhenDue()
-}
-
-// commit writes chunks in one transaction. When it returns nil they are on stable storage.
-func (l *Log) commit(chunks []*Chunk) error {
-	err := l.writing.db.Update(func(tx *bolt.Tx) error {
-		top := tx.Bucket(bucketLog)
-		top.FillPercent = 1 // keys only ever rise
-		b, err := top.CreateBucket(seqKey(chunks[0].First))
-		if err != nil {
-			return err
-		}
-		b.FillPercent = 1
-		for _, c := range chunks {
-			if err := b.Put(seqKey(c.First), sealChunk(c)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	err := <-l.spare
+	l.spare = nil
 	if err != nil {
-		return fmt.Errorf("commit to %s: %w", l.writing.path, err)
+		return fmt.Errorf("prepare the next log file: %w", err)
 	}
 	return nil
 }
 
-// publish lets readers see what has been committed.
-func (l *Log) publish(chunks []*Chunk, w *Writer) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.tail = chunks[len(chunks)-1].Last()
-	l.counts = w.counts
-	for _, c := range chunks {
-		l.recent = append(l.recent, c)
-		l.kept += int64(len(c.raw))
-	}
-	drop := 0
-	for l.kept > recentBytes && drop < len(l.recent)-1 {
-		l.kept -= int64(len(l.recent[drop].raw))
-		l.recent[drop] = nil
-		drop++
-	}
-	l.recent = l.recent[drop:]
-	close(l.changed)
-	l.changed = make(chan struct{})
+// prepareAhead begins to make the spare file, so that a rotation does not wait for it.
+func (l *Log) prepareAhead() {
+	spare := make(chan error, 1)
+	l.spare = spare
+	go func() { spare <- createDB(filepath.Join(l.dir, spareName), logOptions(0)) }()
 }
 
-func (l *Log) rotateWhenDue() error {
-	l.writing.measure()
-	size := l.writing.bytes.Load()
-	if size > l.o.RotateBytes/2 && l.spare == nil {
-		spare := make(chan error, 1)
-		l.spare = spare
-		go func() { spare <- createDB(filepath.Join(l.dir, sparePath), logOptions(0)) }()
-	}
-	if size < l.o.RotateBytes {
+// Seen makes sure that sequences up to seq are never used again, for a holder that
+// knows more than a log that was damaged, or restored from an older copy. It is
+// called before Run.
+func (l *Log) Seen(seq uint64) error {
+	from := l.end.seq
+	if seq <= from {
 		return nil
 	}
-	return l.startFile(l.tail)
+	l.mu.Lock()
+	l.end.seq = seq
+	l.mu.Unlock()
+	return l.startFile(from)
 }
 
 // Tail is the last sequence on stable storage; 0 when there is none.
 func (l *Log) Tail() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.tail
+	return l.end.seq
 }
 
 // Count is how many records of a project the log has ever taken.
 func (l *Log) Count(project string) uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.counts[project]
+	_, n := l.endOf(project)
+	return n
 }
 
-// SetAside lists the damaged files that were put out of the way since start.
+// endOf gives the tail and a project's records up to there, as of one moment.
+func (l *Log) endOf(project string) (tail, count uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.end.seq, l.end.counts[project]
+}
+
+// oldest gives the position before the oldest record that can be read, and how many
+// records of a project the log took before it.
+func (l *Log) oldest(project string) (after, count uint64, err error) {
+	c, err := l.Reader(0).Try()
+	if err != nil || c == nil {
+		tail, count := l.endOf(project)
+		return tail, count, err
+	}
+	return c.First - 1, c.Before[project], nil
+}
+
+// SetAside lists the damaged log files that were put out of the way since start.
 func (l *Log) SetAside() []SetAside {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return append([]SetAside(nil), l.setAway...)
 }
 
-// Close closes the files and gives up the folder. Run has returned, and every
-// Reader is done.
+// Close closes the files and gives up the folder. Run has returned or was never
+// called, and every Reader is done.
 func (l *Log) Close() error {
+	l.noMore()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.closed = true
 	var errs []error
 	if l.spare != nil {
-		errs = append(errs, <-l.spare)
+		<-l.spare // whether it could be made matters no more
+		l.spare = nil
 	}
 	for _, f := range l.files {
-		f.mu.Lock()
-		if f.db != nil {
-			errs = append(errs, f.db.Close())
-			f.db = nil
-		}
-		f.mu.Unlock()
+		errs = append(errs, f.close())
 	}
 	return errors.Join(append(errs, l.lock.Close())...)
 }
 
-// Writer takes the records of the batches of one commit. It is the committer's.
-type Writer struct {
-	next   uint64
-	counts map[string]uint64
-	open   *Chunk
-	done   []*Chunk
-}
-
-// Next is the place that the next record will have.
-func (w *Writer) Next() Place {
-	if w.open != nil && len(w.open.raw) >= chunkBytes {
-		w.done, w.open = append(w.done, w.open), nil
-	}
-	if w.open == nil {
-		w.open = &Chunk{First: w.next, Before: maps.Clone(w.counts)}
-		rand.Read(w.open.nonce[:]) // never fails: crypto/rand ends the process instead
-	}
-	return Place{Seq: w.next, Nonce: w.open.nonce, Index: w.open.Count}
-}
-
-// Put adds a record at the place that Next gave; its Seq is ignored, its bytes copied.
-func (w *Writer) Put(r Record) {
-	w.Next()
-	w.open.raw = appendRecord(w.open.raw, &r)
-	w.open.Count++
-	w.counts[r.Project]++
-	w.next++
-}
-
-func (w *Writer) finish() []*Chunk {
-	if w.open != nil && w.open.Count > 0 {
-		w.done = append(w.done, w.open)
-	}
-	w.open = nil
-	return w.done
-}
+// noMore says that nothing is committed any more.
+func (l *Log) noMore() { l.goneOnce.Do(func() { close(l.gone) }) }

@@ -1,8 +1,6 @@
 package queue
 
 import (
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,22 +13,27 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A log file is named for the first sequence it may hold. In the bucket "log" each
-// commit has a nested bucket, keyed by its first sequence, which holds the commit's
-// chunks: bbolt writes a nested bucket once, while large plain values are moved up
-// to four times by its leaf rules.
+// A log file is named for the first sequence it may hold. Buckets:
+//
+//	meta   "format"; "end": the logEnd as of the file's last commit (or of its birth);
+//	       "jump": 8 bytes each, the last sequence known before the file and the first
+//	       one used in it, where the log went on behind a damaged or restored tail
+//	log    for each commit a nested bucket, keyed by its first sequence, which holds the
+//	       commit's chunks: bbolt writes a nested bucket once, while large plain values
+//	       are moved up to four times by its leaf rules
+//
+// meta is small, so bbolt keeps it in the root page, which each commit writes anyway.
 const (
 	logFormat  = 1
 	logSuffix  = ".db"
-	sparePath  = "spare.next" // the file that the next rotation will use
+	spareName  = "spare.next" // the file that the next rotation will use
 	mmapMargin = 64 << 20
 )
 
 var (
 	bucketLog = []byte("log")
-	// keyJump holds, 8 bytes each, the last sequence known before the file and the
-	// first one used in it, where the log went on behind a damaged or restored tail.
-	keyJump = []byte("jump")
+	keyEnd    = []byte("end")
+	keyJump   = []byte("jump")
 )
 
 // logFile is one file of the log. The newest is open for writing; older ones are
@@ -42,10 +45,12 @@ type logFile struct {
 
 	mu      sync.Mutex
 	db      *bolt.DB
+	file    *os.File // of db, while it is written
 	readers int
+	writing bool
+	broken  bool // a commit panicked: bbolt may hold its own locks for ever
 	gone    bool // no longer in the log
 	damaged bool // holds chunks that could not be read
-	writing bool
 }
 
 func logOptions(rotateBytes int64) DBOptions {
@@ -64,7 +69,7 @@ func listLog(dir string) ([]*logFile, error) {
 	for _, e := range entries {
 		digits, ok := strings.CutSuffix(e.Name(), logSuffix)
 		first, err := strconv.ParseUint(digits, 10, 64)
-		if !ok || err != nil || len(digits) != 20 {
+		if !ok || err != nil || len(digits) != 20 || first == 0 {
 			continue
 		}
 		f := &logFile{path: filepath.Join(dir, e.Name()), first: first}
@@ -80,11 +85,11 @@ func diskBytes(path string) (int64, error) {
 	if err := syscall.Stat(path, &st); err != nil {
 		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return st.Blocks * 512, nil
+	return int64(st.Blocks) * 512, nil
 }
 
 // acquire opens the file for one reader; release lets it go. ok is false when the
-// file was deleted.
+// file was deleted. After an error there is nothing to release.
 func (f *logFile) acquire() (db *bolt.DB, ok bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -112,8 +117,8 @@ func (f *logFile) release() {
 // closeIdle closes a file that nobody reads or writes. The caller holds f.mu.
 func (f *logFile) closeIdle() {
 	if f.readers == 0 && !f.writing && f.db != nil {
-		f.db.Close() // read-only: there is nothing that could fail to be written
-		f.db = nil
+		f.db.Close() // all of it is on the disk: there is nothing that could fail to be written
+		f.db, f.file = nil, nil
 	}
 }
 
@@ -126,6 +131,22 @@ func (f *logFile) retire() {
 	f.measure()
 }
 
+// close ends all use of the file.
+func (f *logFile) close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	db, file := f.db, f.file
+	f.db, f.file, f.writing = nil, nil, false
+	switch {
+	case db == nil:
+		return nil
+	case f.broken:
+		abandon(file)
+		return nil
+	}
+	return db.Close()
+}
+
 // measure looks at how much of the disk the file occupies.
 func (f *logFile) measure() {
 	if b, err := diskBytes(f.path); err == nil {
@@ -133,116 +154,94 @@ func (f *logFile) measure() {
 	}
 }
 
-// remove takes the file out of the log: it is deleted, or, when something in it
+// markDamaged remembers, over restarts too, that something in the file cannot be read.
+func (f *logFile) markDamaged() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.damaged && !f.gone {
+		f.damaged = true
+		suspect(f.path)
+	}
+}
+
+// breakDown says that a commit to the file has panicked.
+func (f *logFile) breakDown() {
+	f.mu.Lock()
+	f.broken = true
+	f.mu.Unlock()
+	suspect(f.path)
+}
+
+// retract takes the file out of the log: it is deleted, or, when something in it
 // could not be read, put aside. Its space comes back when the last reader has left.
-func (f *logFile) remove(damagedDir string) error {
+func (l *Log) retract(f *logFile) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.gone = true
 	defer f.closeIdle()
-	if !f.damaged {
-		return os.Remove(f.path)
+	cause := suspected(f.path)
+	if cause == nil && f.damaged {
+		cause = ErrDamaged // the disk would not take the marker
 	}
-	if err := os.MkdirAll(damagedDir, 0o700); err != nil {
+	if cause != nil {
+		away, err := putAside(&l.o, f.path, cause, 0)
+		if err != nil {
+			return err
+		}
+		l.mu.Lock()
+		l.setAway = append(l.setAway, away)
+		l.mu.Unlock()
+		return nil
+	}
+	return os.Remove(f.path)
+}
+
+// lastKnown gives the end of the log as the file knows it; nil when it does not.
+func (f *logFile) lastKnown() (e *logEnd, err error) {
+	db, ok, err := f.acquire()
+	if err != nil || !ok {
+		return nil, err
+	}
+	defer f.release()
+	err = Guard(func() error {
+		return db.View(func(tx *bolt.Tx) error {
+			stored := tx.Bucket(bucketMeta).Get(keyEnd)
+			if stored == nil {
+				return nil // a crash has interrupted its birth
+			}
+			v, err := unseal(keyEnd, stored)
+			if err != nil {
+				return err
+			}
+			found, err := readLogEnd(v)
+			e = &found
+			return err
+		})
+	})
+	if err == nil {
+		return e, nil
+	}
+	last, err := lastChunk(db)
+	if err != nil || last == nil {
+		return nil, err
+	}
+	counts, err := last.after()
+	return &logEnd{last.Last(), counts}, err
+}
+
+// putCommit writes the chunks of a commit and the end of the log behind them.
+func putCommit(tx *bolt.Tx, chunks []*Chunk, end logEnd) error {
+	top := tx.Bucket(bucketLog)
+	top.FillPercent = 1 // keys only ever rise
+	b, err := top.CreateBucket(seqKey(chunks[0].First))
+	if err != nil {
 		return err
 	}
-	return renameDurably(f.path, filepath.Join(damagedDir, filepath.Base(f.path)))
-}
-
-func (f *logFile) markDamaged() {
-	f.mu.Lock()
-	f.damaged = true
-	f.mu.Unlock()
-}
-
-// chunkAt finds in an open file the chunk that holds seq, or the first one behind
-// it; nil when there is none. Damaged chunks are passed over and counted.
-func chunkAt(db *bolt.DB, seq uint64) (c *Chunk, damaged int, err error) {
-	err = Guard(func() error {
-		return db.View(func(tx *bolt.Tx) error {
-			commits := tx.Bucket(bucketLog).Cursor()
-			for k, _ := seekReaching(commits, seq); k != nil; k, _ = commits.Next() {
-				var bad int
-				if c, bad, err = chunkIn(tx.Bucket(bucketLog).Bucket(k), seq); err != nil {
-					return err
-				}
-				damaged += bad
-				if c != nil {
-					return nil
-				}
-			}
-			return nil
-		})
-	})
-	return c, damaged, err
-}
-
-// seekReaching puts the cursor on the last key at or before seq, which may reach
-// over it, else on the first key.
-func seekReaching(c *bolt.Cursor, seq uint64) (k, v []byte) {
-	k, v = c.Seek(seqKey(seq))
-	switch {
-	case k == nil:
-		return c.Last()
-	case len(k) == 8 && binary.BigEndian.Uint64(k) == seq:
-		return k, v
-	}
-	if k, v = c.Prev(); k == nil {
-		return c.First()
-	}
-	return k, v
-}
-
-// chunkIn finds in one commit the first whole chunk whose last record is at or
-// behind seq.
-func chunkIn(commit *bolt.Bucket, seq uint64) (*Chunk, int, error) {
-	if commit == nil {
-		return nil, 1, nil
-	}
-	damaged := 0
-	cur := commit.Cursor()
-	for k, v := seekReaching(cur, seq); k != nil; k, v = cur.Next() {
-		if len(k) != 8 {
-			damaged++
-			continue
-		}
-		c, err := openChunk(binary.BigEndian.Uint64(k), v)
-		switch {
-		case errors.Is(err, ErrNewerFormat):
-			return nil, damaged, err
-		case err != nil:
-			damaged++
-		case c.Last() >= seq:
-			return c, damaged, nil
+	b.FillPercent = 1
+	for _, c := range chunks {
+		if err := b.Put(seqKey(c.First), sealChunk(c)); err != nil {
+			return err
 		}
 	}
-	return nil, damaged, nil
-}
-
-// lastChunk gives the last whole chunk of an open file, nil when it has none.
-func lastChunk(db *bolt.DB) (c *Chunk, err error) {
-	err = Guard(func() error {
-		return db.View(func(tx *bolt.Tx) error {
-			commits := tx.Bucket(bucketLog).Cursor()
-			for k, _ := commits.Last(); k != nil; k, _ = commits.Prev() {
-				commit := tx.Bucket(bucketLog).Bucket(k)
-				if commit == nil {
-					continue
-				}
-				chunks := commit.Cursor()
-				for k, v := chunks.Last(); k != nil; k, v = chunks.Prev() {
-					if len(k) != 8 {
-						continue
-					}
-					c, err = openChunk(binary.BigEndian.Uint64(k), v)
-					if err == nil || errors.Is(err, ErrNewerFormat) {
-						return err
-					}
-				}
-			}
-			c = nil
-			return nil
-		})
-	})
-	return c, err
+	return put(tx.Bucket(bucketMeta), keyEnd, end.append(nil))
 }

@@ -17,24 +17,37 @@ import (
 )
 
 // lockFolder takes the storage folder for this process, until the file is closed.
-// The lock ends with the process, however it ends.
+// The lock ends with the process, however it ends. Somebody who only looks (Inspect)
+// is waited for.
 func lockFolder(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("storage folder: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := takeFolder(f); err != nil {
 		holder, _ := os.ReadFile(f.Name())
 		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		if errors.Is(err, ErrLocked) {
 			return nil, fmt.Errorf("%s is in use by process %s: %w", dir, strings.TrimSpace(string(holder)), ErrLocked)
 		}
-		return nil, fmt.Errorf("lock storage folder %s: %w", dir, err)
+		return nil, fmt.Errorf("storage folder %s: %w", dir, err)
 	}
 	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil {
 		return nil, errors.Join(fmt.Errorf("storage folder: %w", err), f.Close())
 	}
 	return f, nil
+}
+
+func takeFolder(f *os.File) error {
+	err := lockFile(f, unix.LOCK_EX, 0)
+	if !errors.Is(err, ErrLocked) {
+		return err
+	}
+	// Another daemon holds it alone; one who looks shares it.
+	if err := lockFile(f, unix.LOCK_SH, 0); err != nil {
+		return err
+	}
+	return lockFile(f, unix.LOCK_EX, lockWait)
 }
 
 func writePID(f *os.File) error {
@@ -101,9 +114,8 @@ func folderBytes(dir string) (sum int64) {
 }
 
 // Hold registers a holder of the log: no file with a record behind upTo is deleted
-// before the holder has released it. It is called before Run, or with a position
-// at the tail. A holder that knows of a sequence behind the tail, as after the log
-// was restored from an older copy, keeps that sequence from being used again.
+// before the holder has released it. It is called before Run, or with a position at
+// the tail: what was deleted before is not brought back.
 func (l *Log) Hold(holder string, upTo uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -111,14 +123,17 @@ func (l *Log) Hold(holder string, upTo uint64) {
 }
 
 // Release says that the holder needs nothing at or below upTo any more, and that
-// it will still know so after a power cut.
+// it will still know so after a power cut. Of a holder that has not registered it
+// changes nothing.
 func (l *Log) Release(holder string, upTo uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.holders[holder] = max(l.holders[holder], upTo)
+	if held, ok := l.holders[holder]; ok {
+		l.holders[holder] = max(held, upTo)
+	}
 }
 
-// Forget removes a holder.
+// Forget removes a holder: it keeps no file any more.
 func (l *Log) Forget(holder string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -134,54 +149,70 @@ func (l *Log) keepHouse(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			l.clean(false)
+			l.clean()
 		}
 	}
 }
 
-// pressure deletes every file that is kept only for later use: space is needed now.
-func (l *Log) pressure() {
-	if l.clean(true) {
-		l.disk.usedAt = time.Time{}
+// clean deletes the files that no holder needs and no rule keeps. A file that cannot
+// be removed is found again, and removed, after the next start.
+func (l *Log) clean() {
+	l.mu.Lock()
+	released := l.released()
+	bytes := int64(0)
+	for _, f := range l.files[:released] {
+		bytes += f.bytes.Load()
+	}
+	drop := 0
+	for drop < released && (bytes > l.o.KeepBytes || l.age(l.files[drop]) >= l.o.Keep) {
+		bytes -= l.files[drop].bytes.Load()
+		drop++
+	}
+	l.drop(drop)
+}
+
+// dropOldestKept deletes the oldest file that stays only for later use, because space
+// is needed now, and says whether there was one.
+func (l *Log) dropOldestKept() bool {
+	l.mu.Lock()
+	n := min(l.released(), 1)
+	l.drop(n)
+	l.disk.usedAt = time.Time{}
+	return n > 0
+}
+
+// drop deletes the oldest n files. The caller holds l.mu, which drop gives up.
+func (l *Log) drop(n int) {
+	gone := l.files[:n:n]
+	l.files = l.files[n:]
+	l.mu.Unlock()
+	for _, f := range gone {
+		l.retract(f)
+	}
+	if n > 0 {
+		syncDir(l.dir)
 	}
 }
 
-// clean deletes what may go and says whether anything went. The file that is
-// written stays.
-func (l *Log) clean(needSpace bool) bool {
-	l.mu.Lock()
-	done := l.tail
+// released counts the files, from the oldest, whose last record is at or below every
+// holder's mark. The one that is written is never among them. The caller holds l.mu.
+func (l *Log) released() int {
+	done := l.end.seq
 	for _, upTo := range l.holders {
 		done = min(done, upTo)
 	}
-	// free counts the files, from the oldest, whose last record is at or below done.
-	free, keptBytes := 0, int64(0)
-	for free < len(l.files)-1 && l.files[free+1].first-1 <= done {
-		keptBytes += l.files[free].bytes.Load()
-		free++
+	n := 0
+	for n < len(l.files)-1 && l.files[n+1].first-1 <= done {
+		n++
 	}
-	drop := 0
-	for drop < free {
-		f := l.files[drop]
-		young := false
-		if st, err := os.Stat(f.path); err == nil {
-			young = l.o.Now().Sub(st.ModTime()) < l.o.Keep
-		}
-		if young && keptBytes <= l.o.KeepBytes && !needSpace {
-			break
-		}
-		keptBytes -= f.bytes.Load()
-		drop++
+	return n
+}
+
+// age is how long ago the file was last written.
+func (l *Log) age(f *logFile) time.Duration {
+	st, err := os.Stat(f.path)
+	if err != nil {
+		return l.o.Keep
 	}
-	gone := l.files[:drop:drop]
-	l.files = l.files[drop:]
-	l.mu.Unlock()
-	for _, f := range gone {
-		// A file that cannot be removed is found again, and removed, at the next start.
-		f.remove(filepath.Join(l.o.Dir, "damaged"))
-	}
-	if drop > 0 {
-		syncDir(l.dir)
-	}
-	return drop > 0
+	return l.o.Now().Sub(st.ModTime())
 }

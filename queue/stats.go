@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,49 +38,70 @@ type Wait struct {
 	NextDue int64
 }
 
-// Stats takes a snapshot. It costs a walk over the lanes in the window, whatever the
-// backlog.
+// Stats takes a snapshot. It costs a walk over the lanes that have failed, whatever
+// the backlog.
 func (c *Consumer) Stats() (ConsumerStats, error) {
-	tail, count := c.log.Tail(), c.log.Count(c.o.Project)
+	tail, count := c.log.endOf(c.o.Project)
 	c.mu.Lock()
 	s := c.snapshot()
-	count = max(count, c.readCount)
-	unread := takenOf(s.spans, count) - takenOf(s.spans, c.readCount)
-	for _, r := range c.state.done {
-		if first := max(r.first, c.readCount+1); first <= r.last {
-			unread -= min(unread, r.last-first+1)
-		}
-	}
+	count = max(count, c.readCount) // the reader may have gone on since
+	unread := c.unread(count)
 	st := ConsumerStats{
 		Name: c.o.Name, Project: c.o.Project, Enabled: c.o.Enabled,
-		InFlight: uint64(c.inFlight), DeadKept: c.deadKept,
+		InFlight: uint64(c.inFlight), DeadKept: s.deadKept,
 		Waiting: map[string]Wait{}, Tallies: maps.Clone(c.tallies),
-		LastDelivered: c.lastEnded[Delivered], Low: s.low, Tail: tail,
+		LastDelivered: s.newest[Delivered], Low: s.low, Tail: max(tail, c.read),
 	}
 	st.Books = booksOf(&s, count, uint64(c.pending)+unread)
 	for key, r := range c.retries {
-		l := c.lanes.byKey[key]
-		if l == nil {
-			continue
+		if l := c.lanes.byKey[key]; l != nil && l.heap >= 0 {
+			n := uint64(len(l.records))
+			st.Retry += n
+			st.note(r, n)
 		}
-		n := uint64(len(l.records))
-		st.Retry += n
-		st.note(r, n)
 	}
 	st.Ready = st.Books.Pending - min(st.Books.Pending, st.InFlight+st.Retry)
 	if len(c.window) > 0 {
 		st.Oldest = c.window[0].e.rec.Received
 	}
-	read := c.read
+	read, from := c.read, c.readCount
 	c.mu.Unlock()
 	if st.Oldest == 0 && unread > 0 {
 		var err error
-		if st.Oldest, err = c.log.oldestReceived(read, c.o.Project); err != nil {
+		if st.Oldest, err = c.oldestUnread(&s, read, from); err != nil {
 			return st, err
 		}
 	}
-	st.LedgerBytes, _ = diskBytes(c.db.Path())
+	st.LedgerBytes, _ = diskBytes(ledgerPath(c.log.o.Dir, c.o.Name))
 	return st, nil
+}
+
+// oldestUnread is when the first record was received that is pending and stands
+// behind a position; before is how many the project has up to there.
+func (c *Consumer) oldestUnread(s *ledgerState, after, before uint64) (received int64, err error) {
+	r := c.log.Reader(after)
+	for {
+		chunk, err := r.Try()
+		if err != nil || chunk == nil {
+			return 0, err
+		}
+		if chunk.First > after {
+			before = max(before, chunk.Before[s.project])
+		}
+		err = chunk.Records(func(r Record) error {
+			if r.Project != s.project || r.Seq <= after {
+				return nil
+			}
+			if before++; takes(s.spans, before) && !inRuns(s.done, before) {
+				received = r.Received
+				return errStop
+			}
+			return nil
+		})
+		if err != nil {
+			return received, nil
+		}
+	}
 }
 
 func (st *ConsumerStats) note(r retryState, records uint64) {
@@ -105,27 +125,6 @@ func booksOf(s *ledgerState, count, pending uint64) Books {
 	}
 }
 
-// oldestReceived is when the first record of a project behind a position was received.
-func (l *Log) oldestReceived(after uint64, project string) (received int64, err error) {
-	r := l.Reader(after)
-	for received == 0 {
-		c, err := r.Try()
-		if err != nil || c == nil {
-			return 0, err
-		}
-		err = c.Records(func(r Record) error {
-			if received == 0 && r.Project == project && r.Seq > after {
-				received = r.Received
-			}
-			return nil
-		})
-		if err != nil {
-			return 0, err
-		}
-	}
-	return received, nil
-}
-
 // LogStats is the log's state at one moment.
 type LogStats struct {
 	Files     int
@@ -140,15 +139,16 @@ type LogStats struct {
 	FirstFile uint64
 }
 
-// Stats takes a snapshot.
+// Stats takes a snapshot. It walks over the storage folder: milliseconds.
 func (l *Log) Stats() LogStats {
 	l.mu.Lock()
-	st := LogStats{Files: len(l.files), Tail: l.tail, Damaged: l.damaged, SetAside: append([]SetAside(nil), l.setAway...)}
+	st := LogStats{Files: len(l.files), Tail: l.end.seq, Damaged: len(l.damaged), SetAside: append([]SetAside(nil), l.setAway...)}
 	for _, f := range l.files {
 		st.Bytes += f.bytes.Load()
 	}
 	if len(l.files) > 0 {
 		st.FirstFile = l.files[0].first
+		st.Kept = l.released()
 	}
 	l.mu.Unlock()
 	st.Used = folderBytes(l.o.Dir)
@@ -161,44 +161,39 @@ func (l *Log) Stats() LogStats {
 }
 
 // Inspect reads a storage folder that no process uses: ErrLocked when one does. It
-// writes nothing.
+// writes nothing; a daemon that starts meanwhile waits for it. What stands in for a
+// damaged ledger are stats of its name alone, of project "".
 func Inspect(dir string) (LogStats, []ConsumerStats, error) {
-	if err := unlocked(dir); err != nil {
+	lock, err := lockForLook(dir)
+	if err != nil {
 		return LogStats{}, nil, err
 	}
-	l := &Log{o: Options{Dir: dir, Now: time.Now}, dir: filepath.Join(dir, "log"), counts: map[string]uint64{}, changed: make(chan struct{})}
-	defer func() {
-		for _, f := range l.files {
-			f.mu.Lock()
-			f.closeIdle()
-			f.mu.Unlock()
-		}
-	}()
-	var err error
+	defer lock.Close() // nil is harmless
+	l := &Log{o: Options{Dir: dir, Now: time.Now}, dir: filepath.Join(dir, "log"), changed: make(chan struct{}), damaged: map[uint64]bool{}}
 	if l.files, err = listLog(l.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return LogStats{}, nil, err
 	}
-	for i := len(l.files) - 1; i >= 0; i-- {
-		last, err := l.lastOf(l.files[i])
-		if err != nil {
-			return LogStats{}, nil, err
+	defer func() {
+		for _, f := range l.files {
+			f.close()
 		}
-		if last != nil {
-			l.tail = last.Last()
-			if l.counts, err = last.after(); err != nil {
-				return LogStats{}, nil, err
-			}
-			break
-		}
-	}
+	}()
+	l.end = l.storedEnd(len(l.files))
 	names, err := Ledgers(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return LogStats{}, nil, err
 	}
+	if len(names) > 0 {
+		known, counts, err := ledgersKnow(dir)
+		if err != nil {
+			return LogStats{}, nil, err
+		}
+		l.end.reach(known, counts)
+	}
 	var consumers []ConsumerStats
 	for _, name := range names {
 		st, err := l.inspectLedger(name)
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrDamaged) {
 			return LogStats{}, nil, fmt.Errorf("sync %s: %w", name, err)
 		}
 		consumers = append(consumers, st)
@@ -206,24 +201,16 @@ func Inspect(dir string) (LogStats, []ConsumerStats, error) {
 	return l.Stats(), consumers, nil
 }
 
-func (l *Log) inspectLedger(name string) (st ConsumerStats, err error) {
-	path := ledgerPath(l.o.Dir, name)
-	o := ledgerOptions()
-	o.ReadOnly, o.MmapBytes = true, 0
-	db, err := OpenDB(path, o)
-	if err != nil {
-		return st, err
-	}
-	defer db.Close()
-	c := &Consumer{log: l, db: db, lanes: newLanes(), retries: map[string]retryState{}, tallies: map[string]Count{}}
-	c.o.Name = name
-	if err := Guard(func() error { return db.View(func(tx *bolt.Tx) error { return c.load(tx) }) }); err != nil {
-		return st, err
+func (l *Log) inspectLedger(name string) (ConsumerStats, error) {
+	c := newConsumer(l, ConsumerOptions{Name: name})
+	if err := viewLedger(l.o.Dir, name, c.load); err != nil {
+		return ConsumerStats{Name: name, Waiting: map[string]Wait{}, Tallies: map[string]Count{}}, err
 	}
 	s := &c.state
 	c.o.Project, c.read, c.readCount = s.project, s.low, s.lowCount
 	c.o.Enabled = len(s.spans) > 0 && s.spans[len(s.spans)-1].to == 0
-	if st, err = c.Stats(); err != nil {
+	st, err := c.Stats()
+	if err != nil {
 		return st, err
 	}
 	for _, r := range c.retries {
@@ -232,19 +219,19 @@ func (l *Log) inspectLedger(name string) (st ConsumerStats, err error) {
 	return st, nil
 }
 
-// unlocked says whether no process uses the folder.
-func unlocked(dir string) error {
+// lockForLook makes sure that no process changes the folder until the lock is closed;
+// nil when there never was one.
+func lockForLook(dir string) (*os.File, error) {
 	f, err := os.Open(filepath.Join(dir, "lock"))
 	if errors.Is(err, fs.ErrNotExist) {
 		_, err = os.Stat(dir)
-		return err
+		return nil, err
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("%s: %w", dir, ErrLocked)
+	if err := lockFile(f, unix.LOCK_SH, 0); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", dir, err), f.Close())
 	}
-	return nil
+	return f, nil
 }

@@ -1,0 +1,150 @@
+// Package admin shows what ampcio is doing: to queue-stats, monitors and people,
+// over the admin unix socket and a local listener, and as a table. It changes
+// nothing. Everybody sees the same Snapshot.
+package admin
+
+import "time"
+
+// Schema is the version of Snapshot's JSON. Members may be added under the same
+// number; readers ignore those they do not know.
+const Schema = 1
+
+// Snapshot is the state of one installation at one moment. Times are UTC, ages and
+// waits whole seconds, sizes bytes; null means unknown or none. Counts are present
+// also when 0.
+type Snapshot struct {
+	Schema  int       `json:"schema"`
+	Source  string    `json:"source"` // daemon: asked while it runs | files: read while it is stopped
+	At      time.Time `json:"at"`
+	Version string    `json:"version"`
+	Uptime  *int64    `json:"uptime_s"`
+	Syncs   []Sync    `json:"syncs"`
+	Door    Door      `json:"door"`
+	Disk    Disk      `json:"disk"`
+	// Notes are sentences that a person should read: files that were set aside, a start
+	// that refuses events.
+	Notes []string `json:"notes"`
+}
+
+// Status of a Sync, in one word.
+const (
+	StatusOK          = "delivering"
+	StatusChecking    = "checking"
+	StatusUnreachable = "unreachable"
+	StatusBlocked     = "blocked"
+	StatusDisabled    = "disabled"
+	StatusOrphaned    = "orphaned"
+	StatusStopped     = "stopped"
+)
+
+// Sync is one stream to Customer.io.
+type Sync struct {
+	Name    string `json:"name"`
+	Project string `json:"project"`
+	Status  string `json:"status"`
+	// Why it is not delivering, since when, when it is tried next, and what to do.
+	Reason    string     `json:"blocked_reason"`
+	Detail    string     `json:"detail"`
+	Advice    string     `json:"advice"`
+	Since     *time.Time `json:"since"`
+	NextProbe *int64     `json:"next_probe_s"`
+
+	Depth       Depth    `json:"depth"`
+	OldestAge   *int64   `json:"oldest_age_s"` // of what is pending
+	NextAttempt *int64   `json:"next_attempt_s"`
+	RateIn      *float64 `json:"rate_in"`  // records a second over the last minute; null when stopped
+	RateOut     *float64 `json:"rate_out"` // ended records a second over the last minute
+	DrainETA    *int64   `json:"drain_eta_s"`
+
+	Waiting  []Waiting `json:"waiting"`  // what waits for a retry, by the last failure
+	Filtered []Reason  `json:"filtered"` // why events and user updates were not sent
+	Dead     []Reason  `json:"dead"`
+
+	Totals        Totals     `json:"totals"`
+	Books         Books      `json:"books"`
+	LastDelivered *time.Time `json:"last_delivered"`
+	LastAnswer    string     `json:"last_answer"` // Customer.io's newest
+	LedgerBytes   int64      `json:"ledger_bytes"`
+}
+
+// Depth is how many records are where. Ready, InFlight, Retry and Held are pending.
+type Depth struct {
+	Ready    uint64 `json:"ready"`
+	InFlight uint64 `json:"inflight"`
+	Retry    uint64 `json:"retry"`
+	Held     uint64 `json:"held"` // the sync is blocked, unreachable, disabled or orphaned
+	Dead     uint64 `json:"dead"` // dead letters kept
+}
+
+// Waiting is what waits for one reason.
+type Waiting struct {
+	Reason      string `json:"reason"`
+	Users       int    `json:"users"`
+	Records     uint64 `json:"records"`
+	NextAttempt *int64 `json:"next_attempt_s"`
+}
+
+// Reason counts what was not sent, or refused, for one reason.
+type Reason struct {
+	Kind    string     `json:"kind"` // event | user
+	Reason  string     `json:"reason"`
+	Count   uint64     `json:"count"`
+	Newest  *time.Time `json:"newest"`
+	Example string     `json:"example"` // an event's name
+}
+
+// Totals count since the sync began. Received is what was taken of the project's
+// records; the operations are what Customer.io accepted.
+type Totals struct {
+	Received        uint64 `json:"received"`
+	Delivered       uint64 `json:"delivered"`
+	FirstAttempt    uint64 `json:"first_attempt"`
+	AfterRetry      uint64 `json:"after_retry"`
+	Filtered        uint64 `json:"filtered"`
+	Dead            uint64 `json:"dead"`
+	Discarded       uint64 `json:"discarded"`
+	Lost            uint64 `json:"lost"`
+	EventsDelivered uint64 `json:"events_delivered"`
+	UsersDelivered  uint64 `json:"users_delivered"`
+}
+
+// Books are both sides of the account: taken = delivered + filtered + dead +
+// discarded + lost + pending, or the difference is not 0.
+type Books struct {
+	Taken      uint64 `json:"taken"`
+	Pending    uint64 `json:"pending"`
+	Balanced   bool   `json:"balanced"`
+	Difference int64  `json:"difference"`
+}
+
+// Door is what came in, and what was turned away. Counts are those of the process,
+// or of the last one when ampcio is stopped; null when there was none.
+type Door struct {
+	URL        string            `json:"url"` // for an SDK's server URL
+	Requests   uint64            `json:"requests"`
+	Events     uint64            `json:"events"`
+	Duplicates uint64            `json:"duplicates"`
+	LastSeen   map[string]string `json:"last_seen"` // project → time of its last request, RFC 3339
+	Refused    []Refused         `json:"refused"`
+}
+
+// Refused counts requests turned away for one reason.
+type Refused struct {
+	Reason      string     `json:"reason"`
+	Count       uint64     `json:"count"`
+	Last        *time.Time `json:"last"`
+	LastAddress string     `json:"last_address"`
+}
+
+// Disk is what the storage folder takes and what is left.
+type Disk struct {
+	Dir      string `json:"dir"`
+	Used     int64  `json:"used_bytes"`
+	Max      int64  `json:"max_bytes"`
+	Free     int64  `json:"free_bytes"`
+	MinFree  int64  `json:"min_free_bytes"`
+	LogFiles int    `json:"log_files"`
+	LogBytes int64  `json:"log_bytes"`
+	Full     string `json:"full"` // why new events are refused now; "" when they are not
+	Damaged  int    `json:"damaged_chunks"`
+}

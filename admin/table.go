@@ -1,0 +1,226 @@
+package admin
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+)
+
+// WriteTable writes a snapshot for people, in lines of at most 80 columns unless a
+// name or an address is longer. Colour is used only when color is set.
+func WriteTable(w io.Writer, s Snapshot, color bool) error {
+	p := printer{w: w, now: s.At, color: color}
+	p.line("%s  %s  ampcio %s%s", p.source(s.Source), s.At.Format("2006-01-02 15:04:05 UTC"), s.Version, p.uptime(s.Uptime))
+	for _, n := range s.Notes {
+		p.line("%s %s", p.paint(text.FgYellow, "note:"), n)
+	}
+	p.overview(s.Syncs)
+	for _, y := range s.Syncs {
+		p.sync(y)
+	}
+	p.door(s)
+	p.disk(s.Disk)
+	return p.err
+}
+
+type printer struct {
+	w     io.Writer
+	now   time.Time
+	color bool
+	err   error
+}
+
+func (p *printer) line(format string, args ...any) {
+	if p.err == nil {
+		_, p.err = fmt.Fprintf(p.w, format+"\n", args...)
+	}
+}
+
+func (p *printer) paint(c text.Color, s string) string {
+	if !p.color {
+		return s
+	}
+	return c.EscapeSeq() + s + text.Reset.EscapeSeq()
+}
+
+func (p *printer) source(s string) string {
+	if s == "files" {
+		return p.paint(text.FgRed, "ampcio is stopped: read from its files")
+	}
+	return "source: " + s
+}
+
+func (p *printer) uptime(s *int64) string {
+	if s == nil {
+		return ""
+	}
+	return "  up " + age(s)
+}
+
+// overview is one row a sync: what a glance needs.
+func (p *printer) overview(syncs []Sync) {
+	t := table.NewWriter()
+	t.SetStyle(table.StyleDefault)
+	style := t.Style()
+	style.Options = table.OptionsNoBordersAndSeparators
+	style.Box.PaddingLeft = ""
+	t.AppendHeader(table.Row{"SYNC", "STATUS", "PENDING", "RETRY", "HELD", "DEAD", "OLDEST", "IN/s", "OUT/s", "DRAIN"})
+	for _, y := range syncs {
+		d := y.Depth
+		t.AppendRow(table.Row{y.Name, p.status(y.Status), count(d.Ready + d.InFlight + d.Retry + d.Held), count(d.Retry), count(d.Held),
+			count(d.Dead), age(y.OldestAge), rate(y.RateIn), rate(y.RateOut), age(y.DrainETA)})
+	}
+	var right []table.ColumnConfig
+	for i := 3; i <= 10; i++ {
+		right = append(right, table.ColumnConfig{Number: i, Align: text.AlignRight, AlignHeader: text.AlignRight})
+	}
+	t.SetColumnConfigs(right)
+	for row := range strings.Lines(t.Render()) {
+		p.line("%s", strings.TrimRight(row, " \n"))
+	}
+}
+
+func (p *printer) status(s string) string {
+	switch s {
+	case StatusOK:
+		return p.paint(text.FgGreen, s)
+	case StatusBlocked, StatusStopped, StatusUnreachable:
+		return p.paint(text.FgRed, s)
+	}
+	return p.paint(text.FgYellow, s)
+}
+
+// sync tells the rest of one sync: why not, and the books.
+func (p *printer) sync(y Sync) {
+	p.line("")
+	p.line("%s (project %s): %s%s", y.Name, y.Project, p.status(y.Status), p.since(y.Since))
+	if y.Detail != "" {
+		p.line("  why        %s", y.Detail)
+	}
+	if y.Advice != "" {
+		p.line("  to do      %s", y.Advice)
+	}
+	if y.NextProbe != nil {
+		p.line("  next probe in %s", age(y.NextProbe))
+	}
+	for i, w := range y.Waiting {
+		p.line("%s %s: %s records of %s users, next try in %s", heading(i, "waiting"), w.Reason, count(w.Records), count(uint64(w.Users)), age(w.NextAttempt))
+	}
+	for i, r := range y.Filtered {
+		p.line("%s %s %s: %s%s", heading(i, "not sent"), r.Kind, r.Reason, count(r.Count), p.newest(r))
+	}
+	for i, r := range y.Dead {
+		p.line("%s %s %s: %s%s", heading(i, "refused"), r.Kind, r.Reason, count(r.Count), p.newest(r))
+	}
+	t, b := y.Totals, y.Books
+	p.line("  sent       %s events, %s user updates (first try %s, after retry %s)",
+		count(t.EventsDelivered), count(t.UsersDelivered), count(t.FirstAttempt), count(t.AfterRetry))
+	if y.LastDelivered != nil {
+		p.line("  last sent  %s ago", p.ago(*y.LastDelivered))
+	}
+	verdict := p.paint(text.FgGreen, "balanced")
+	if !b.Balanced {
+		verdict = p.paint(text.FgRed, fmt.Sprintf("OUT BY %d", b.Difference))
+	}
+	p.line("  books      %s", verdict)
+	p.line("             taken %s = delivered %s + filtered %s + dead %s", count(b.Taken), count(t.Delivered), count(t.Filtered), count(t.Dead))
+	p.line("             + discarded %s + lost %s + pending %s", count(t.Discarded), count(t.Lost), count(b.Pending))
+}
+
+// heading is printed before the first line of a group only.
+func heading(i int, s string) string {
+	if i > 0 {
+		s = ""
+	}
+	return fmt.Sprintf("  %-10s", s)
+}
+
+func (p *printer) since(t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return " for " + p.ago(*t)
+}
+
+func (p *printer) newest(r Reason) string {
+	s := ""
+	if r.Newest != nil {
+		s = ", newest " + p.ago(*r.Newest) + " ago"
+	}
+	if r.Example != "" {
+		s += fmt.Sprintf(", e.g. %q", r.Example)
+	}
+	return s
+}
+
+func (p *printer) door(s Snapshot) {
+	d := s.Door
+	p.line("")
+	p.line("door         %s events in %s requests, %s duplicates", count(d.Events), count(d.Requests), count(d.Duplicates))
+	for i, r := range d.Refused {
+		last := ""
+		if r.Last != nil {
+			last = fmt.Sprintf(", last %s ago from %s", p.ago(*r.Last), r.LastAddress)
+		}
+		p.line("%s %s: %s%s", heading(i, "refused"), r.Reason, count(r.Count), last)
+	}
+	if d.Events == 0 {
+		p.line("  no events have come. Give an SDK this server URL:")
+		p.line("             %s", d.URL)
+	}
+}
+
+func (p *printer) disk(d Disk) {
+	p.line("disk         %s used of %s, %s free; log %s in %d files", bytes(d.Used), bytes(d.Max), bytes(d.Free), bytes(d.LogBytes), d.LogFiles)
+	if d.Full != "" {
+		p.line("  %s %s", p.paint(text.FgRed, "NEW EVENTS ARE REFUSED:"), d.Full)
+	}
+	if d.Damaged > 0 {
+		p.line("  %s", p.paint(text.FgRed, fmt.Sprintf("%d chunks of the log could not be read", d.Damaged)))
+	}
+}
+
+func (p *printer) ago(t time.Time) string {
+	s := int64(max(p.now.Sub(t), 0) / time.Second)
+	return age(&s)
+}
+
+func count(n uint64) string { return humanize.Comma(int64(n)) }
+
+func bytes(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+func rate(r *float64) string {
+	if r == nil {
+		return "-"
+	}
+	return humanize.CommafWithDigits(*r, 1)
+}
+
+// age is a number of seconds in its two largest units.
+func age(s *int64) string {
+	if s == nil {
+		return "-"
+	}
+	units := []struct {
+		name    string
+		seconds int64
+	}{{"d", 86400}, {"h", 3600}, {"m", 60}, {"s", 1}}
+	for i, u := range units {
+		if *s < u.seconds {
+			continue
+		}
+		out := fmt.Sprintf("%d%s", *s/u.seconds, u.name)
+		if i+1 < len(units) {
+			if rest := *s % u.seconds / units[i+1].seconds; rest > 0 {
+				out += fmt.Sprintf("%d%s", rest, units[i+1].name)
+			}
+		}
+		return out
+	}
+	return "0s"
+}

@@ -1,0 +1,245 @@
+// Package config reads ampcio's configuration: TOML in, checked plain values out.
+// There is one set of defaults (Default, DefaultProject, DefaultSync), every unknown
+// key is an error, and all errors are reported at once, each with its line.
+//
+// The other packages never see these types: main hands them plain values.
+package config
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Struct tags of the schema below, read by the decoder:
+//
+//	toml:"name"    the key; "-" is not a key
+//	enum:"a b c"   the words this key knows
+//	later:"yes"    the key is part of the schema but a later version gives it life:
+//	               any value but the default is an error that says so
+
+// Config is a whole, checked configuration. It does not change after Load.
+type Config struct {
+	Server      Server      `toml:"server"`
+	Storage     Storage     `toml:"storage"`
+	Project     Projects    `toml:"project"` // at least one
+	Sync        Syncs       `toml:"sync"`    // at least one
+	DeadLetters DeadLetters `toml:"dead_letters"`
+	Log         Log         `toml:"log"`
+
+	// Warnings name what is allowed but unwise, one line each, with file and line.
+	Warnings []string `toml:"-"`
+
+	places *places
+}
+
+// Projects are the Amplitude projects by name.
+type Projects map[string]Project
+
+// Names are the projects' names, sorted.
+func (p Projects) Names() []string { return slices.Sorted(maps.Keys(p)) }
+
+// Syncs are the syncs by name.
+type Syncs map[string]Sync
+
+// Names are the syncs' names, sorted.
+func (s Syncs) Names() []string { return slices.Sorted(maps.Keys(s)) }
+
+// Server is where ampcio listens. Addresses are host:port.
+type Server struct {
+	Listen         string         `toml:"listen"`
+	TLSCert        string         `toml:"tls_cert" later:"yes"`
+	TLSKey         string         `toml:"tls_key" later:"yes"`
+	TrustedProxies []netip.Prefix `toml:"trusted_proxies" later:"yes"`
+	CORSOrigins    []string       `toml:"cors_origins"` // "*", or scheme://host[:port]; none: no CORS headers
+	Admin          string         `toml:"admin"`        // "" = off
+	Socket         string         `toml:"socket"`       // absolute, or "" for the usual place
+}
+
+// Storage is where and how much ampcio keeps on disk.
+type Storage struct {
+	Dir         string   `toml:"dir"` // absolute
+	MaxBytes    ByteSize `toml:"max_bytes"`
+	MinFree     ByteSize `toml:"min_free"`
+	Keep        Duration `toml:"keep"`
+	KeepBytes   ByteSize `toml:"keep_bytes"`
+	RotateBytes ByteSize `toml:"rotate_bytes"`
+	RotateAfter Duration `toml:"rotate_after"`
+}
+
+// Project is one Amplitude project: the users, insert_ids and syncs of one do not
+// mix with another's.
+type Project struct {
+	Name string `toml:"-"`
+	// AmplitudeAPIKeys are the keys the project's SDKs send, after Load also when they
+	// came from AmplitudeAPIKeysFile. At least one; no key is in two projects.
+	AmplitudeAPIKeys     []string `toml:"amplitude_api_keys"`
+	AmplitudeAPIKeysFile string   `toml:"amplitude_api_keys_file"`
+	Relay                string   `toml:"relay" enum:"off us eu" later:"yes"`
+	RelayMark            string   `toml:"relay_mark" later:"yes"`
+	WebhookSecretFile    string   `toml:"webhook_secret_file" later:"yes"`
+}
+
+// Sync is one stream from a project to a Customer.io workspace.
+type Sync struct {
+	Name    string `toml:"-"`
+	Project string `toml:"project"` // after Load always the name of a project
+	Enabled bool   `toml:"enabled"`
+	DryRun  bool   `toml:"dry_run" later:"yes"`
+	Region  string `toml:"region" enum:"us eu"` // required: it is never guessed
+	SiteID  string `toml:"site_id"`
+	// APIKey is the Track API key, after Load wherever it came from; APIKeyFrom says
+	// where that was, for messages ("api_key", "/etc/ampcio/customerio_api_key",
+	// "environment variable AMPCIO_SYNC_PRODUCTION_API_KEY"). Both are empty when the
+	// configuration was loaded without secrets.
+	APIKey         Secret   `toml:"api_key"`
+	APIKeyFrom     string   `toml:"-"`
+	APIKeyFile     string   `toml:"api_key_file"`
+	Endpoint       string   `toml:"endpoint"` // base URL; "" = the region's
+	Identifier     string   `toml:"identifier"`
+	IdentifierKind string   `toml:"identifier_kind" enum:"auto id email cio_id"`
+	Anonymous      string   `toml:"anonymous" enum:"filter send dead_letter" later:"yes"`
+	Select         []Select `toml:"select"`
+	Events         Events   `toml:"events"`
+	Users          Users    `toml:"users"`
+	Delivery       Delivery `toml:"delivery"`
+}
+
+// Select is one rule of which events are sent; the first that matches decides. What
+// its globs, paths and operators mean is checked where they are compiled.
+type Select struct {
+	Event      []string `toml:"event"`
+	Where      []Where  `toml:"where"`
+	Action     string   `toml:"action" enum:"send drop"`
+	Name       string   `toml:"name"`
+	Properties []string `toml:"properties"`
+}
+
+// Where is one condition of a Select. Value is nil, string, bool, int64, float64, or
+// a []any of those that is not empty.
+type Where struct {
+	Path  string `toml:"path"`
+	Op    string `toml:"op"`
+	Value any    `toml:"value"`
+}
+
+// Events is what is sent of an event.
+type Events struct {
+	Send               bool              `toml:"send"`
+	Properties         []string          `toml:"properties"`
+	UserProperties     []string          `toml:"user_properties"`
+	Fields             []string          `toml:"fields"`
+	Exclude            []string          `toml:"exclude"`
+	Rename             map[string]string `toml:"rename"`
+	PageViews          string            `toml:"page_views" enum:"event page"`
+	UserPropertyValues string            `toml:"user_property_values" enum:"json string"`
+}
+
+// Users is what is sent of a user.
+type Users struct {
+	Send       bool              `toml:"send"`
+	Properties []string          `toml:"properties"`
+	Exclude    []string          `toml:"exclude"`
+	Rename     map[string]string `toml:"rename"`
+	Convert    map[string]string `toml:"convert"`
+	OnUnset    string            `toml:"on_unset" enum:"clear keep"`
+}
+
+// Delivery is how fast and how patiently a sync sends.
+type Delivery struct {
+	Concurrency       int              `toml:"concurrency"`
+	RequestsPerSecond float64          `toml:"requests_per_second"`
+	BatchOperations   int              `toml:"batch_operations"`
+	Timeout           Duration         `toml:"timeout"`
+	RetryInitial      Duration         `toml:"retry_initial"`
+	RetryMax          Duration         `toml:"retry_max"`
+	MaxPendingBytes   OptionalByteSize `toml:"max_pending_bytes" later:"yes"`
+	WhenFull          string           `toml:"when_full" enum:"refuse discard_oldest" later:"yes"`
+	LateAfter         Duration         `toml:"late_after" later:"yes"`
+	LatePolicy        string           `toml:"late_policy" enum:"deliver filter dead_letter" later:"yes"`
+}
+
+// DeadLetters is how long what Customer.io refused for good is kept.
+type DeadLetters struct {
+	Keep     Duration `toml:"keep" later:"yes"`
+	MaxBytes ByteSize `toml:"max_bytes" later:"yes"`
+}
+
+// Log is how ampcio writes its log to stderr.
+type Log struct {
+	Level  string `toml:"level" enum:"debug info warn error"`
+	Format string `toml:"format" enum:"auto text json"`
+}
+
+// Default is every default outside of projects and syncs, of which there are none.
+func Default() Config {
+	return Config{
+		Server: Server{
+			Listen: "127.0.0.1:8080",
+			TrustedProxies: []netip.Prefix{
+				netip.MustParsePrefix("127.0.0.1/32"),
+				netip.MustParsePrefix("::1/128"),
+			},
+			CORSOrigins: []string{"*"},
+			Admin:       "127.0.0.1:8081",
+		},
+		Storage: Storage{
+			Dir:         "/var/lib/ampcio",
+			MaxBytes:    20 * GiB,
+			MinFree:     1 * GiB,
+			Keep:        Duration(72 * time.Hour),
+			KeepBytes:   4 * GiB,
+			RotateBytes: 128 * MiB,
+			RotateAfter: Duration(24 * time.Hour),
+		},
+		DeadLetters: DeadLetters{
+			Keep:     Duration(90 * 24 * time.Hour),
+			MaxBytes: 2 * GiB,
+		},
+		Log: Log{Level: "info", Format: "auto"},
+	}
+}
+
+// DefaultProject is a project of which nothing was written. Its API keys have no
+// default.
+func DefaultProject() Project {
+	return Project{Relay: "off"}
+}
+
+// DefaultSync is a sync of which nothing was written. Region, Site ID, API key and,
+// while events are sent, at least one Select have no default. The project may be
+// left out when there is only one.
+func DefaultSync() Sync {
+	return Sync{
+		Enabled:        true,
+		Identifier:     "user_id",
+		IdentifierKind: "auto",
+		Anonymous:      "filter",
+		Events: Events{
+			Send:               true,
+			PageViews:          "event",
+			UserPropertyValues: "json",
+		},
+		Users: Users{
+			Send:    true,
+			OnUnset: "clear",
+		},
+		Delivery: Delivery{
+			Concurrency:       4,
+			RequestsPerSecond: 100,
+			BatchOperations:   500,
+			Timeout:           Duration(30 * time.Second),
+			RetryInitial:      Duration(500 * time.Millisecond),
+			RetryMax:          Duration(5 * time.Minute),
+			WhenFull:          "refuse",
+			LateAfter:         Duration(72 * time.Hour),
+			LatePolicy:        "deliver",
+		},
+	}
+}
+
+// DefaultSelect is a rule of which nothing was written. Its events have no default.
+func DefaultSelect() Select {
+	return Select{Action: "send"}
+}

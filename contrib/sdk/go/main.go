@@ -1,0 +1,327 @@
+// Command ampcio-sdk-check lets the real Amplitude SDKs for Node and Go send to a real daemon, through a restart and a
+// time in which it cannot store, and compares what a sandbox Customer.io then holds with what was sent.
+// See ../run, which builds what it needs.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	apiKey        = "0123456789abcdef0123456789abcdef"
+	flushInterval = 200 * time.Millisecond // as in drive.js; 10 s is the SDKs' own
+)
+
+const configuration = `
+[server]
+admin  = %q
+socket = %q
+
+[storage]
+dir      = %q
+min_free = %q
+
+[project.app]
+amplitude_api_keys = [%q]
+
+[sync.check]
+region     = "us"
+site_id    = "site"
+api_key    = "key"
+endpoint   = "http://%s"
+identifier = "user_id"
+
+[[sync.check.select]]
+event = ["Order *", "Step", "revenue_amount", "App Opened"]
+
+[sync.check.events]
+properties = ["total", "currency", "n", "$productId", "$price", "$quantity"]
+
+[sync.check.users]
+properties = ["email", "plan", "trial", "first_seen", "campaign", "logins", "visited", "recent", "tags", "badges", "org"]
+`
+
+// answer says how the calls of a story ended: what the SDK told its caller, by code.
+type answer struct {
+	Calls int
+	Codes map[string]int
+}
+
+// allGood: every call was acknowledged.
+func (a answer) allGood() bool { return a.Calls > 0 && a.Codes["200"] == a.Calls }
+
+// A player tells stories with one SDK.
+type player struct {
+	name, prefix string
+	play         func(story string) (answer, error)
+}
+
+func main() {
+	binary := flag.String("ampcio", "", "the binary")
+	node := flag.String("node", "", "folder with drive.js and its node_modules")
+	folder := flag.String("folder", "", "empty folder for state and logs")
+	flag.Parse()
+	if err := check(*binary, *node, *folder); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func check(binary, node, folder string) error {
+	h, err := openHouse(binary, folder)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	nodePlay, closeNode, err := startNode(node, h.url, folder)
+	if err != nil {
+		return err
+	}
+	defer closeNode()
+	players := []player{
+		{"analytics-node 1.5.73", "node", nodePlay},
+		{"analytics-go 1.3.1", "go", newGoSDK(h.url, apiKey, "go").play},
+	}
+
+	if err := h.start("config.toml"); err != nil {
+		return err
+	}
+	calls, err := tell("login", players, nil)
+	if err != nil {
+		return err
+	}
+
+	// A restart: what is sent meanwhile waits in the socket's queue.
+	if err := h.stop(); err != nil {
+		return err
+	}
+	n, err := tell("restart", players, func() error {
+		time.Sleep(5 * flushInterval) // for the SDKs to have connected: nobody is there to tell
+		return h.start("config.toml")
+	})
+	calls += n
+	if err != nil {
+		return err
+	}
+
+	// A disk that is full: 503, which both SDKs survive by sending again.
+	if err := h.stop(); err != nil {
+		return err
+	}
+	if err := h.start("full.toml"); err != nil {
+		return err
+	}
+	if status, err := h.post(); err != nil || status != 503 {
+		return fmt.Errorf("with a full disk an event was answered %d, %v; want 503", status, err)
+	}
+	n, err = tell("full", players, func() error {
+		err := waitFor("each SDK to have met 503", func() error {
+			s, err := h.stats()
+			if err != nil {
+				return err
+			}
+			refused := 0
+			for _, r := range s.Door.Refused {
+				refused += r.Count
+			}
+			if refused < 5 {
+				return fmt.Errorf("refused so far: %d requests", refused)
+			}
+			return nil
+		})
+		return errors.Join(err, h.stop(), h.start("config.toml"))
+	})
+	calls += n
+	if err != nil {
+		return err
+	}
+
+	return verdict(h, players, calls)
+}
+
+// tell has all players tell a story at the same time, while meanwhile is done, and returns how many calls they made.
+func tell(story string, players []player, meanwhile func() error) (calls int, err error) {
+	type end struct {
+		who player
+		answer
+		err error
+	}
+	ends := make(chan end)
+	for _, p := range players {
+		go func() {
+			a, err := p.play(story)
+			ends <- end{p, a, err}
+		}()
+	}
+	var errs []error
+	if meanwhile != nil {
+		errs = append(errs, meanwhile())
+	}
+	timeout := time.After(90 * time.Second)
+	for range players {
+		select {
+		case e := <-ends:
+			fmt.Printf("%-8s %-22s %3d calls, answered %v\n", story, e.who.name, e.Calls, e.Codes)
+			calls += e.Calls
+			if e.err == nil && !e.allGood() {
+				e.err = errors.New("not every call was acknowledged")
+			}
+			if e.err != nil {
+				errs = append(errs, fmt.Errorf("%s, %s: %w", e.who.name, story, e.err))
+			}
+		case <-timeout:
+			return calls, errors.Join(append(errs, fmt.Errorf("%s: an SDK was not done after 90 s", story))...)
+		}
+	}
+	return calls, errors.Join(errs...)
+}
+
+// startNode starts drive.js; play writes a story to it and reads the answer.
+func startNode(node, url, folder string) (play func(string) (answer, error), stop func(), err error) {
+	process := exec.Command("node", filepath.Join(node, "drive.js"), url, apiKey, "node")
+	process.Stderr = os.Stderr
+	process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	in, err := process.StdinPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	out, err := process.StdoutPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := process.Start(); err != nil {
+		return nil, nil, err
+	}
+	lines := bufio.NewReader(out)
+	play = func(story string) (a answer, err error) {
+		if _, err := io.WriteString(in, story+"\n"); err != nil {
+			return a, err
+		}
+		line, err := lines.ReadBytes('\n')
+		if err != nil {
+			return a, fmt.Errorf("drive.js: %w", err)
+		}
+		return a, json.Unmarshal(line, &a)
+	}
+	stop = func() {
+		_ = process.Process.Kill()
+		_ = process.Wait()
+	}
+	return play, stop, nil
+}
+
+// The sandbox's answers, as far as they are checked.
+type (
+	person struct {
+		ID         string
+		Attributes map[string]any
+		Events     []event
+	}
+	event struct {
+		Name       string
+		Attributes map[string]any
+	}
+	report struct {
+		Events     map[string]any
+		Identifies map[string]any
+		Order      map[string]any
+		Invalid    map[string]int
+	}
+)
+
+// expected are the people that the stories of one prefix make.
+func expected(prefix string) []person {
+	ada := person{ID: prefix + "-ada", Attributes: map[string]any{
+		"id": prefix + "-ada", "email": prefix + "-ada@example.com", "plan": "team", "first_seen": "2026-01-01",
+		"campaign": "spring", // set while anonymous, taken over at login
+		"logins":   3.0, "visited": []any{"cart"}, "recent": []any{"b", "a"}, "tags": []any{"x"},
+		"badges": []any{"silver", "gold"}, "org": []any{"Acme", "Globex"},
+	}, Events: []event{
+		{"Order Completed", map[string]any{"total": 19.5, "currency": "EUR"}},
+		{"Order Completed", map[string]any{"total": 7.0}}, // by device alone
+		{"revenue_amount", map[string]any{"$productId": "sku-1", "$price": 4.99, "$quantity": 3.0}},
+	}}
+	bob := person{ID: prefix + "-bob", Attributes: map[string]any{"id": prefix + "-bob"}}
+	for n := 1; n <= 90; n++ {
+		bob.Events = append(bob.Events, event{"Step", map[string]any{"n": float64(n)}})
+	}
+	return []person{ada, bob}
+}
+
+// verdict waits until all is delivered and compares.
+func verdict(h *house, players []player, calls int) error {
+	var s stats
+	err := waitFor("the queue to drain", func() (err error) {
+		if s, err = h.stats(); err == nil && s.Syncs[0].Books.Pending > 0 {
+			err = fmt.Errorf("%d pending, sync %s", s.Syncs[0].Books.Pending, s.Syncs[0].Status)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var wrong []string
+	differ := func(what string, got, want any) {
+		if !reflect.DeepEqual(got, want) {
+			wrong = append(wrong, fmt.Sprintf("%s:\n  got  %v\n  want %v", what, got, want))
+		}
+	}
+
+	// Of each prefix's calls four are not for Customer.io: the two while anonymous, Not Selected and the group's.
+	filtered := 4 * len(players)
+	books, totals := s.Syncs[0].Books, s.Syncs[0].Totals
+	differ("taken", books.Taken, calls)
+	differ("delivered, filtered, dead, lost", [...]int{totals.Delivered, totals.Filtered, totals.Dead, totals.Lost},
+		[...]int{calls - filtered, filtered, 0, 0})
+	differ("books balanced", books.Balanced, true)
+
+	var all struct{ People []person }
+	if err := getJSON("http://"+h.sandbox+"/_sandbox/people", &all); err != nil {
+		return err
+	}
+	differ("people", len(all.People), 2*len(players))
+	events := 0
+	for _, p := range players {
+		for _, want := range expected(p.prefix) {
+			events += len(want.Events)
+			var got person
+			if err := getJSON("http://"+h.sandbox+"/_sandbox/people/"+want.ID, &got); err != nil {
+				wrong = append(wrong, err.Error())
+				continue
+			}
+			differ("attributes of "+want.ID, got.Attributes, want.Attributes)
+			differ("events of "+want.ID, got.Events, want.Events)
+		}
+	}
+	var r report
+	if err := getJSON("http://"+h.sandbox+"/_sandbox/report", &r); err != nil {
+		return err
+	}
+	differ("events accepted", r.Events["unique_events"], float64(events))
+	differ("events doubled", r.Events["duplicate_events"], 0.0)
+	differ("ids shared by two events", r.Events["duplicate_events_differing"], 0.0)
+	differ("identifies out of date", r.Identifies["stale"], 0.0)
+	differ("identifies that Customer.io would drop", r.Identifies["failed_attribute_changes"], 0.0)
+	differ("out of order", r.Order["out_of_order_events"], 0.0)
+	differ("missing", r.Order["missing_events"], 0.0)
+	differ("requests that overlap", r.Order["overlapping_requests"], 0.0)
+	differ("refused by Customer.io", len(r.Invalid), 0)
+
+	if len(wrong) > 0 {
+		return fmt.Errorf("WRONG\n%s", strings.Join(wrong, "\n"))
+	}
+	fmt.Printf("right: %d calls, %d events and %d people in Customer.io, in order, none lost, none doubled\n", calls, events, len(all.People))
+	return nil
+}

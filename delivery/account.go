@@ -1,0 +1,204 @@
+package delivery
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+// probeEvery is the least time between two questions to the region endpoint while
+// the sync is blocked: wrong keys do not get right by being shown more often.
+const probeEvery = time.Minute
+
+// Account is what Customer.io's region endpoint says of a Site ID and API key
+// (GET /api/v1/accounts/region).
+type Account struct {
+	Region        string `json:"region"` // us | eu
+	EnvironmentID int64  `json:"environment_id"`
+	URL           string `json:"url"` // the base URL for this account
+}
+
+// AccountError is why deliveries may not start.
+type AccountError struct {
+	Reason  string // one word: http_401, wrong_region, wrong_endpoint, timeout, bad_answer …
+	Detail  string // what was seen
+	Advice  string // what to do, one sentence
+	Blocked bool   // a person must mend it; else it is tried again and may pass by itself
+
+	retryAfter time.Duration
+}
+
+func (e *AccountError) Error() string { return e.Detail + ": " + e.Advice }
+
+// CheckAccount asks the region endpoint once whether the credentials are good and
+// the region is the account's. An error is always an *AccountError. Nothing but
+// the credentials is sent.
+func CheckAccount(ctx context.Context, o Options) (Account, error) {
+	o = o.withDefaults()
+	c := newClient(o)
+	defer c.close()
+	account, err := judgeAccount(c.region(ctx), &o, c.shown)
+	if err != nil {
+		return Account{}, err
+	}
+	return account, nil
+}
+
+// judgeAccount reads the answer of the region endpoint; the error is nil only
+// when Customer.io knows the credentials and the region agrees.
+func judgeAccount(a answer, o *Options, base string) (Account, *AccountError) {
+	if a.err != nil {
+		reason := networkReason(a.err)
+		return Account{}, unreachable(reason, fmt.Sprintf("no answer from %s (%s)", base, reason), 0)
+	}
+	code := "http_" + strconv.Itoa(a.status)
+	switch {
+	case a.status == http.StatusOK:
+		var account Account
+		if json.Unmarshal(a.body, &account) != nil || account.Region == "" {
+			return Account{}, unreachable("bad_answer", base+" answers, but not as Customer.io does", 0)
+		}
+		if account.Region != o.Region {
+			return Account{}, wrongRegion(o, fmt.Sprintf("Customer.io says that this account is in region %q", clip(account.Region)))
+		}
+		return account, nil
+	case a.status >= 300 && a.status < 500 && a.status != http.StatusRequestTimeout && a.status != http.StatusTooManyRequests:
+		return Account{}, blockedBy(code, a.location, o, base)
+	}
+	return Account{}, unreachable(code, fmt.Sprintf("%s answers %d", base, a.status), parseRetryAfter(a.retryAfter, o.Now()))
+}
+
+// blockedBy says what an answer that only a person can mend means, wherever it came from.
+func blockedBy(code, location string, o *Options, base string) *AccountError {
+	switch code {
+	case "http_401", "http_403":
+		return &AccountError{
+			Reason: code, Blocked: true,
+			Detail: "Customer.io does not accept the Site ID and API key",
+			Advice: fmt.Sprintf("check site_id and the Track API key (Settings, API Credentials in Customer.io), and that the account is in region %q", o.Region),
+		}
+	case "http_404", "http_405":
+		return &AccountError{
+			Reason: "wrong_endpoint", Blocked: true,
+			Detail: fmt.Sprintf("%s has no Track API (%s)", base, code),
+			Advice: "check endpoint; leave it empty for Customer.io's own address",
+		}
+	}
+	if len(code) == len("http_300") && code[len("http_")] == '3' {
+		detail := base + " redirects"
+		if to, err := url.Parse(location); err == nil && to.Host != "" {
+			detail += " to " + clip(to.Host)
+		}
+		e := wrongRegion(o, detail)
+		return e
+	}
+	return &AccountError{
+		Reason: code, Blocked: true,
+		Detail: fmt.Sprintf("%s refuses the question for the account's region (%s)", base, code),
+		Advice: "check site_id, api_key_file and endpoint",
+	}
+}
+
+func wrongRegion(o *Options, detail string) *AccountError {
+	other := "eu"
+	if o.Region == "eu" {
+		other = "us"
+	}
+	return &AccountError{
+		Reason: "wrong_region", Blocked: true, Detail: detail,
+		Advice: fmt.Sprintf("the configuration says region = %q: set region = %q if that is where the account is", o.Region, other),
+	}
+}
+
+func unreachable(reason, detail string, retryAfter time.Duration) *AccountError {
+	advice := "nothing needs to be done, it is tried again; see status.customer.io, and the network of this machine if it lasts"
+	switch reason {
+	case "dns", "no_route", "refused":
+		advice = "check this machine's network, and endpoint if one is set; it is tried again"
+	case "tls":
+		advice = "check what stands between this machine and Customer.io, its clock and its CA certificates; it is tried again"
+	case "bad_answer":
+		advice = "check endpoint, and whether a proxy or a login page answers instead; it is tried again"
+	}
+	return &AccountError{Reason: reason, Detail: detail, Advice: advice, retryAfter: retryAfter}
+}
+
+// desk asks the region endpoint, one question at a time.
+type desk struct {
+	turn    chan struct{} // one token
+	began   time.Time     // of the newest question; read and written with the token in hand
+	account Account
+	err     *AccountError
+}
+
+// ask gives the region endpoint's answer to a question that was begun after the
+// given time: one that another goroutine has just asked will do. An ended ctx
+// gives an unblocking error.
+func (s *Sync) ask(ctx context.Context, after time.Time) (Account, *AccountError) {
+	select {
+	case <-s.desk.turn:
+	case <-ctx.Done():
+		return Account{}, unreachable("stopped", "stopped", 0)
+	}
+	defer func() { s.desk.turn <- struct{}{} }()
+	if s.desk.began.IsZero() || s.desk.began.Before(after) {
+		s.desk.began = s.o.Now()
+		s.desk.account, s.desk.err = judgeAccount(s.client.region(ctx), &s.o, s.client.shown)
+	}
+	return s.desk.account, s.desk.err
+}
+
+// watch keeps the door: it opens it when the region endpoint agrees, and while it
+// is shut asks again: by backoff when there is no answer, at most once a minute
+// when the answer was no. It returns when ctx ends.
+func (s *Sync) watch(ctx context.Context) {
+	failures := 0
+	next := s.o.Now()
+	for s.sleepUntil(ctx, next) {
+		asked := s.o.Now()
+		account, err := s.ask(ctx, asked)
+		if ctx.Err() != nil {
+			return
+		}
+		switch {
+		case err == nil:
+			failures = 0
+			s.door.agree(account)
+			if !s.door.waitShut(ctx) {
+				return
+			}
+			// A first block is asked about at once: it may be Customer.io's mistake.
+			// One that follows upon an agreement waits its minute.
+			next = asked.Add(probeEvery)
+		case err.Blocked:
+			failures = 0
+			s.door.block(err, asked)
+			next = s.o.Now().Add(probeEvery)
+		default:
+			wait := s.o.delay(failures, err.retryAfter)
+			failures++
+			s.door.noAnswer(err)
+			if s.door.blocked() {
+				wait = max(wait, probeEvery)
+			}
+			next = s.o.Now().Add(wait)
+		}
+	}
+}
+
+// sleepUntil waits for the time of the next question; false when ctx ended first.
+func (s *Sync) sleepUntil(ctx context.Context, next time.Time) bool {
+	s.door.probeAt(next)
+	timer := time.NewTimer(next.Sub(s.o.Now()))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,191 @@
+package delivery
+
+import (
+	"fmt"
+
+	"ampcio/mapping"
+	"ampcio/queue"
+)
+
+// maxBatchRecords bounds the records that one batch looks at. Where most are
+// filtered, the operations found so far must not wait for the search to end.
+const maxBatchRecords = 4096
+
+// batch is what one worker has in hand: claims on some lanes, their records, and
+// the operations that these map to, which will be one request (more when parts of
+// it are refused). Used by one goroutine.
+type batch struct {
+	taken      []*taken
+	operations []*operation // those to be sent, in lane order
+	bytes      int          // of the request that they make, less the wrapper
+	records    int
+	full       bool
+	paid       bool // a turn of the pace was taken for the first request
+	suspect    bool // it met a 403 that is about what is in it
+	err        error
+}
+
+// taken is a claim and what became of its records.
+type taken struct {
+	claim   *queue.Claim
+	parts   []part
+	sent    map[string][]byte // by identifier key: what it will have been sent after the parts so far
+	stopped bool              // one operation must wait: none after it may be sent in this batch
+}
+
+// part is a record and its operations.
+type part struct {
+	seq        uint64
+	key        string // of the identifier, "" when there is none
+	decision   mapping.Decision
+	operations []*operation // including those refused before sending
+	unreadable *refusal     // the record could not be read or mapped
+}
+
+// operation is one element of a request.
+type operation struct {
+	of      *taken
+	action  string
+	body    []byte
+	verdict verdict
+	refused []refusal // of refused
+	answer  reading   // of retry and forbidden
+}
+
+// fill adds claims to the batch until it is full or no lane is due; first may be
+// nil. There is no waiting for more: what is there leaves now. Claims of which
+// nothing has to be sent are settled on the way. After an error of the ledger
+// (b.err) nothing more is added, and the batch must not be sent.
+func (s *Sync) fill(b *batch, first *queue.Claim) {
+	claim := first
+	if claim == nil && !b.full {
+		claim = s.source.TryClaim()
+	}
+	for claim != nil {
+		if t := s.add(b, claim); t != nil {
+			b.records += len(t.parts)
+			b.full = b.full || b.records >= maxBatchRecords || len(b.operations) >= s.o.BatchOperations
+			if t.sends() {
+				b.taken = append(b.taken, t)
+			} else {
+				s.settle(t)
+			}
+		}
+		if b.full || b.err != nil {
+			return
+		}
+		claim = s.source.TryClaim()
+	}
+}
+
+// add maps the records of a claim, as many as fit; the rest goes back to the head
+// of its lane, or all of it, and then add returns nil.
+func (s *Sync) add(b *batch, claim *queue.Claim) *taken {
+	t := &taken{claim: claim, sent: map[string][]byte{}}
+	identified := map[string]bool{}
+	held := map[string]bool{}
+	records := claim.Records()
+	for i := range records {
+		p, fits := s.part(b, t, &records[i], identified, held)
+		if !fits {
+			if i == 0 {
+				claim.Return()
+				return nil
+			}
+			claim.Trim(i)
+			break
+		}
+		t.parts = append(t.parts, p)
+	}
+	return t
+}
+
+// part maps one record and enters its operations into the batch. It does not fit
+// when it is too much for this request; when another claim holds its identifier;
+// or when it would be the second identify of a person in this batch: Customer.io
+// orders them by whole seconds, so those of one request could not be told apart.
+func (s *Sync) part(b *batch, t *taken, q *queue.Record, identified, held map[string]bool) (p part, fits bool) {
+	p.seq = q.Seq
+	r := mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
+	if err := r.DecodeBody(q.Body); err != nil {
+		p.unreadable = &refusal{Reason: "unreadable_record", Message: clip(err.Error())}
+		return p, true
+	}
+	id, reason := s.rules.Identifier(&r)
+	if reason != "" {
+		p.decision = s.rules.NoIdentifier(&r, reason)
+	} else {
+		p.key = id.Key()
+		if !held[p.key] {
+			if !t.claim.Hold(p.key) {
+				return p, false
+			}
+			held[p.key] = true
+		}
+		sent, known := t.sent[p.key]
+		var err error
+		if !known {
+			if sent, err = t.claim.Sent(p.key); err != nil {
+				b.err = err
+				return p, false
+			}
+		}
+		if p.decision, err = s.rules.Map(&r, id, sent); err != nil {
+			p.unreadable = &refusal{Reason: "not_mappable", Message: clip(err.Error())}
+			return p, true
+		}
+	}
+
+	bytes, sending, identifies := 0, 0, false
+	for _, o := range p.decision.Operations {
+		op := &operation{of: t, action: o.Action, body: o.Body}
+		p.operations = append(p.operations, op)
+		identifies = identifies || o.Action == "identify"
+		if len(o.Body) > maxOperationBytes {
+			op.verdict = refused
+			op.refused = []refusal{{
+				Reason:  "operation_too_large",
+				Message: fmt.Sprintf("%d bytes; Customer.io takes %d", len(o.Body), maxOperationBytes),
+			}}
+			op.body = nil
+			continue
+		}
+		sending++
+		bytes += len(o.Body) + 1
+	}
+	if identifies && identified[p.key] {
+		return p, false
+	}
+	// A record is never divided over two batches, so the first one always fits,
+	// even where batch_operations is 1 and it has two: then send halves it.
+	if n := len(b.operations); n > 0 && sending > 0 &&
+		(n+sending > s.o.BatchOperations || len(batchOpen)+b.bytes+bytes-1+len(batchClose) > maxRequestBytes) {
+		b.full = true
+		return p, false
+	}
+	if identifies {
+		identified[p.key] = true
+	}
+	if p.decision.Sent != nil && p.key != "" {
+		t.sent[p.key] = p.decision.Sent
+	}
+	for _, op := range p.operations {
+		if op.verdict == unsent {
+			b.operations = append(b.operations, op)
+		}
+	}
+	b.bytes += bytes
+	return p, true
+}
+
+// sends tells whether any operation of the claim has to be sent.
+func (t *taken) sends() bool {
+	for i := range t.parts {
+		for _, o := range t.parts[i].operations {
+			if o.verdict == unsent {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,195 @@
+package delivery
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Customer.io's limits for POST /api/v2/batch (docs.customer.io/integrations/api/track).
+// Whether its "kB" means 1000 or 1024 is not published; 1000 is right in both cases.
+const (
+	maxOperationBytes = 32_000
+	maxRequestBytes   = 500_000 // of the whole body, the wrapper included
+)
+
+// The wrapper around the operations of a batch.
+const (
+	batchOpen  = `{"batch":[`
+	batchClose = `]}`
+)
+
+// maxAnswerBytes bounds what is read of an answer. The longest useful one names
+// each of some thousand operations with a sentence.
+const maxAnswerBytes = 4 << 20
+
+// client speaks HTTP with Customer.io's Track API and judges nothing: what came
+// back is an answer, and read (verdict.go) says what it means. Safe for concurrent use.
+type client struct {
+	base    string // https://track.customer.io, without a slash at the end
+	shown   string // base as it may be shown: without a password
+	site    string
+	key     string
+	agent   string
+	timeout time.Duration // of one exchange, from dialing to the last byte of the answer
+	now     func() time.Time
+	http    *http.Client
+}
+
+// answer is one exchange as the client saw it: either err, or the rest.
+type answer struct {
+	status     int
+	body       []byte
+	retryAfter string // the header as it came
+	location   string // the header as it came, of a redirect
+	err        error  // nothing usable came back; the request may or may not have been processed
+	began      time.Time
+	took       time.Duration
+}
+
+func newClient(o Options) *client {
+	base := strings.TrimRight(o.Endpoint, "/")
+	if base == "" {
+		switch o.Region {
+		case "eu":
+			base = "https://track-eu.customer.io"
+		default:
+			base = "https://track.customer.io"
+		}
+	}
+	shown := base
+	if u, err := url.Parse(base); err == nil {
+		shown = u.Redacted()
+	}
+	transport := o.Transport
+	if transport == nil {
+		transport = newTransport(o.Concurrency)
+	}
+	return &client{
+		base: base, shown: shown, site: o.SiteID, key: o.APIKey, agent: o.UserAgent, timeout: o.Timeout, now: o.Now,
+		http: &http.Client{
+			Transport: transport,
+			// A redirect means the wrong region. Following one would send a person's
+			// data through the other region, and turn a POST into a GET without a body.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+func newTransport(concurrency int) *http.Transport {
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ForceAttemptHTTP2:     true,
+		MaxIdleConns:          concurrency + 1,
+		MaxIdleConnsPerHost:   concurrency + 1,
+		IdleConnTimeout:       90 * time.Second,
+		ExpectContinueTimeout: time.Second,
+		// A connection that a firewall forgot answers nothing. Without pings all
+		// requests that share it would run into their timeout, one after the other.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
+	}
+}
+
+// close lets go of the idle connections.
+func (c *client) close() { c.http.CloseIdleConnections() }
+
+// batch sends operations in their order. The body is put together from their
+// bytes as they are; nothing is parsed or encoded again.
+func (c *client) batch(ctx context.Context, operations []*operation) answer {
+	size := len(batchOpen) + len(batchClose)
+	for _, o := range operations {
+		size += len(o.body) + 1
+	}
+	body := make([]byte, 0, size)
+	body = append(body, batchOpen...)
+	for i, o := range operations {
+		if i > 0 {
+			body = append(body, ',')
+		}
+		body = append(body, o.body...)
+	}
+	body = append(body, batchClose...)
+	return c.do(ctx, http.MethodPost, "/api/v2/batch", body)
+}
+
+// region asks for the account's region with the account's credentials.
+func (c *client) region(ctx context.Context) answer {
+	return c.do(ctx, http.MethodGet, "/api/v1/accounts/region", nil)
+}
+
+func (c *client) do(ctx context.Context, method, path string, body []byte) (a answer) {
+	a.began = c.now()
+	defer func() { a.took = c.now().Sub(a.began) }()
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	var content io.Reader
+	if body != nil {
+		content = bytes.NewReader(body)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, c.base+path, content)
+	if err != nil {
+		a.err = fmt.Errorf("make request: %w", err)
+		return a
+	}
+	request.SetBasicAuth(c.site, c.key)
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	request.Header.Set("User-Agent", c.agent)
+	response, err := c.http.Do(request)
+	if err != nil {
+		a.err = fmt.Errorf("send request: %w", err)
+		return a
+	}
+	defer response.Body.Close()
+	a.body, err = io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes+1))
+	if err != nil {
+		a.err = fmt.Errorf("read answer: %w", err)
+		return a
+	}
+	a.status = response.StatusCode
+	a.retryAfter = response.Header.Get("Retry-After")
+	a.location = response.Header.Get("Location")
+	return a
+}
+
+// networkReason names why nothing usable came back, in one word for statistics.
+func networkReason(err error) string {
+	var (
+		dns         *net.DNSError
+		certificate *x509.UnknownAuthorityError
+		host        *x509.HostnameError
+		invalid     *x509.CertificateInvalidError
+		network     net.Error
+	)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return "timeout"
+	case errors.As(err, &dns):
+		return "dns"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "refused"
+	case errors.As(err, &certificate), errors.As(err, &host), errors.As(err, &invalid):
+		return "tls"
+	case errors.As(err, &network) && network.Timeout():
+		return "timeout"
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		return "no_route"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, net.ErrClosed):
+		return "connection_cut"
+	}
+	return "network"
+}

@@ -1,0 +1,184 @@
+package delivery
+
+import "context"
+
+// send brings the batch's operations to a verdict each, with as many requests as
+// that takes. What is still unsent afterwards goes back into the queue as if it
+// had never been claimed.
+func (s *Sync) send(ctx context.Context, b *batch) {
+	s.exchange(ctx, b, b.operations)
+	s.judgeForbidden(ctx, b)
+}
+
+// exchange sends operations in array order, in one request where they fit and
+// are not refused as a whole, else in halves, one after the other. It returns
+// false when the rest of the batch must not be sent now.
+//
+// Halves that go one after the other keep each person's order: once an operation
+// has to wait, the later ones of its lane are left out.
+func (s *Sync) exchange(ctx context.Context, b *batch, operations []*operation) bool {
+	operations = sendable(operations)
+	if len(operations) == 0 {
+		return true
+	}
+	// The first record of a batch may be more than one request's worth.
+	if len(operations) > s.o.BatchOperations {
+		return s.halves(ctx, b, operations)
+	}
+	if !b.paid && s.pace.wait(ctx) != nil {
+		return false
+	}
+	b.paid = false
+	if ctx.Err() != nil || !s.door.passable() {
+		return false
+	}
+	a := s.post(operations)
+	if a.err != nil && s.cut.Err() != nil {
+		return false // we hung up ourselves, at the end of StopGrace
+	}
+	r := read(len(operations), a, s.o.Now())
+	s.pace.answered(r.reason == "http_429")
+	accepted := 0
+	if r.verdict == delivered {
+		accepted = len(operations) - len(r.refusals)
+	}
+	if r.verdict != forbidden { // then it is told once it is known what it means
+		s.door.answered(r, accepted)
+	}
+
+	switch r.verdict {
+	case delivered:
+		for i, o := range operations {
+			o.verdict = delivered
+			if why := r.refusals[i]; len(why) > 0 {
+				o.verdict, o.refused = refused, why
+			}
+		}
+		return true
+	case refused:
+		operations[0].verdict, operations[0].refused = refused, []refusal{r.refusal}
+		return true
+	case split:
+		return s.halves(ctx, b, operations)
+	case forbidden:
+		return s.forbidden(ctx, b, operations, r)
+	case blocked:
+		s.door.block(blockedBy(r.reason, a.location, &s.o, s.client.shown), a.began)
+		return false
+	}
+	// The destination has failed. The rest of this batch would most likely fail
+	// too; it goes back without an attempt being counted against it.
+	postpone(operations, r)
+	return false
+}
+
+// post is one request: it ends by its own timeout or StopGrace after Run's ctx, not
+// with that.
+func (s *Sync) post(operations []*operation) answer {
+	s.inFlight.Add(1)
+	defer s.inFlight.Add(-1)
+	return s.client.batch(s.cut, operations)
+}
+
+func (s *Sync) halves(ctx context.Context, b *batch, operations []*operation) bool {
+	middle := len(operations) / 2
+	return s.exchange(ctx, b, operations[:middle]) && s.exchange(ctx, b, operations[middle:])
+}
+
+// forbidden deals with a 403: either the keys are not good (any more), or nothing
+// is let through, or something that inspects requests dislikes what is in this one.
+func (s *Sync) forbidden(ctx context.Context, b *batch, operations []*operation, r reading) bool {
+	if !b.suspect {
+		verdict := s.interpretForbidden(ctx)
+		if verdict != refused {
+			r.verdict = verdict
+			s.door.answered(r, 0)
+			if verdict == retry {
+				postpone(operations, r)
+			}
+			return false
+		}
+		b.suspect = true
+		if len(operations) == 1 {
+			s.door.answered(r, 0)
+			operations[0].verdict, operations[0].refused = refused, []refusal{r.refusal}
+			return true
+		}
+	}
+	s.door.answered(r, 0)
+	if len(operations) > 1 {
+		return s.halves(ctx, b, operations)
+	}
+	postpone(operations, r)
+	return true
+}
+
+// judgeForbidden decides on the single operations that got a 403. Keys that were
+// revoked in the meantime give the same answer, so it is looked into once more.
+func (s *Sync) judgeForbidden(ctx context.Context, b *batch) {
+	var verdict verdict
+	for _, o := range b.operations {
+		if o.verdict != forbidden {
+			continue
+		}
+		if verdict == unsent {
+			if verdict = s.interpretForbidden(ctx); verdict == unsent {
+				verdict = blocked
+			}
+		}
+		if o.verdict = verdict; verdict == refused {
+			o.refused = []refusal{o.answer.refusal}
+		}
+	}
+}
+
+// interpretForbidden says what 403 as the answer to data means at this moment:
+// refused, it is the data; retry, it is not, or that cannot be told; unsent, the
+// keys are not good, and the sync is blocked.
+//
+// It asks the region endpoint about the keys, then sends a batch without
+// operations: where that gets any other answer than 403, requests do come through.
+// Without it, a firewall that dislikes this machine would bury the whole queue.
+func (s *Sync) interpretForbidden(ctx context.Context) verdict {
+	began := s.o.Now()
+	_, err := s.ask(s.cut, began)
+	switch {
+	case s.cut.Err() != nil:
+		return unsent
+	case err != nil && err.Blocked:
+		s.door.block(err, began)
+		return unsent
+	case err != nil:
+		return retry
+	case s.pace.wait(ctx) != nil:
+		return unsent
+	}
+	a := s.post(nil)
+	if s.cut.Err() != nil {
+		return unsent
+	}
+	switch read(1, a, s.o.Now()).verdict {
+	case delivered, refused:
+		return refused
+	}
+	return retry
+}
+
+// postpone marks operations that must wait, and with each the rest of its lane.
+func postpone(operations []*operation, r reading) {
+	for _, o := range operations {
+		o.verdict, o.answer = r.verdict, r
+		o.of.stopped = true
+	}
+}
+
+// sendable leaves out the operations of lanes that have come to a stop.
+func sendable(operations []*operation) []*operation {
+	keep := operations[:0:0]
+	for _, o := range operations {
+		if !o.of.stopped {
+			keep = append(keep, o)
+		}
+	}
+	return keep
+}

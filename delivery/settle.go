@@ -1,0 +1,168 @@
+package delivery
+
+import (
+	"encoding/json"
+
+	"ampcio/mapping"
+	"ampcio/queue"
+)
+
+// settle ends a claim: the records before the first that has to wait end now, in
+// one step with what their identifiers were sent; that one and all after it go
+// back to the head of the lane, with an attempt counted only when Customer.io (or
+// the way to it) failed.
+func (s *Sync) settle(t *taken) {
+	outcomes := make([]queue.Outcome, 0, len(t.parts))
+	var stop *operation
+	refusedKeys := map[string]bool{} // identifiers whose identify was refused in this claim
+	for i := range t.parts {
+		if stop = t.parts[i].waiting(); stop != nil {
+			break
+		}
+		outcomes = append(outcomes, s.outcome(t, &t.parts[i], refusedKeys))
+	}
+	switch {
+	case stop == nil:
+		t.claim.Settle(outcomes, 0, "")
+	case stop.verdict == retry:
+		attempt := t.claim.Attempts()
+		if len(outcomes) > 0 {
+			attempt = 0 // another record is the head now
+		}
+		t.claim.Settle(outcomes, s.o.delay(attempt, stop.answer.wait), stop.answer.reason)
+	case len(outcomes) == 0:
+		t.claim.Return()
+	default:
+		t.claim.Trim(len(outcomes))
+		t.claim.Settle(outcomes, 0, "")
+	}
+}
+
+// waiting is the record's first operation without a final verdict, nil when all have one.
+func (p *part) waiting() *operation {
+	for _, o := range p.operations {
+		if o.verdict != delivered && o.verdict != refused {
+			return o
+		}
+	}
+	return nil
+}
+
+// outcome says how a record ended whose operations all have a final verdict.
+func (s *Sync) outcome(t *taken, p *part, refusedKeys map[string]bool) queue.Outcome {
+	if p.unreadable != nil {
+		s.buried(p, p.unreadable.Reason)
+		return queue.Outcome{
+			Ending: queue.Dead, Reason: p.unreadable.Reason,
+			Results: results(operation{action: "read", verdict: refused, refused: []refusal{*p.unreadable}}),
+			Tallies: []queue.Tally{{Key: "event/dead/" + p.unreadable.Reason}},
+		}
+	}
+	d := &p.decision
+	var out queue.Outcome
+	event, user := "event/filtered/"+d.EventReason, "user/"+d.UserReason
+	for _, o := range p.operations {
+		tally := "event"
+		if o.action == "identify" {
+			tally = "user"
+		}
+		if o.verdict == refused {
+			reason := o.refused[0].Reason
+			tally += "/dead/" + reason
+			if out.Reason == "" {
+				out.Reason = reason
+			}
+		} else {
+			tally += "/delivered"
+		}
+		if o.action == "identify" {
+			user = tally
+			out.SentKey, out.Sent = p.key, d.Sent
+			if o.verdict == refused {
+				refusedKeys[p.key] = true
+				for _, why := range o.refused {
+					out.Sent = mapping.Refused(out.Sent, why.Field)
+				}
+			}
+		} else {
+			event = tally
+		}
+	}
+	if out.SentKey == "" && d.Sent != nil && p.key != "" && !refusedKeys[p.key] {
+		out.SentKey, out.Sent = p.key, d.Sent
+	}
+	out.Tallies = append(make([]queue.Tally, 0, 3),
+		queue.Tally{Key: event, Example: clipExample(d.EventType)}, queue.Tally{Key: user})
+
+	switch {
+	case out.Reason != "":
+		out.Ending = queue.Dead
+		list := make([]operation, len(p.operations))
+		for i, o := range p.operations {
+			list[i] = *o
+		}
+		out.Results = results(list...)
+		s.buried(p, out.Reason)
+	case len(p.operations) == 0:
+		out.Ending = queue.Filtered
+		out.Reason = d.EventReason
+		if (d.EventReason == "identify" || d.EventReason == "group_identify") && d.UserReason != "" {
+			out.Reason = d.UserReason // there was no event in it that could have been sent
+		}
+	default:
+		out.Ending = queue.Delivered
+		tries := "record/first_try"
+		if t.claim.Attempts() > 0 {
+			tries = "record/after_retry"
+		}
+		out.Tallies = append(out.Tallies, queue.Tally{Key: tries})
+	}
+	return out
+}
+
+// results is what a dead letter keeps: per operation of the record what was
+// answered, as [{"action":"identify","status":207,"reason":"invalid",
+// "field":"attributes.plan","message":"…"},{"action":"event","status":200}].
+// status is the HTTP status and absent when the operation was never sent; an
+// operation with several complaints has one element for each.
+func results(operations ...operation) []byte {
+	type result struct {
+		Action  string `json:"action"`
+		Status  int    `json:"status,omitempty"`
+		Reason  string `json:"reason,omitempty"`
+		Field   string `json:"field,omitempty"`
+		Message string `json:"message,omitempty"`
+	}
+	var list []result
+	for _, o := range operations {
+		if o.verdict != refused {
+			list = append(list, result{Action: o.action, Status: 200})
+			continue
+		}
+		for _, why := range o.refused {
+			list = append(list, result{o.action, why.Status, why.Reason, why.Field, why.Message})
+		}
+	}
+	text, err := json.Marshal(list)
+	if err != nil {
+		return []byte("[]") // strings and numbers always marshal
+	}
+	return text
+}
+
+// clipExample bounds an event's name as it is kept beside a count.
+func clipExample(name string) string {
+	if len(name) > 100 {
+		return clip(name[:100])
+	}
+	return name
+}
+
+// buried logs dead letters: the first few at once, a flood of them summarised.
+func (s *Sync) buried(p *part, reason string) {
+	n := s.unlogged.Add(1)
+	s.burials.Do(func() {
+		s.unlogged.Add(-n)
+		s.o.Log.Warn("event refused for good, kept as a dead letter", "reason", reason, "sequence", p.seq, "count", n)
+	})
+}

@@ -1,0 +1,232 @@
+// Package delivery brings the records of a sync's queue to Customer.io, in order
+// for each person, and enters in the sync's ledger what became of each: nothing
+// counts as delivered, or as refused, but what Customer.io itself has answered.
+//
+// One batch: a worker claims lanes until a request is full (batch.go), sends it
+// (send.go, client.go), reads the answer operation by operation (verdict.go) and
+// settles each claim (settle.go). Before anything is sent the account is checked;
+// answers that only a person can mend shut the door for all workers (account.go,
+// door.go). pace.go and backoff.go say when the next request may leave.
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"ampcio/mapping"
+	"ampcio/queue"
+)
+
+// Options are one sync's settings. Zero values of the numbers and durations take
+// the defaults in brackets.
+type Options struct {
+	Name     string // of the sync
+	SiteID   string
+	APIKey   string // secret: never in an error, a log line or Status
+	Region   string // us | eu
+	Endpoint string // another base URL; "" = Customer.io's own for the region
+
+	Concurrency       int           // requests in flight [4]
+	RequestsPerSecond float64       // [100]
+	BatchOperations   int           // operations in a request, at most [500]
+	Timeout           time.Duration // of one request [30 s]
+	RetryInitial      time.Duration // [500 ms]
+	RetryMax          time.Duration // [5 min]
+	StopGrace         time.Duration // how long requests in flight may take after ctx ended [20 s]
+	UserAgent         string        // [ampcio]
+
+	Now       func() time.Time
+	Log       *slog.Logger
+	Beat      func()            // called every few seconds unless the ledger is stuck; nil = nobody listens
+	Transport http.RoundTripper // nil = the network
+}
+
+func (o Options) withDefaults() Options {
+	o.Concurrency = orElse(o.Concurrency, 4)
+	o.RequestsPerSecond = orElse(o.RequestsPerSecond, 100)
+	o.BatchOperations = orElse(o.BatchOperations, 500)
+	o.Timeout = orElse(o.Timeout, 30*time.Second)
+	o.RetryInitial = orElse(o.RetryInitial, 500*time.Millisecond)
+	o.RetryMax = orElse(o.RetryMax, 5*time.Minute)
+	o.StopGrace = orElse(o.StopGrace, 20*time.Second)
+	if o.UserAgent == "" {
+		o.UserAgent = "ampcio"
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+func orElse[T int | float64 | time.Duration](value, other T) T {
+	if value <= 0 {
+		return other
+	}
+	return value
+}
+
+// Sync delivers the records of one queue consumer by one generation of rules.
+type Sync struct {
+	o      Options
+	source *queue.Consumer
+	rules  *mapping.Rules
+	client *client
+	door   *door
+	pace   *pace
+	desk   desk
+
+	cut      context.Context // of requests: ends StopGrace after Run's ctx
+	inFlight atomic.Int64
+	ledger   []atomic.Int64 // per worker: since when it is in the ledger's hands (Unix ns), 0 = it is not
+
+	burials  rate.Sometimes
+	unlogged atomic.Int64 // dead letters since the last line about them
+}
+
+// New prepares a sync; nothing is sent or claimed before Run.
+func New(source *queue.Consumer, rules *mapping.Rules, o Options) *Sync {
+	o = o.withDefaults()
+	o.Log = o.Log.With("sync", o.Name)
+	s := &Sync{o: o, source: source, rules: rules, client: newClient(o), pace: newPace(&o)}
+	s.door = newDoor(&s.o, s.client.shown)
+	s.desk.turn = make(chan struct{}, 1)
+	s.desk.turn <- struct{}{}
+	s.ledger = make([]atomic.Int64, o.Concurrency)
+	s.burials = rate.Sometimes{First: 5, Interval: 10 * time.Second}
+	return s
+}
+
+// Run delivers until ctx ends: then nothing more is claimed, requests in flight
+// may finish within StopGrace, and what did not finish stays in the queue as it
+// was. It returns when all its goroutines have, so the consumer must keep running
+// until then. An error is of the ledger: it could not be read. Run may be called
+// once.
+func (s *Sync) Run(ctx context.Context) error {
+	cut, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer hangUp()
+	s.cut = cut
+	defer s.client.close()
+	s.door.begin()
+	defer s.door.end()
+
+	// The helpers outlive the workers: the watchdog is fed until the last has ended.
+	beating, still := context.WithCancel(cut)
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
+	defer still()
+	helpers.Go(func() { s.beat(beating) })
+
+	workers, ctx := errgroup.WithContext(ctx)
+	helpers.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-beating.Done():
+			return
+		}
+		grace := time.NewTimer(s.o.StopGrace)
+		defer grace.Stop()
+		select {
+		case <-grace.C:
+			hangUp()
+		case <-beating.Done():
+		}
+	})
+	workers.Go(func() error { s.watch(ctx); return nil })
+	for i := range s.o.Concurrency {
+		workers.Go(func() error { return s.work(ctx, &s.ledger[i]) })
+	}
+	return workers.Wait()
+}
+
+// work is one worker: it has at most one batch in hand.
+func (s *Sync) work(ctx context.Context, ledger *atomic.Int64) error {
+	for s.door.wait(ctx) == nil {
+		claim, err := s.source.Claim(ctx)
+		if err != nil {
+			return nil // it is ctx's
+		}
+		if err := s.deliver(ctx, claim, ledger); err != nil {
+			return fmt.Errorf("deliver %s: %w", s.o.Name, err)
+		}
+	}
+	return nil
+}
+
+// deliver makes a batch that begins with the claim, sends it, and ends all its
+// claims. An error is of the ledger.
+func (s *Sync) deliver(ctx context.Context, first *queue.Claim, ledger *atomic.Int64) error {
+	if ctx.Err() != nil || !s.door.passable() {
+		first.Return()
+		return nil
+	}
+	b := &batch{}
+	s.inLedger(ledger, func() { s.fill(b, first) })
+	if len(b.taken) == 0 {
+		return b.err
+	}
+	if b.err == nil && s.pace.wait(ctx) == nil {
+		b.paid = true
+		// Waiting for the turn may have taken time: more may be due by now.
+		s.inLedger(ledger, func() { s.fill(b, nil) })
+		if b.err == nil {
+			s.send(ctx, b)
+		}
+	}
+	s.inLedger(ledger, func() {
+		for _, t := range b.taken {
+			s.settle(t)
+		}
+	})
+	return b.err
+}
+
+func (s *Sync) inLedger(since *atomic.Int64, f func()) {
+	since.Store(s.o.Now().UnixNano())
+	defer since.Store(0)
+	f()
+}
+
+// A worker that is in the ledger's hands for longer than stuckAfter counts as
+// stuck; filling and settling a batch take milliseconds.
+const (
+	beatEvery  = 2 * time.Second
+	stuckAfter = 20 * time.Second
+)
+
+// beat feeds the watchdog. Neither an idle queue nor a Customer.io that does not
+// answer stops it; a ledger that does not let go of a worker does. (That its
+// checkpoints reach the disk is what the consumer's own Beat tells.)
+func (s *Sync) beat(ctx context.Context) {
+	if s.o.Beat == nil {
+		return
+	}
+	ticker := time.NewTicker(beatEvery)
+	defer ticker.Stop()
+	for {
+		oldest := s.o.Now().Add(-stuckAfter).UnixNano()
+		stuck := false
+		for i := range s.ledger {
+			since := s.ledger[i].Load()
+			stuck = stuck || since != 0 && since < oldest
+		}
+		if !stuck {
+			s.o.Beat()
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

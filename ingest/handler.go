@@ -1,0 +1,315 @@
+// Package ingest is the public door: it speaks Amplitude's ingestion API. Its promise: an
+// event is answered 200 only after the Appender said that it is stored, and every other
+// answer either stops the SDK that hears it or slows it down, so that none of them loops.
+//
+// What the answers look like and what each SDK does with them is known from Amplitude's
+// documentation (https://amplitude.com/docs/apis/analytics/http-v2, …/batch-event-upload,
+// …/identify), from the SDKs' source, and from recordings of running SDKs.
+package ingest
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"path"
+	"time"
+
+	"github.com/rs/cors"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
+
+	"ampcio/mapping"
+	"ampcio/queue"
+)
+
+// Appender stores the events of one request, all or none.
+type Appender interface {
+	// Append returns nil once all events of a are on stable storage, or were there
+	// already; duplicates says how many were. Errors: *queue.FullError, queue.ErrBusy and
+	// queue.ErrClosed mean nothing was stored; after any other error the outcome is unknown.
+	// The slices in a are the caller's again when Append returns. Safe for concurrent use.
+	Append(ctx context.Context, a mapping.Arrival) (duplicates int, err error)
+}
+
+// Options of a Handler. A zero number means its default.
+type Options struct {
+	Projects    map[string][]string // project → the API keys its SDKs send
+	CORSOrigins []string            // "*" = any; empty = no browser of another origin
+
+	MaxBody       int64 // bytes of a body on the wire, but for /batch; 1 MiB as Amplitude
+	MaxBatchBody  int64 // bytes of a body of /batch on the wire; 20 MiB as Amplitude
+	MaxInflated   int64 // bytes that a gzip body may become, and never less than its endpoint's limit; 20 MiB
+	MaxEvents     int   // events per request; 2000 as Amplitude
+	InFlightBytes int64 // bytes of all bodies held at one time; 64 MiB. Above: 503
+
+	Now func() time.Time // time.Now when nil
+	Log *slog.Logger     // slog.Default() when nil; hears of 5xx answers only, never of bodies or keys
+}
+
+// answerWithin is how long an append may take. Server SDKs give up after 10 s and some then
+// forget the events silently; a 503 in time makes all of them try again.
+const answerWithin = 9 * time.Second
+
+// Handler answers the public listener. Safe for concurrent use.
+type Handler struct {
+	appender Appender
+	keys     []projectKey
+	inFlight *semaphore.Weighted
+	limits   limits
+	door     *door
+	handler  http.Handler
+	now      func() time.Time
+	log      *slog.Logger
+	logged   map[string]*rate.Sometimes // by reason, so that one kind of trouble never hides another
+}
+
+type projectKey struct {
+	digest  [sha256.Size]byte // of the API key: comparing digests takes the same time for any key
+	project string
+}
+
+// New returns a handler that gives what it accepts to a.
+func New(o Options, a Appender) *Handler {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	h := &Handler{
+		appender: a, limits: newLimits(o), now: o.Now, log: o.Log,
+		logged: map[string]*rate.Sometimes{},
+	}
+	projects := make([]string, 0, len(o.Projects))
+	for project, keys := range o.Projects {
+		projects = append(projects, project)
+		for _, key := range keys {
+			h.keys = append(h.keys, projectKey{sha256.Sum256([]byte(key)), project})
+		}
+	}
+	h.door = newDoor(projects)
+	h.inFlight = semaphore.NewWeighted(h.limits.inFlight)
+	for _, reason := range []string{reasonBusy, reasonFull, reasonClosed, reasonStore} {
+		h.logged[reason] = &rate.Sometimes{First: 1, Interval: 10 * time.Second}
+	}
+
+	h.handler = http.HandlerFunc(h.route)
+	if len(o.CORSOrigins) > 0 { // rs/cors takes an empty list for "*"
+		h.handler = cors.New(cors.Options{
+			AllowedOrigins: o.CORSOrigins,
+			AllowedMethods: []string{http.MethodPost, http.MethodGet, http.MethodHead},
+			AllowedHeaders: []string{"*"}, // echoed: applications add headers of their own
+			MaxAge:         24 * 60 * 60,  // seconds; browsers cap it
+		}).Handler(h.handler)
+	}
+	return h
+}
+
+// Door returns what was asked and refused since the start.
+func (h *Handler) Door() DoorStats { return h.door.stats() }
+
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.door.requests.Add(1)
+	h.handler.ServeHTTP(w, r)
+}
+
+// route finds the endpoint. It cleans the path itself: the redirects of http.ServeMux would
+// turn an SDK's POST into a GET.
+func (h *Handler) route(w http.ResponseWriter, r *http.Request) {
+	endpoint := path.Clean("/" + r.URL.Path)
+	methods := "POST, OPTIONS"
+	if endpoint == "/identify" {
+		methods = "GET, POST, OPTIONS"
+	}
+	if r.Method == http.MethodOptions {
+		w.Header().Set("Allow", methods)
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+
+	var refused *refusal
+	switch {
+	case endpoint == "/2/httpapi" && r.Method == http.MethodPost:
+		refused = h.serveEvents(w, r, h.limits.body)
+	case endpoint == "/batch" && r.Method == http.MethodPost:
+		refused = h.serveEvents(w, r, h.limits.batchBody)
+	case endpoint == "/" && r.Method == http.MethodPost:
+		refused = h.serveRoot(w, r)
+	case endpoint == "/identify" && (r.Method == http.MethodPost || r.Method == http.MethodGet):
+		refused = h.serveIdentify(w, r)
+	case endpoint == "/httpapi" || endpoint == "/groupidentify" || endpoint == "/webhook/amplitude":
+		refused = refuseNotYet(endpoint)
+	case endpoint == "/2/httpapi" || endpoint == "/batch" || endpoint == "/" || endpoint == "/identify":
+		w.Header().Set("Allow", methods)
+		refused = refuseMethod(r.Method)
+	default:
+		refused = refusePath
+	}
+	if refused == nil {
+		return
+	}
+	// A client that is still sending when the answer comes may see a cut connection in its
+	// place, and the Node and Go SDKs then drop the events at once. So hear it out.
+	h.limits.discard(r)
+	h.refuse(w, r, refused)
+}
+
+// serveEvents answers a body of the HTTP V2 API, which is also that of /batch.
+func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request, limit int64) *refusal {
+	j := newJob(h.inFlight)
+	defer j.release()
+	if refused := h.limits.read(j, r, limit); refused != nil {
+		return refused
+	}
+	return h.storeEvents(w, r, j)
+}
+
+// serveRoot answers POST /: a V2 body is taken as such (a server URL without its path is a
+// common mistake); the form of the old mobile and JavaScript SDKs has its own endpoint to come.
+func (h *Handler) serveRoot(w http.ResponseWriter, r *http.Request) *refusal {
+	j := newJob(h.inFlight)
+	defer j.release()
+	if refused := h.limits.read(j, r, h.limits.body); refused != nil {
+		return refused
+	}
+	if isForm(r) && !startsObject(j.body) {
+		return refuseNotYet("the form endpoint /")
+	}
+	return h.storeEvents(w, r, j)
+}
+
+func (h *Handler) storeEvents(w http.ResponseWriter, r *http.Request, j *job) *refusal {
+	if refused := j.request.parse(j.body, "events", h.limits.events); refused != nil {
+		return refused
+	}
+	stored, refused := h.store(r, j)
+	if refused != nil {
+		return refused
+	}
+	writeStored(w, stored.UnixMilli(), j.received, len(j.request.items))
+	return nil
+}
+
+// store checks who asks and what, and appends all items of the request or none. It returns
+// the time of receipt.
+func (h *Handler) store(r *http.Request, j *job) (time.Time, *refusal) {
+	project, refused := h.project(&j.request)
+	if refused != nil {
+		return time.Time{}, refused
+	}
+	received := h.now()
+	h.door.saw(project, received)
+	if refused := j.parseEvents(); refused != nil {
+		return time.Time{}, refused
+	}
+
+	// A page that is being left has hung up when its last events are read: they are stored all the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), answerWithin)
+	defer cancel()
+	duplicates, err := h.appender.Append(ctx, mapping.Arrival{
+		Project:  project,
+		Received: received.UnixMilli(),
+		Uploaded: j.request.uploaded,
+		Address:  peer(r),
+		Source:   mapping.SourceHTTP,
+		Events:   j.events,
+	})
+	if err != nil {
+		refused := refuseAppend(err)
+		j.keep = refused.reason == reasonStore // who knows what still reads the buffer
+		return time.Time{}, refused
+	}
+	h.door.events.Add(uint64(len(j.events)))
+	h.door.duplicates.Add(uint64(duplicates))
+	return received, nil
+}
+
+// project names the project whose API key the request carries. All keys are compared, each in
+// constant time, so that the time of an answer says nothing about them.
+func (h *Handler) project(q *request) (string, *refusal) {
+	if len(q.key) == 0 {
+		return "", refuseNoKey
+	}
+	digest := sha256.Sum256(q.key)
+	found := -1
+	for i := range h.keys {
+		if subtle.ConstantTimeCompare(digest[:], h.keys[i].digest[:]) == 1 {
+			found = i
+		}
+	}
+	if found < 0 {
+		return "", refuseKey(q.key)
+	}
+	return h.keys[found].project, nil
+}
+
+// refuseAppend says what a failed append means for the sender: nothing but "try again".
+func refuseAppend(err error) *refusal {
+	unavailable := &refusal{status: http.StatusServiceUnavailable, cause: err,
+		retryAfter: time.Second + rand.N(2*time.Second)} // spread, so that senders do not come back together
+	var full *queue.FullError
+	switch {
+	case errors.As(err, &full):
+		unavailable.reason, unavailable.message = reasonFull, "Service Unavailable: storage is full"
+		unavailable.retryAfter += full.RetryAfter
+	case errors.Is(err, queue.ErrBusy):
+		unavailable.reason, unavailable.message = reasonBusy, "Service Unavailable: too many events in flight"
+	case errors.Is(err, queue.ErrClosed):
+		unavailable.reason, unavailable.message = reasonClosed, "Service Unavailable: stopping"
+	default:
+		unavailable.reason, unavailable.message = reasonStore, "Service Unavailable: events could not be stored"
+	}
+	return unavailable
+}
+
+// refuse writes the answer, counts it at the door, and logs what became a 5xx.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused *refusal) {
+	h.door.refuse(refused.reason, h.now(), peer(r))
+	if sometimes := h.logged[refused.reason]; sometimes != nil {
+		sometimes.Do(func() {
+			h.log.Error("events refused, senders will try again",
+				"status", refused.status, "reason", refused.reason, "cause", fmt.Sprint(refused.cause))
+		})
+	}
+	if refused.reason == reasonSlow || refused.reason == reasonAborted {
+		// The read deadline has passed and the write deadline is due at the same moment.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(5 * time.Second))
+		w.Header().Set("Connection", "close")
+	}
+	refused.write(w)
+}
+
+// peer is the address of the other end of the connection, "" when it has none (a unix socket).
+func peer(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return ""
+	}
+	address, err := netip.ParseAddr(host)
+	if err != nil {
+		return ""
+	}
+	return address.Unmap().WithZone("").String()
+}
+
+// NewServer returns a server for the public listener, with every time and size limited:
+// a request has 5 s for its header and 30 s in all, an idle connection is kept for 120 s.
+// What net/http has to say goes to log as warnings.
+func NewServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       120 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+}

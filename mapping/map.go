@@ -1,0 +1,154 @@
+package mapping
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+)
+
+// Identifier returns the person a record is about, by the values after the event; or an empty Identifier and why there
+// is none: "no_identifier", "identifier_not_text", "identifier_too_long" or "identifier_blank".
+func (r *Rules) Identifier(record *Record) (Identifier, string) {
+	switch r.identifier.kind {
+	case pathUser: // the usual ones, without reading the whole event
+		return newIdentifier(valueOf(member(record.Properties, r.identifier.name)), r.identifierKind)
+	case pathBuiltin:
+		switch string(r.identifier.name) {
+		case "user_id":
+			return newIdentifier(textValue(record.UserID), r.identifierKind)
+		case "device_id":
+			return newIdentifier(textValue(record.DeviceID), r.identifierKind)
+		}
+	}
+	var v view
+	_ = v.open(record) // of a damaged record, what could be read; Map reports it
+	return newIdentifier(v.at(r.identifier), r.identifierKind)
+}
+
+// Decision is what Customer.io is to be told of one record, and why not more. The reasons:
+//
+//	events_off  identify  group_identify  not_selected  dropped_by_rule      no event
+//	users_off  unchanged  skip_user_properties_sync                          no identify
+//	no_identifier  identifier_not_text  identifier_too_long  identifier_blank     neither
+type Decision struct {
+	Operations  []Operation // at most one identify, then at most one event, page or screen
+	EventReason string      // why there is no event; "" when there is one
+	UserReason  string      // why there is no identify; "" when there is one
+	EventType   string      // as it was received, for examples
+	Sent        []byte      // what this identifier will have been sent once the identify is delivered; nil = as before
+}
+
+// Map decides about one record. earlier is the Sent of an earlier decision for the same Identifier.Key, as it was or
+// after Refused; nil = never. An error means that the stored bytes are damaged.
+func (r *Rules) Map(record *Record, id Identifier, earlier []byte) (Decision, error) {
+	s := scratches.Get().(*scratch)
+	defer s.release()
+	v := &s.view
+	if err := v.open(record); err != nil {
+		return Decision{}, fmt.Errorf("read the stored event: %w", err)
+	}
+	d := Decision{EventType: string(v.event)}
+	var operations [2]Operation
+	n := 0
+	identify, sent, reason, err := r.users.decide(s, id, earlier)
+	if err != nil {
+		return Decision{}, fmt.Errorf("read the stored user properties: %w", err)
+	}
+	if d.UserReason = reason; reason == "" {
+		operations[n], d.Sent = identify, sent
+		n++
+	}
+	rule, reason := r.selected(v)
+	if d.EventReason = reason; reason == "" {
+		if operations[n], err = r.events.operation(s, id, rule); err != nil {
+			return Decision{}, fmt.Errorf("read the stored event: %w", err)
+		}
+		n++
+	}
+	if n > 0 {
+		d.Operations = slices.Clone(operations[:n])
+	}
+	return d, nil
+}
+
+// NoIdentifier is the decision about a record without an identifier; reason is Identifier's. An event that would not
+// have been sent anyhow keeps its own reason.
+func (r *Rules) NoIdentifier(record *Record, reason string) Decision {
+	var v view
+	_ = v.open(record)
+	d := Decision{EventReason: reason, UserReason: reason, EventType: string(v.event)}
+	if !r.users.send {
+		d.UserReason = reasonUsersOff
+	}
+	if rule, why := r.selected(&v); rule == nil {
+		d.EventReason = why
+	}
+	return d
+}
+
+// Names reports whether any rule reads the user property of this name: it is what a record of a very large set carries.
+// Globs read every name they match.
+func (r *Rules) Names(name string) bool {
+	n := []byte(name)
+	if r.identifier.kind == pathUser && string(r.identifier.name) == name {
+		return true
+	}
+	for _, rule := range r.selects {
+		for _, c := range rule.where {
+			if c.path.kind == pathUser && string(c.path.name) == name {
+				return true
+			}
+		}
+	}
+	return r.events.user.mentions(n) || r.users.chooser.mentions(n)
+}
+
+// selected returns the rule by which the event is sent, or why it is not.
+func (r *Rules) selected(v *view) (*selectRule, string) {
+	if !r.events.send {
+		return nil, reasonEventsOff
+	}
+	switch string(v.event) {
+	case "$identify":
+		return nil, reasonIdentify
+	case "$groupidentify":
+		return nil, reasonGroupIdentify
+	}
+	other := otherName(v.event)
+	for i := range r.selects {
+		rule := &r.selects[i]
+		if !matchesAny(rule.events, v.event) && (other == "" || !matchesAny(rule.events, []byte(other))) {
+			continue
+		}
+		if slices.ContainsFunc(rule.where, func(c condition) bool { return !c.matches(v) }) {
+			continue
+		}
+		if rule.drop {
+			return nil, reasonDropped
+		}
+		return rule, ""
+	}
+	return nil, reasonNotSelected
+}
+
+// scratch is the memory that one call of Map needs, kept for the next.
+type scratch struct {
+	view          view
+	before, after sent
+	names         nameSet
+	attributes    []byte
+	body          []byte
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+func (s *scratch) release() {
+	if cap(s.body) > 256<<10 || cap(s.attributes) > 256<<10 || cap(s.after.attributes) > 4096 {
+		return // one huge record must not set the pool's size
+	}
+	s.view = view{}
+	s.before.reset()
+	s.after.reset()
+	s.names.reset()
+	scratches.Put(s)
+}

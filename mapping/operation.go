@@ -1,0 +1,189 @@
+package mapping
+
+import (
+	"bytes"
+	"strconv"
+)
+
+// Operation is one operation for Customer.io's Track API v2.
+type Operation struct {
+	Action string // "identify", "event", "page" or "screen"
+	Body   []byte // one element of a batch, compact JSON
+}
+
+// appendHead writes what every operation on a person begins with. There is exactly one identifier, always a string: that
+// is what the v2 API is sure to take.
+func appendHead(dst []byte, action string, id Identifier) []byte {
+	dst = append(dst, `{"type":"person","action":"`...)
+	dst = append(dst, action...)
+	dst = append(dst, `","identifiers":{"`...)
+	dst = append(dst, id.Kind...)
+	dst = append(dst, `":`...)
+	dst = appendQuoted(dst, id.Value)
+	return append(dst, '}')
+}
+
+// identify writes an identify. attributes are members without their braces; seconds is unix time.
+func (s *scratch) identify(id Identifier, seconds int64, attributes []byte) Operation {
+	dst := appendHead(s.body[:0], "identify", id)
+	dst = append(dst, `,"timestamp":`...)
+	dst = strconv.AppendInt(dst, seconds, 10)
+	dst = append(dst, `,"attributes":{`...)
+	dst = append(dst, attributes...)
+	s.body = append(dst, "}}"...)
+	return Operation{"identify", bytes.Clone(s.body)}
+}
+
+// eventRules say what is sent of an event.
+type eventRules struct {
+	send       bool
+	properties chooser // of the event
+	user       chooser // of the user, sent along
+	fields     []field
+	pageViews  bool // page and screen views become Customer.io's
+	asText     bool // user_property_values = "string"
+}
+
+// field is a chosen built-in under the name it is sent by.
+type field struct {
+	name   string
+	quoted []byte
+}
+
+// operation writes the event, page or screen for the record in v. Where two sources have a property of one name, the event's
+// own wins, then the built-in field, then the user's.
+func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule) (Operation, error) {
+	v, names := &s.view, &s.names
+	names.reset()
+	action, name := "event", v.event
+	if e.pageViews {
+		action, name = v.asView()
+	}
+	if rule.name != "" {
+		name = []byte(rule.name)
+	}
+	dst := appendHead(s.body[:0], action, id)
+	dst = append(dst, `,"name":`...)
+	dst = appendQuoted(dst, name)
+	dst = append(dst, `,"id":"`...)
+	dst = append(dst, ULID(v.record.ID)...)
+	dst = append(dst, `","timestamp":`...)
+	dst = strconv.AppendInt(dst, v.record.Time/1000, 10)
+	dst = append(dst, `,"attributes":{`...)
+	if !(e.properties.isEmpty() && rule.properties.isEmpty()) && isObjectStart(v.eventProperties) {
+		w := walkObject(v.eventProperties)
+		for w.next() {
+			name := plainText(w.name)
+			if !e.properties.chooses(name) && !rule.properties.chooses(name) {
+				continue
+			}
+			if quoted := e.properties.newName(name, w.name); names.add(quoted) {
+				dst = append(append(appendComma(dst), quoted...), ':')
+				dst = appendCompact(dst, w.value)
+			}
+		}
+		if w.bad {
+			return Operation{}, errMalformed
+		}
+	}
+	for _, f := range e.fields {
+		if value := v.builtin(f.name); value.isSet() && names.add(f.quoted) {
+			dst = append(append(appendComma(dst), f.quoted...), ':')
+			dst = value.appendJSON(dst)
+		}
+	}
+	if !e.user.isEmpty() {
+		w := walkObject(v.userProperties)
+		for w.next() {
+			name := plainText(w.name)
+			if isNull(w.value) || !e.user.chooses(name) {
+				continue
+			}
+			if quoted := e.user.newName(name, w.name); names.add(quoted) {
+				dst = append(append(appendComma(dst), quoted...), ':')
+				dst = appendUserValue(dst, w.value, e.asText)
+			}
+		}
+		if w.bad {
+			return Operation{}, errMalformed
+		}
+	}
+	s.body = append(dst, "}}"...)
+	return Operation{action, bytes.Clone(s.body)}, nil
+}
+
+// asView returns the action and the name under which page_views = "page" sends an event. Customer.io calls a page by its
+// address, so that campaigns can pick pages by it: the name is the page's URL without its query, or where that is absent,
+// or longer than an event's name may be, the path, else the title. A screen is called by its name.
+func (v *view) asView() (action string, name []byte) {
+	switch string(v.event) {
+	case "[Amplitude] Page Viewed":
+		for _, property := range []string{"[Amplitude] Page URL", "[Amplitude] Page Path", "[Amplitude] Page Title"} {
+			if name := v.viewName(property); name != nil {
+				return "page", name
+			}
+		}
+		return "page", v.event
+	case "[Amplitude] Screen Viewed":
+		if name := v.viewName("[Amplitude] Screen Name"); name != nil {
+			return "screen", name
+		}
+		return "screen", v.event
+	}
+	return "event", v.event
+}
+
+// maxEventName is Customer.io's limit for an event's name, in bytes.
+const maxEventName = 100
+
+func (v *view) viewName(property string) []byte {
+	name := valueOf(member(v.eventProperties, []byte(property))).text
+	if isBlank(name) || len(name) > maxEventName {
+		return nil
+	}
+	return name
+}
+
+func isObjectStart(value []byte) bool { return len(value) > 0 && value[0] == '{' }
+
+// appendComma writes the comma before a member unless it is the first.
+func appendComma(dst []byte) []byte {
+	if len(dst) > 0 && dst[len(dst)-1] != '{' {
+		dst = append(dst, ',')
+	}
+	return dst
+}
+
+// nameSet holds the quoted names that an object has already.
+type nameSet struct {
+	few  [][]byte
+	many map[string]bool
+}
+
+func (s *nameSet) reset() {
+	clear(s.few)
+	s.few, s.many = s.few[:0], nil
+}
+
+// add reports whether the name was new.
+func (s *nameSet) add(quoted []byte) bool {
+	if s.many != nil {
+		if s.many[string(quoted)] {
+			return false
+		}
+		s.many[string(quoted)] = true
+		return true
+	}
+	for _, n := range s.few {
+		if bytes.Equal(n, quoted) {
+			return false
+		}
+	}
+	if s.few = append(s.few, quoted); len(s.few) > indexAfter {
+		s.many = make(map[string]bool, 2*len(s.few))
+		for _, n := range s.few {
+			s.many[string(n)] = true
+		}
+	}
+	return true
+}

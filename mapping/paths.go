@@ -1,0 +1,439 @@
+package mapping
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+)
+
+// path is where a value is read from: a property of the event or of the user by its literal name, or a built-in.
+type path struct {
+	kind pathKind
+	name []byte // the property, or the built-in's name
+}
+
+type pathKind uint8
+
+const (
+	pathBuiltin pathKind = iota
+	pathEvent
+	pathUser
+)
+
+// builtins is the closed list of names that are not properties.
+var builtins = []string{
+	"user_id", "device_id", "event_type", "platform", "os", "device", "country", "region", "city", "language",
+	"app_version", "library", "session_id", "price", "quantity", "revenue", "currency", "productId", "insert_id",
+}
+
+// parsePath returns a message for people when text is no path.
+func parsePath(text string) (path, string) {
+	scope, name, dotted := strings.Cut(text, ".")
+	switch {
+	case text == "":
+		return path{}, `is empty: write "user.NAME", "event.NAME", or a built-in such as "user_id"`
+	case dotted && name != "" && scope == "user":
+		return path{pathUser, []byte(name)}, ""
+	case dotted && name != "" && scope == "event":
+		return path{pathEvent, []byte(name)}, ""
+	case slices.Contains(builtins, text):
+		return path{pathBuiltin, []byte(text)}, ""
+	case dotted && name != "" && strings.HasPrefix(strings.ToLower(scope), "user"):
+		return path{}, quote(text) + ` is not a path: did you mean "user.` + name + `"?`
+	case dotted && name != "" && strings.HasPrefix(strings.ToLower(scope), "event"):
+		return path{}, quote(text) + ` is not a path: did you mean "event.` + name + `"?`
+	case (scope == "user" || scope == "event") && name == "":
+		return path{}, quote(text) + ` is not a path: write "` + scope + `.NAME" with the property's name`
+	}
+	if near := nearest(text, builtins); near != "" {
+		return path{}, quote(text) + " is not a path: did you mean " + quote(near) + "?"
+	}
+	return path{}, quote(text) + ` is not a path: did you mean "user.` + text + `"? A path is user.NAME, event.NAME, or one of ` +
+		strings.Join(builtins, ", ")
+}
+
+func quote(s string) string { return `"` + s + `"` }
+
+// nearest returns the known word that is one or two slips of the finger away, "" when there is none.
+func nearest(word string, known []string) string {
+	best, slips := "", 3
+	if len(word) < 5 {
+		slips = 2
+	}
+	for _, k := range known {
+		if d := distance(strings.ToLower(word), strings.ToLower(k)); d < slips {
+			best, slips = k, d
+		}
+	}
+	return best
+}
+
+// distance counts the letters to add, drop or change to make b from a (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// valueKind is what a path led to. A JSON null is absent but for its name.
+type valueKind uint8
+
+const (
+	absent valueKind = iota
+	null
+	text
+	number
+	boolean
+	list
+	object
+)
+
+// value is what a path led to: raw JSON, or for text also its characters.
+type value struct {
+	kind valueKind
+	text []byte // of text: decoded
+	raw  []byte // JSON; nil for a text that we put together ourselves
+}
+
+func valueOf(raw []byte) value {
+	if len(raw) == 0 {
+		return value{}
+	}
+	switch raw[0] {
+	case '"':
+		return value{text, plainText(raw), raw}
+	case '{':
+		return value{object, nil, raw}
+	case '[':
+		return value{list, nil, raw}
+	case 't', 'f':
+		return value{boolean, nil, raw}
+	case 'n':
+		return value{null, nil, raw}
+	}
+	return value{number, nil, raw}
+}
+
+func textValue(s string) value {
+	if s == "" {
+		return value{}
+	}
+	return value{kind: text, text: []byte(s)}
+}
+
+func (v value) isSet() bool { return v.kind != absent && v.kind != null }
+
+func (v value) appendJSON(dst []byte) []byte {
+	if v.raw == nil {
+		return appendQuoted(dst, v.text)
+	}
+	return appendCompact(dst, v.raw)
+}
+
+// view is one record opened for reading: its event's top-level fields that anything here reads, raw. A nil field is
+// absent or null.
+type view struct {
+	record         *Record
+	event          []byte // event_type, decoded
+	userProperties []byte // the record's
+
+	eventProperties, apiProperties       []byte
+	platform, osName, osVersion          []byte
+	deviceModel, deviceBrand, deviceMake []byte
+	country, region, city, language      []byte
+	appVersion, versionName              []byte
+	library, sessionID                   []byte
+	price, quantity, revenue, currency   []byte
+	productID, productIDSwift            []byte
+	insertID, uuid                       []byte
+	skipSync                             bool
+}
+
+// open reads a record's raw event once. An error means that the stored bytes are damaged.
+func (v *view) open(r *Record) error {
+	*v = view{record: r, userProperties: r.Properties}
+	if len(r.Properties) == 0 {
+		v.userProperties = []byte("{}")
+	}
+	w := walkObject(r.Raw)
+	for w.next() {
+		if isNull(w.value) {
+			continue
+		}
+		var field *[]byte
+		switch string(plainText(w.name)) {
+		case "event_type":
+			v.event = plainText(w.value)
+		case "$skip_user_properties_sync":
+			v.skipSync = w.value[0] == 't'
+		case "event_properties":
+			field = &v.eventProperties
+		case "api_properties": // legacy SDKs put price and quantity there
+			field = &v.apiProperties
+		case "platform":
+			field = &v.platform
+		case "os_name":
+			field = &v.osName
+		case "os_version":
+			field = &v.osVersion
+		case "device_model":
+			field = &v.deviceModel
+		case "device_brand":
+			field = &v.deviceBrand
+		case "device_manufacturer":
+			field = &v.deviceMake
+		case "country":
+			field = &v.country
+		case "region":
+			field = &v.region
+		case "city":
+			field = &v.city
+		case "language":
+			field = &v.language
+		case "app_version":
+			field = &v.appVersion
+		case "version_name":
+			field = &v.versionName
+		case "library":
+			field = &v.library
+		case "session_id":
+			field = &v.sessionID
+		case "price":
+			field = &v.price
+		case "quantity":
+			field = &v.quantity
+		case "revenue":
+			field = &v.revenue
+		case "currency":
+			field = &v.currency
+		case "productId":
+			field = &v.productID
+		case "product_id":
+			field = &v.productIDSwift
+		case "insert_id":
+			field = &v.insertID
+		case "uuid":
+			field = &v.uuid
+		}
+		if field != nil {
+			*field = w.value
+		}
+	}
+	return w.err()
+}
+
+// at reads a path.
+func (v *view) at(p path) value {
+	switch p.kind {
+	case pathEvent:
+		return valueOf(member(v.eventProperties, p.name))
+	case pathUser:
+		return valueOf(member(v.userProperties, p.name))
+	}
+	return v.builtin(string(p.name))
+}
+
+// builtin reads a built-in from the event as it came:
+//
+//   - user_id and device_id are the record's, after linking;
+//   - os is os_name and os_version with a space between, or the one that is there;
+//   - device is device_model, else device_brand, else device_manufacturer;
+//   - app_version is app_version, else version_name, as the mobile SDKs call it;
+//   - library as an object (legacy SDKs) is name/version;
+//   - a session_id of -1 is none;
+//   - price, quantity, currency, productId are the event's own fields, else those that the SDKs' revenue() puts into
+//     event_properties ($price …) or, long ago, into api_properties;
+//   - revenue is the event's price × quantity where it has a price (Amplitude lets that win), else its revenue; else
+//     $revenue unless that is 0 (the Go SDK sends 0 for unset), else $price × $quantity, else the same of
+//     api_properties. A missing quantity counts as 1.
+//
+// An empty text is absent.
+func (v *view) builtin(name string) value {
+	switch name {
+	case "user_id":
+		return textValue(v.record.UserID)
+	case "device_id":
+		return textValue(v.record.DeviceID)
+	case "event_type":
+		return value{kind: text, text: v.event}
+	case "platform":
+		return filled(v.platform)
+	case "os":
+		return v.os()
+	case "device":
+		return firstFilled(v.deviceModel, v.deviceBrand, v.deviceMake)
+	case "country":
+		return filled(v.country)
+	case "region":
+		return filled(v.region)
+	case "city":
+		return filled(v.city)
+	case "language":
+		return filled(v.language)
+	case "app_version":
+		return firstFilled(v.appVersion, v.versionName)
+	case "library":
+		return v.libraryText()
+	case "session_id":
+		if string(v.sessionID) == "-1" {
+			return value{}
+		}
+		return filled(v.sessionID)
+	case "price":
+		return v.sale(v.price, "price")
+	case "quantity":
+		return v.sale(v.quantity, "quantity")
+	case "currency":
+		return v.sale(v.currency, "currency")
+	case "productId":
+		if v.productID == nil {
+			return v.sale(v.productIDSwift, "productId")
+		}
+		return v.sale(v.productID, "productId")
+	case "revenue":
+		return v.revenueValue()
+	case "insert_id":
+		return firstFilled(v.insertID, v.uuid)
+	}
+	return value{}
+}
+
+func (v *view) os() value {
+	name, version := filled(v.osName), filled(v.osVersion)
+	switch {
+	case name.kind != text:
+		return version
+	case version.kind != text:
+		return name
+	}
+	return value{kind: text, text: bytes.Join([][]byte{name.text, version.text}, []byte(" "))}
+}
+
+func (v *view) libraryText() value {
+	if len(v.library) == 0 || v.library[0] != '{' {
+		return filled(v.library)
+	}
+	name, version := filled(member(v.library, []byte("name"))), filled(member(v.library, []byte("version")))
+	if name.kind != text || version.kind != text {
+		return name
+	}
+	return value{kind: text, text: bytes.Join([][]byte{name.text, version.text}, []byte("/"))}
+}
+
+func (v *view) sale(own []byte, name string) value {
+	if own != nil {
+		return filled(own)
+	}
+	if found := filled(member(v.eventProperties, []byte("$"+name))); found.isSet() {
+		return found
+	}
+	return filled(member(v.apiProperties, []byte(name)))
+}
+
+func (v *view) revenueValue() value {
+	if earned := times(filled(v.price), filled(v.quantity)); earned.isSet() {
+		return earned
+	}
+	if own := filled(v.revenue); own.isSet() {
+		return own
+	}
+	stated := filled(member(v.eventProperties, []byte("$revenue")))
+	if stated.kind == number {
+		if d, ok := parseDecimal(stated.raw, nil); ok && len(d.digits) > 0 {
+			return stated
+		}
+	}
+	for _, in := range []struct {
+		object          []byte
+		price, quantity string
+	}{{v.eventProperties, "$price", "$quantity"}, {v.apiProperties, "price", "quantity"}} {
+		price, quantity := filled(member(in.object, []byte(in.price))), filled(member(in.object, []byte(in.quantity)))
+		if earned := times(price, quantity); earned.isSet() {
+			return earned
+		}
+	}
+	return stated
+}
+
+// times is absent when there is no price.
+func times(price, quantity value) value {
+	if price.kind != number {
+		return value{}
+	}
+	if quantity.kind != number {
+		return price
+	}
+	product, ok := multiplyNumbers(price.raw, quantity.raw)
+	if !ok {
+		return value{}
+	}
+	return value{kind: number, raw: product}
+}
+
+// filled takes null and empty text for absent.
+func filled(raw []byte) value {
+	v := valueOf(raw)
+	if v.kind == null || v.kind == text && len(v.text) == 0 {
+		return value{}
+	}
+	return v
+}
+
+func firstFilled(raws ...[]byte) value {
+	for _, raw := range raws {
+		if v := filled(raw); v.isSet() {
+			return v
+		}
+	}
+	return value{}
+}
+
+// member returns the raw value of a member by its literal name; nil when it is not there or object is none.
+func member(object, name []byte) []byte {
+	if len(object) == 0 || object[0] != '{' {
+		return nil
+	}
+	for w := walkObject(object); w.next(); {
+		if bytes.Equal(plainText(w.name), name) {
+			return w.value
+		}
+	}
+	return nil
+}
+
+// displayNames are the names under which Amplitude shows events that SDKs send by another one. Rules may use either.
+var displayNames = map[string]string{
+	"session_start":  "[Amplitude] Start Session",
+	"session_end":    "[Amplitude] End Session",
+	"revenue_amount": "[Amplitude] Revenue",
+}
+
+var wireNames = func() map[string]string {
+	m := make(map[string]string, len(displayNames))
+	for wire, shown := range displayNames {
+		m[shown] = wire
+	}
+	return m
+}()
+
+// otherName returns the second name of an event that has two, else "".
+func otherName(event []byte) string {
+	if shown, ok := displayNames[string(event)]; ok {
+		return shown
+	}
+	return wireNames[string(event)]
+}

@@ -1,0 +1,105 @@
+package mapping
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// Record is what is stored of one event, complete: nothing later depends on another record. Seq, Project, ID and
+// Received live in the header of the queue's record; AppendBody and DecodeBody carry the rest.
+type Record struct {
+	Seq      uint64
+	Project  string
+	ID       [16]byte
+	Received int64 // ms since 1970 UTC, our clock
+
+	UserID, DeviceID string // resolved: UserID is the linked user when the event named none
+	Time             int64  // ms since 1970 UTC, the event's, corrected (EventTime)
+	Source           Source
+	Address          string // peer IP
+	Properties       []byte // user properties after this event, one compact JSON object; "{}" when there are none
+	Partial          bool   // Properties carries only what some sync's rules name (very large sets)
+	Raw              []byte // Event.Raw
+}
+
+const (
+	bodyVersion = 1
+	bodyPartial = 1 << 0
+)
+
+var errShortBody = errors.New("record body ends early")
+
+// AppendBody appends the stored form of r to dst, which may be nil. The form: one byte version; one byte flags; one byte
+// source; the time as a varint; the lengths of user_id, device_id, address, properties and raw event as uvarints, then
+// these five; then until the end any number of later fields, each a uvarint tag, a uvarint length and so many bytes,
+// which a reader that does not know the tag skips.
+func (r *Record) AppendBody(dst []byte) []byte {
+	flags := byte(0)
+	if r.Partial {
+		flags |= bodyPartial
+	}
+	dst = append(dst, bodyVersion, flags, byte(r.Source))
+	dst = binary.AppendVarint(dst, r.Time)
+	dst = binary.AppendUvarint(dst, uint64(len(r.UserID)))
+	dst = binary.AppendUvarint(dst, uint64(len(r.DeviceID)))
+	dst = binary.AppendUvarint(dst, uint64(len(r.Address)))
+	dst = binary.AppendUvarint(dst, uint64(len(r.Properties)))
+	dst = binary.AppendUvarint(dst, uint64(len(r.Raw)))
+	dst = append(dst, r.UserID...)
+	dst = append(dst, r.DeviceID...)
+	dst = append(dst, r.Address...)
+	dst = append(dst, r.Properties...)
+	return append(dst, r.Raw...)
+}
+
+// DecodeBody sets every field but the four of the header. Properties and Raw alias body. A body of a newer version, or a
+// damaged one, is an error, and then r is unchanged.
+func (r *Record) DecodeBody(body []byte) error {
+	if len(body) < 3 {
+		return errShortBody
+	}
+	if body[0] == 0 || body[0] > bodyVersion {
+		return fmt.Errorf("record body has version %d, this program reads up to %d", body[0], bodyVersion)
+	}
+	flags, source, rest := body[1], Source(body[2]), body[3:]
+	time, n := binary.Varint(rest)
+	if n <= 0 {
+		return errShortBody
+	}
+	rest = rest[n:]
+	var lengths [5]int
+	total := 0
+	for i := range lengths {
+		length, n := binary.Uvarint(rest)
+		if n <= 0 || length > uint64(len(body)) {
+			return errShortBody
+		}
+		rest = rest[n:]
+		lengths[i] = int(length)
+		total += int(length)
+	}
+	if total > len(rest) {
+		return errShortBody
+	}
+	user, device, address := lengths[0], lengths[1], lengths[2]
+	names := string(rest[:user+device+address]) // one allocation for the three
+	rest = rest[len(names):]
+	properties, rest := rest[:lengths[3]:lengths[3]], rest[lengths[3]:]
+	raw, rest := rest[:lengths[4]:lengths[4]], rest[lengths[4]:]
+	for len(rest) > 0 { // fields of later programs
+		_, n := binary.Uvarint(rest)
+		if n <= 0 {
+			return errShortBody
+		}
+		length, m := binary.Uvarint(rest[n:])
+		if m <= 0 || length > uint64(len(rest)-n-m) {
+			return errShortBody
+		}
+		rest = rest[n+m+int(length):]
+	}
+	r.UserID, r.DeviceID, r.Address = names[:user], names[user:user+device], names[user+device:]
+	r.Time, r.Source, r.Partial = time, source, flags&bodyPartial != 0
+	r.Properties, r.Raw = properties, raw
+	return nil
+}

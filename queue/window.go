@@ -1,0 +1,225 @@
+package queue
+
+import (
+	"sort"
+	"time"
+)
+
+// slot is a place in the window: of one record, or of a run of records that have
+// ended, or were lost.
+type slot struct {
+	run
+	e *entry // nil = ended
+}
+
+// take puts the records of a chunk into the window. One of no records tells only
+// that what stands before it cannot be read.
+func (c *Consumer) take(chunk *Chunk) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if chunk.First > c.read {
+		if before := chunk.Before[c.o.Project]; before > c.readCount {
+			c.lose(before)
+		}
+		c.read = chunk.First - 1
+	}
+	err := chunk.Records(func(r Record) error {
+		if r.Project != c.o.Project || r.Seq <= c.read {
+			return nil
+		}
+		c.readCount++
+		switch {
+		case !takes(c.state.spans, c.readCount):
+		case inRuns(c.state.done, c.readCount):
+			// It keeps a slot, so that the next checkpoint still knows that it has ended.
+			c.addEnded(run{c.readCount, c.readCount})
+		default:
+			c.addEntry(r)
+		}
+		return nil
+	})
+	c.read = max(c.read, chunk.Last())
+	c.advance()
+	c.wake()
+	return err
+}
+
+// addEntry puts a record at the end of the window and of its lane.
+func (c *Consumer) addEntry(r Record) {
+	// A copy: the window holds single records, not whole chunks.
+	r.Body = append([]byte(nil), r.Body...)
+	r.Project = c.o.Project
+	e := &entry{rec: r, ord: c.readCount}
+	c.window = append(c.window, slot{run{e.ord, e.ord}, e})
+	c.windowBytes += e.bytes() + slotBytes
+	c.pending++
+	c.lanes.add(e, c.restored)
+}
+
+// addEnded puts a run of records that are no longer pending at the end of the window.
+func (c *Consumer) addEnded(r run) {
+	if n := len(c.window); n > 0 && c.window[n-1].e == nil && c.window[n-1].last+1 == r.first {
+		c.window[n-1].last = r.last
+		return
+	}
+	c.window = append(c.window, slot{run: r})
+	c.windowBytes += slotBytes
+}
+
+// lose enters the records that stood behind what has been read, up to number count,
+// and cannot be read any more. They stay in the window as ended: a crash that reads
+// from the low-water mark again must not count them again.
+func (c *Consumer) lose(count uint64) {
+	var missing uint64
+	for _, r := range takenRuns(c.state.spans, c.readCount, count) {
+		missing += r.len() - overlap(c.state.done, r)
+		c.addEnded(r)
+	}
+	c.readCount = count
+	if missing > 0 {
+		c.state.ended[Lost] += missing
+		c.state.newest[Lost] = c.o.Now().UnixMilli()
+		c.count(Tally{Key: "record/lost"}, missing)
+	}
+}
+
+// restored gives the failed tries that the ledger remembers of a lane, and when its
+// head is due. The clock may have been set meanwhile: the wait is never longer than it
+// was meant to be.
+func (c *Consumer) restored(key string) (retryState, time.Time) {
+	r := c.retries[key]
+	if r.attempts == 0 {
+		return r, time.Time{}
+	}
+	wait := min(max(r.due-c.o.Now().UnixMilli(), 0), r.delay)
+	return r, time.Now().Add(time.Duration(wait) * time.Millisecond)
+}
+
+// enter ends one record.
+func (c *Consumer) enter(e *entry, o Outcome) {
+	i := sort.Search(len(c.window), func(i int) bool { return c.window[i].first >= e.ord })
+	c.window[i].e = nil
+	c.windowBytes -= e.bytes()
+	c.pending--
+	now := c.o.Now().UnixMilli()
+	c.state.ended[o.Ending]++
+	c.state.newest[o.Ending] = now
+	c.changedBytes += 64
+	if o.Ending == Dead {
+		c.deadNew = append(c.deadNew, DeadLetter{Record: e.rec, At: now, Reason: o.Reason, Results: o.Results})
+		c.state.deadKept++
+		c.changedBytes += e.bytes()
+	}
+	if o.SentKey != "" && o.Sent != nil {
+		c.sentNew[o.SentKey] = o.Sent
+		c.changedBytes += int64(len(o.SentKey) + len(o.Sent))
+	}
+	for _, t := range o.Tallies {
+		c.count(t, 1)
+	}
+}
+
+// count adds to a tally.
+func (c *Consumer) count(t Tally, n uint64) {
+	k := c.tallies[t.Key]
+	k.N += n
+	k.Newest = c.o.Now().UnixMilli()
+	if t.Example != "" {
+		k.Example = t.Example
+	}
+	c.tallies[t.Key] = k
+	c.talliesNew[t.Key] = true
+}
+
+// setRetry remembers the failed tries of a lane; none forgets it.
+func (c *Consumer) setRetry(l *lane, r retryState) {
+	if l.retry == r {
+		return
+	}
+	l.retry = r
+	if r.attempts == 0 {
+		delete(c.retries, l.key)
+	} else {
+		c.retries[l.key] = r
+	}
+	c.retriesNew[l.key] = true
+	c.touch()
+}
+
+// advance moves the low-water mark over the records that have ended.
+func (c *Consumer) advance() {
+	n := 0
+	for n < len(c.window) && c.window[n].e == nil {
+		n++
+	}
+	c.window = c.window[n:]
+	c.windowBytes -= int64(n) * slotBytes
+	close(c.room)
+	c.room = make(chan struct{})
+	c.touch()
+}
+
+// touch asks for a checkpoint.
+func (c *Consumer) touch() {
+	c.changed = true
+	signal(c.dirty)
+	if c.changedBytes >= dirtyBytes {
+		signal(c.haste)
+	}
+}
+
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// wake lets every waiting Claim look again.
+func (c *Consumer) wake() {
+	close(c.woken)
+	c.woken = make(chan struct{})
+}
+
+// unread counts what the consumer takes of the project's first count records and has
+// yet to read. The caller holds c.mu.
+func (c *Consumer) unread(count uint64) (n uint64) {
+	for _, r := range takenRuns(c.state.spans, c.readCount, count) {
+		n += r.len() - overlap(c.state.done, r)
+	}
+	return n
+}
+
+// snapshot is the state as the window has it now: every record at or below its low
+// has ended. The caller holds c.mu.
+func (c *Consumer) snapshot() ledgerState {
+	s := c.state
+	s.low, s.lowCount = c.read, c.readCount
+	if len(c.window) > 0 {
+		s.low, s.lowCount = c.window[0].e.rec.Seq-1, c.window[0].first-1
+	}
+	s.done = c.runs()
+	s.spans = append([]span(nil), c.state.spans...)
+	return s
+}
+
+// runs lists what has ended above the low-water mark: in the window, and behind it
+// what an earlier run of this consumer has ended.
+func (c *Consumer) runs() []run {
+	var runs []run
+	for _, w := range c.window {
+		switch n := len(runs); {
+		case w.e != nil:
+		case n > 0 && runs[n-1].last+1 == w.first:
+			runs[n-1].last = w.last
+		default:
+			runs = append(runs, w.run)
+		}
+	}
+	for _, r := range c.state.done {
+		if behind := r.within(c.readCount+1, r.last); behind.len() > 0 {
+			runs = append(runs, behind)
+		}
+	}
+	return runs
+}

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"ampcio/admin"
+	"ampcio/config"
+	"ampcio/delivery"
+	"ampcio/ingest"
+	"ampcio/queue"
+)
+
+// Snapshot implements admin.Source.
+func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
+	now := time.Now()
+	snap := newSnapshot(d.cfg, "daemon", now)
+	uptime := seconds(now.Sub(d.started))
+	snap.Uptime = &uptime
+	st := d.records.Stats()
+	snap.Disk = disk(d.cfg, st)
+	snap.Notes = notes(st)
+	for _, name := range sortedKeys(d.consumers) {
+		stats, err := d.consumers[name].Stats()
+		if err != nil {
+			return snap, err
+		}
+		y := syncOf(stats, now)
+		if a := d.consumers[name].SetAside(); a != nil {
+			snap.Notes = append(snap.Notes, fmt.Sprintf("the ledger of sync %s was damaged and is kept at %s", name, a.Path))
+		}
+		_, configured := d.cfg.Sync[name]
+		y.Status = idleStatus(configured)
+		if s := d.syncs[name]; s != nil {
+			applyStatus(&y, s.Status(), now)
+		}
+		hold(&y)
+		y.RateIn, y.RateOut = d.rates.Of(name)
+		y.DrainETA = drain(y)
+		snap.Syncs = append(snap.Syncs, y)
+	}
+	if w := d.users.Warning(); w != nil {
+		snap.Notes = append(snap.Notes, w.Error())
+	}
+	snap.Door = doorOf(d.cfg, d.door.Door())
+	return snap, nil
+}
+
+// Ready implements admin.Source.
+func (d *daemon) Ready() error {
+	if silent := d.pulse.silent(stuckAfter); len(silent) > 0 {
+		return errors.New("stuck: " + strings.Join(silent, ", "))
+	}
+	if st := d.records.Stats(); st.Full != "" {
+		return errors.New("storage is full: " + st.Full)
+	}
+	return nil
+}
+
+// filesSnapshot reads the state of a stopped installation. queue.ErrLocked means
+// that it is not stopped.
+func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
+	snap := newSnapshot(cfg, "files", now)
+	st, consumers, err := queue.Inspect(cfg.Storage.Dir)
+	if err != nil {
+		return snap, err
+	}
+	snap.Disk = disk(cfg, st)
+	snap.Disk.Full = "" // nobody is there to refuse
+	snap.Notes = notes(st)
+	for _, stats := range consumers {
+		y := syncOf(stats, now)
+		y.Status = admin.StatusStopped
+		if _, ok := cfg.Sync[stats.Name]; !ok {
+			y.Status = admin.StatusOrphaned
+		}
+		hold(&y)
+		snap.Syncs = append(snap.Syncs, y)
+	}
+	door, err := readDoorBook(cfg.Storage.Dir)
+	if err != nil {
+		return snap, err
+	}
+	snap.Door = doorOf(cfg, door)
+	return snap, nil
+}
+
+func newSnapshot(cfg *config.Config, source string, now time.Time) admin.Snapshot {
+	return admin.Snapshot{Schema: admin.Schema, Source: source, At: now.UTC().Truncate(time.Second), Version: version().version,
+		Syncs: []admin.Sync{}, Notes: []string{}}
+}
+
+func idleStatus(configured bool) string {
+	if configured {
+		return admin.StatusDisabled
+	}
+	return admin.StatusOrphaned
+}
+
+func notes(st queue.LogStats) []string {
+	ns := []string{}
+	for _, a := range st.SetAside {
+		ns = append(ns, fmt.Sprintf("a damaged log file is kept at %s (%d of its records were taken over)", a.Path, a.Saved))
+	}
+	return ns
+}
+
+func disk(cfg *config.Config, st queue.LogStats) admin.Disk {
+	return admin.Disk{
+		Dir: cfg.Storage.Dir, Used: st.Used, Max: int64(cfg.Storage.MaxBytes), Free: st.Free, MinFree: int64(cfg.Storage.MinFree),
+		LogFiles: st.Files, LogBytes: st.Bytes, Full: st.Full, Damaged: st.Damaged,
+	}
+}
+
+// syncOf is what the ledger knows of a sync.
+func syncOf(st queue.ConsumerStats, now time.Time) admin.Sync {
+	b := st.Books
+	y := admin.Sync{
+		Name: st.Name, Project: st.Project,
+		Depth:     admin.Depth{Ready: st.Ready, InFlight: st.InFlight, Retry: st.Retry, Dead: st.DeadKept},
+		OldestAge: ageOf(st.Oldest, now), NextAttempt: waitUntil(st.NextDue, now),
+		Waiting: []admin.Waiting{}, Filtered: []admin.Reason{}, Dead: []admin.Reason{},
+		Totals: admin.Totals{
+			Received: b.Taken, Delivered: b.Delivered, Filtered: b.Filtered, Dead: b.Dead, Discarded: b.Discarded, Lost: b.Lost,
+			FirstAttempt: st.Tallies["record/first_try"].N, AfterRetry: st.Tallies["record/after_retry"].N,
+			EventsDelivered: st.Tallies["event/delivered"].N, UsersDelivered: st.Tallies["user/delivered"].N,
+		},
+		Books:       admin.Books{Taken: b.Taken, Pending: b.Pending, Balanced: b.Difference() == 0, Difference: b.Difference()},
+		LedgerBytes: st.LedgerBytes,
+	}
+	if st.LastDelivered != 0 {
+		y.LastDelivered = timeOf(st.LastDelivered)
+	}
+	for _, reason := range sortedKeys(st.Waiting) {
+		w := st.Waiting[reason]
+		y.Waiting = append(y.Waiting, admin.Waiting{Reason: reason, Users: w.Lanes, Records: w.Records, NextAttempt: waitUntil(w.NextDue, now)})
+	}
+	for _, key := range sortedKeys(st.Tallies) {
+		kind, rest, _ := strings.Cut(key, "/")
+		verdict, reason, _ := strings.Cut(rest, "/")
+		c := st.Tallies[key]
+		r := admin.Reason{Kind: kind, Reason: reason, Count: c.N, Newest: timeOf(c.Newest), Example: c.Example}
+		switch verdict {
+		case "filtered":
+			y.Filtered = append(y.Filtered, r)
+		case "dead":
+			y.Dead = append(y.Dead, r)
+		}
+	}
+	for _, rs := range [][]admin.Reason{y.Filtered, y.Dead} {
+		slices.SortStableFunc(rs, func(a, b admin.Reason) int { return cmp.Compare(b.Count, a.Count) })
+	}
+	return y
+}
+
+// applyStatus adds what the delivery of a sync says of itself.
+func applyStatus(y *admin.Sync, s delivery.Status, now time.Time) {
+	y.Status = string(s.State)
+	y.Reason, y.Detail, y.Advice, y.LastAnswer = s.Reason, s.Detail, s.Advice, s.LastAnswer
+	if !s.Since.IsZero() {
+		since := s.Since.UTC().Truncate(time.Second)
+		y.Since = &since
+	}
+	if !s.NextProbe.IsZero() {
+		y.NextProbe = waitUntil(s.NextProbe.UnixMilli(), now)
+	}
+}
+
+// hold counts what is ready as held while the sync cannot deliver.
+func hold(y *admin.Sync) {
+	if y.Status != admin.StatusOK {
+		y.Depth.Held, y.Depth.Ready = y.Depth.Ready, 0
+	}
+}
+
+// drain is how long what is pending takes at the speed of the last minute.
+func drain(y admin.Sync) *int64 {
+	if y.RateIn == nil || y.RateOut == nil || *y.RateOut <= *y.RateIn || y.Books.Pending == 0 {
+		return nil
+	}
+	s := int64(math.Ceil(float64(y.Books.Pending) / (*y.RateOut - *y.RateIn)))
+	return &s
+}
+
+func doorOf(cfg *config.Config, s ingest.DoorStats) admin.Door {
+	door := admin.Door{URL: "http://" + cfg.Server.Listen + "/2/httpapi", Requests: s.Requests, Events: s.Events, Duplicates: s.Duplicates,
+		LastSeen: map[string]string{}, Refused: []admin.Refused{}}
+	for project, at := range s.LastSeen {
+		door.LastSeen[project] = at.UTC().Format(time.RFC3339)
+	}
+	for _, r := range s.Refused {
+		last := r.Last
+		door.Refused = append(door.Refused, admin.Refused{Reason: r.Reason, Count: r.Count, Last: &last, LastAddress: r.Address})
+	}
+	return door
+}
+
+// keepRates notes the totals of each sync every few seconds.
+func (d *daemon) keepRates(ctx context.Context) {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		for name, c := range d.consumers {
+			if st, err := c.Stats(); err == nil {
+				d.rates.Note(name, time.Now(), st.Books.Taken, st.Books.Taken-st.Books.Pending)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// The door's book is what queue-stats tells of the door when ampcio is stopped. It
+// is for people: it is written every few seconds, and a crash may lose the newest.
+const doorBook = "door.json"
+
+func (d *daemon) keepDoorBook(ctx context.Context) {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			d.writeDoorBook()
+		case <-ctx.Done():
+			d.writeDoorBook()
+			return
+		}
+	}
+}
+
+func (d *daemon) writeDoorBook() {
+	path := filepath.Join(d.cfg.Storage.Dir, doorBook)
+	b, err := json.Marshal(d.door.Door())
+	if err == nil {
+		err = os.WriteFile(path+".new", b, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		d.log.Debug("the door's book was not written", "error", err)
+	}
+}
+
+// readDoorBook reads the door's book; without one, as after a first start that was
+// killed, nothing is known.
+func readDoorBook(dir string) (s ingest.DoorStats, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, doorBook))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		return ingest.DoorStats{}, nil // torn by a crash: as if there were none
+	}
+	return s, nil
+}
+
+func timeOf(ms int64) *time.Time {
+	t := time.UnixMilli(ms).UTC().Truncate(time.Second)
+	return &t
+}
+
+func ageOf(ms int64, now time.Time) *int64 {
+	if ms == 0 {
+		return nil
+	}
+	s := max(seconds(now.Sub(time.UnixMilli(ms))), 0)
+	return &s
+}
+
+func waitUntil(ms int64, now time.Time) *int64 {
+	if ms == 0 {
+		return nil
+	}
+	s := max(seconds(time.UnixMilli(ms).Sub(now)), 0)
+	return &s
+}
+
+func seconds(d time.Duration) int64 { return int64(d / time.Second) }
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,105 @@
+package users
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+func TestEntryRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		k := rapid.SampledFrom([]kind{user, device}).Draw(t, "kind")
+		s := state{seq: rapid.Uint64().Draw(t, "seq"), seen: rapid.Uint32().Draw(t, "seen")}
+		s.user = rapid.String().Draw(t, "user")
+		if p := rapid.SliceOf(rapid.Byte()).Draw(t, "properties"); len(p) > 0 {
+			s.properties = p
+		}
+		if n := rapid.IntRange(0, 400).Draw(t, "insert_ids"); n > 0 {
+			s.recent = new(recent)
+			for i := range n {
+				s.recent.add(uint64(i+1), uint32(i))
+			}
+		}
+		project, id := rapid.String().Draw(t, "project"), rapid.String().Draw(t, "id")
+		key := appendKey(nil, project, id)
+		if p, i, ok := splitKey(key); ok && (p != project || i != id) {
+			t.Fatalf("key of %q %q reads as %q %q", project, id, p, i)
+		}
+		value := appendEntry(nil, k, key, &s)
+		got, err := readEntry(k, key, value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids := func(r *recent) string {
+			if r == nil {
+				return ""
+			}
+			return string(r.append(nil))
+		}
+		if ids(got.recent) != ids(s.recent) {
+			t.Fatal("insert_ids differ")
+		}
+		got.recent, s.recent = nil, nil
+		if diff := cmp.Diff(s, got, cmp.AllowUnexported(state{})); diff != "" {
+			t.Fatal(diff)
+		}
+		// Any one byte that changes, in the value, its key or its kind, is found.
+		at := rapid.IntRange(0, len(value)-1).Draw(t, "flip")
+		bad := bytes.Clone(value)
+		bad[at] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
+		if _, err := readEntry(k, key, bad); err == nil {
+			t.Fatalf("byte %d was changed", at)
+		}
+		if _, err := readEntry(k, append([]byte{0}, key...), value); err == nil {
+			t.Fatal("another key's value was taken")
+		}
+		if _, err := readEntry(k^user^device, key, value); err == nil {
+			t.Fatal("a user's value was taken for a device")
+		}
+	})
+}
+
+// Keys of different entries never meet, also where a hash stands for the id.
+func TestKeysAreApart(t *testing.T) {
+	long := strings.Repeat("x", longID+1)
+	seen := map[string]string{}
+	for _, project := range []string{"", "a", "ab", "app"} {
+		for _, id := range []string{"", "a", "b", "ab", "bid", "id", "pid", long, long + "y", string(appendKey(nil, "", long)[1:])} {
+			key := string(appendKey(nil, project, id))
+			if other, ok := seen[key]; ok {
+				t.Errorf("%q %q has the key of %s", project, id, other)
+			}
+			seen[key] = project + " " + id
+		}
+	}
+}
+
+// FuzzReadEntry: whatever a damaged disk gives back is an error or an entry, and never a panic.
+func FuzzReadEntry(f *testing.F) {
+	r := new(recent)
+	r.add(7, 9)
+	f.Add([]byte("\x06appann"), appendEntry(nil, user, []byte("\x06appann"), &state{seq: 1, seen: 2, properties: []byte(`{"a":1}`)}), false)
+	f.Add([]byte("\x06appd1"), appendEntry(nil, device, []byte("\x06appd1"), &state{seq: 1, user: "ann", recent: r}), false)
+	f.Add([]byte(""), []byte{entryVersion, 0, 0, 0, 0, 1, 1, tagRecent, 10}, true)
+	f.Fuzz(func(t *testing.T, key, value []byte, sum bool) {
+		splitKey(key)
+		if sum && len(value) >= entryHeader { // past the checksum, as a bug of ours would be
+			value = bytes.Clone(value)
+			value[0] = entryVersion
+			seal(user, key, value)
+		}
+		s, err := readEntry(user, key, value)
+		if err != nil {
+			return
+		}
+		if s.recent != nil && (s.recent.n == 0 || s.recent.n > recentMax) {
+			t.Fatalf("%d insert_ids", s.recent.n)
+		}
+		if again, err := readEntry(user, key, appendEntry(nil, user, key, &s)); err != nil || again.seq != s.seq {
+			t.Fatalf("written again it is %+v, %v", again, err)
+		}
+	})
+}

@@ -1,0 +1,292 @@
+package users
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	bolt "go.etcd.io/bbolt"
+
+	"ampcio/queue"
+)
+
+// users.db is a bbolt file with these top-level buckets:
+//
+//	meta     "format" (queue's); "good" and "reach": sequences, 8 bytes big-endian;
+//	         "sweep": where the next search for expired entries begins
+//	users    appendKey → appendEntry
+//	devices  the same
+const fileFormat = 1
+
+// mmapBytes is address space taken at once, not memory: so far the file grows without
+// waiting for readers.
+const mmapBytes = 1 << 30
+
+var (
+	bucketMeta    = []byte("meta")
+	bucketUsers   = []byte("users")
+	bucketDevices = []byte("devices")
+	keyGood       = []byte("good")
+	keyReach      = []byte("reach")
+	keySweep      = []byte("sweep")
+)
+
+func bucketOf(k kind) []byte {
+	switch k {
+	case user:
+		return bucketUsers
+	case device:
+		return bucketDevices
+	}
+	return nil
+}
+
+func fileOptions() queue.DBOptions {
+	return queue.DBOptions{MmapBytes: mmapBytes, Format: fileFormat, Buckets: []string{string(bucketUsers), string(bucketDevices)}}
+}
+
+// Rebuilt says that users.db was not whole, or not there, and what was done. As an
+// error it is a warning: the store works, but may know less than it did.
+type Rebuilt struct {
+	Path     string // users.db
+	Reason   string
+	SetAside string // where the damaged file is now; "" = there was none
+	Saved    int    // entries that could be read from it
+	Replayed uint64 // records then taken from the log
+	Lost     uint64 // records that the log no longer had
+}
+
+func (r *Rebuilt) Error() string {
+	text := fmt.Sprintf("%s was rebuilt: %s; %d users and devices saved from it, %d records replayed, %d older records no longer in the log",
+		r.Path, r.Reason, r.Saved, r.Replayed, r.Lost)
+	if r.SetAside != "" {
+		text += "; the damaged file is " + r.SetAside
+	}
+	return text
+}
+
+// salvageName is where a damaged users.db waits until what can be read of it is in a
+// new one; then it gets a name of its own.
+func salvageName(path string) string { return path + ".salvage" }
+
+func setAside(path string) error {
+	return rename(path, salvageName(path))
+}
+
+// openFile opens users.db, and makes it anew when it is missing or damaged.
+func (s *Store) openFile() error {
+	path := s.o.Path
+	if exists(salvageName(path)) { // damaged while it was in use, or a crash in salvage
+		return s.rebuild("it was found damaged while ampcio ran")
+	}
+	if !exists(path) && s.log.Tail() > 0 {
+		s.rebuilt = &Rebuilt{Path: path, Reason: "it was missing"}
+	}
+	err := s.openWhole(path)
+	if !errors.Is(err, queue.ErrDamaged) {
+		return err
+	}
+	if err := setAside(path); err != nil {
+		return fmt.Errorf("set aside %s: %w", path, err)
+	}
+	return s.rebuild(err.Error())
+}
+
+// openWhole opens a file and reads what it is good for.
+func (s *Store) openWhole(path string) error {
+	db, err := queue.OpenDB(path, fileOptions())
+	if err != nil {
+		return err
+	}
+	err = queue.Guard(func() error {
+		return db.View(func(tx *bolt.Tx) (err error) {
+			s.good, s.reach, s.sweepAt, err = readMeta(tx)
+			return err
+		})
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
+	}
+	s.db = db
+	return nil
+}
+
+func readMeta(tx *bolt.Tx) (good, reach uint64, sweepAt []byte, err error) {
+	meta := tx.Bucket(bucketMeta)
+	for key, to := range map[string]*uint64{string(keyGood): &good, string(keyReach): &reach} {
+		switch v := meta.Get([]byte(key)); len(v) {
+		case 0: // never written
+		case 8:
+			*to = binary.BigEndian.Uint64(v)
+		default:
+			return 0, 0, nil, fmt.Errorf("%q has %d bytes: %w", key, len(v), queue.ErrDamaged)
+		}
+	}
+	if good > reach {
+		return 0, 0, nil, fmt.Errorf("good for %d, but reaches %d: %w", good, reach, queue.ErrDamaged)
+	}
+	return good, reach, bytes.Clone(meta.Get(keySweep)), nil
+}
+
+// rebuild makes a new users.db from what can be read of the one set aside. It is then
+// good for nothing, so that the whole log is replayed: what was saved passes over the
+// records it has, what was not is made again as far as the log reaches back.
+//
+// A crash at any point here begins it anew: the file set aside keeps its name until the
+// new one has its.
+func (s *Store) rebuild(reason string) error {
+	path, damaged := s.o.Path, salvageName(s.o.Path)
+	fresh := path + ".rebuild"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	db, err := queue.OpenDB(fresh, fileOptions())
+	if err != nil {
+		return err
+	}
+	saved, err := salvage(db, damaged)
+	if err = errors.Join(err, db.Close()); err != nil {
+		return fmt.Errorf("save what can be read of %s: %w", damaged, err)
+	}
+	if err := rename(fresh, path); err != nil {
+		return err
+	}
+	aside := path + ".damaged-" + s.o.Now().UTC().Format("20060102T150405.000")
+	if err := rename(damaged, aside); err != nil {
+		return err
+	}
+	s.rebuilt = &Rebuilt{Path: path, Reason: reason, SetAside: aside, Saved: saved}
+	return s.openWhole(path)
+}
+
+// salvage copies to db every entry of a damaged file that can be reached and is what
+// was written: from the front as far as it goes, then from the back.
+func salvage(db *bolt.DB, damaged string) (saved int, err error) {
+	o := fileOptions()
+	o.ReadOnly, o.MmapBytes = true, 0
+	old, err := queue.OpenDB(damaged, o)
+	if errors.Is(err, queue.ErrDamaged) {
+		return 0, nil // nothing in it can be found
+	}
+	if err != nil {
+		return 0, err
+	}
+	var reach uint64
+	for _, k := range []kind{user, device} {
+		n, err := salvageBucket(db, old, k, &reach)
+		if saved += n; err != nil {
+			return saved, errors.Join(err, old.Close())
+		}
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketMeta).Put(keyReach, binary.BigEndian.AppendUint64(nil, reach))
+	})
+	return saved, errors.Join(err, old.Close())
+}
+
+func salvageBucket(db, old *bolt.DB, k kind, reach *uint64) (saved int, err error) {
+	first := func(c *bolt.Cursor) ([]byte, []byte) { return c.First() }
+	next := func(c *bolt.Cursor) ([]byte, []byte) { return c.Next() }
+	last := func(c *bolt.Cursor) ([]byte, []byte) { return c.Last() }
+	prev := func(c *bolt.Cursor) ([]byte, []byte) { return c.Prev() }
+	var reached []byte // the last key that was read from the front
+	for _, way := range []struct {
+		start, step func(*bolt.Cursor) ([]byte, []byte)
+		front       bool
+	}{{first, next, true}, {last, prev, false}} {
+		for at, whole := []byte(nil), true; whole; {
+			var keys, values [][]byte
+			whole = false // until the end of what is read below
+			err := queue.Guard(func() error {
+				return old.View(func(tx *bolt.Tx) error {
+					c := tx.Bucket(bucketOf(k)).Cursor()
+					start := way.start
+					if at != nil {
+						c.Seek(at)
+						start = way.step
+					}
+					for key, value := start(c); ; key, value = way.step(c) {
+						if key == nil || !way.front && reached != nil && bytes.Compare(key, reached) <= 0 {
+							at = nil
+							break
+						}
+						at = bytes.Clone(key)
+						keys, values = append(keys, at), append(values, bytes.Clone(value))
+						if len(keys) == writeEntries {
+							break
+						}
+					}
+					whole = true
+					return nil
+				})
+			})
+			if err != nil && !errors.Is(err, queue.ErrDamaged) {
+				return saved, err
+			}
+			n, err := putSaved(db, k, keys, values, reach)
+			if saved += n; err != nil {
+				return saved, err
+			}
+			if way.front && len(keys) > 0 {
+				reached = keys[len(keys)-1]
+			}
+			if whole && at == nil {
+				if way.front {
+					return saved, nil // all of it
+				}
+				break
+			}
+		}
+	}
+	return saved, nil
+}
+
+// putSaved stores those of the values that are what was written.
+func putSaved(db *bolt.DB, k kind, keys, values [][]byte, reach *uint64) (saved int, err error) {
+	err = db.Update(func(tx *bolt.Tx) error {
+		for i, key := range keys {
+			st, err := readEntry(k, key, values[i])
+			if err != nil {
+				continue
+			}
+			if err := tx.Bucket(bucketOf(k)).Put(key, values[i]); err != nil {
+				return err
+			}
+			saved++
+			*reach = max(*reach, st.seq)
+		}
+		return nil
+	})
+	return saved, err
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// fileBytes is how large a file is; 0 when it is not there.
+func fileBytes(path string) int64 {
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}
+
+// rename gives a file another name in its folder. When it returns nil, the name
+// survives a power cut.
+func rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(to))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,259 @@
+package users
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	bolt "go.etcd.io/bbolt"
+
+	"ampcio/queue"
+)
+
+// users.db is a cache: without it, the log gives back what it still has, and says so.
+func TestMissingFile(t *testing.T) {
+	dir := t.TempDir()
+	w := open(t, dir, Options{}).run()
+	if w.store.Warning() != nil {
+		t.Error("a fresh folder is nothing to warn of:", w.store.Warning())
+	}
+	story(w)
+	moreStory(w)
+	w.checkpoint()
+	want, tail := w.everything(), w.log.Tail()
+	w.stop()
+	if err := os.Remove(filepath.Join(dir, "users.db")); err != nil {
+		t.Fatal(err)
+	}
+	w = open(t, dir, Options{})
+	defer w.stop()
+	if got := w.everything(); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	var r *Rebuilt
+	if !errors.As(w.store.Warning(), &r) || r.Replayed != tail || r.Lost != 0 || r.SetAside != "" {
+		t.Errorf("warning: %+v", w.store.Warning())
+	}
+	if s := w.store.Stats(); s.Rebuilt == nil || s.Replayed != tail {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+// A file that cannot be opened is set aside, never deleted.
+func TestDamagedFile(t *testing.T) {
+	for name, damage := range map[string]func(t *testing.T, path string){
+		"cut to nothing": func(t *testing.T, path string) { check(t, os.Truncate(path, 0)) },
+		"cut short":      func(t *testing.T, path string) { check(t, os.Truncate(path, 5000)) },
+		"both meta pages": func(t *testing.T, path string) {
+			overwrite(t, path, 0, 2*int64(os.Getpagesize()))
+		},
+		"not a database": func(t *testing.T, path string) {
+			check(t, os.WriteFile(path, []byte(strings.Repeat("what is this? ", 4000)), 0o600))
+		},
+		"impossible sequences": func(t *testing.T, path string) {
+			db, err := queue.OpenDB(path, fileOptions())
+			check(t, err)
+			check(t, db.Update(func(tx *bolt.Tx) error {
+				return tx.Bucket(bucketMeta).Put(keyGood, binary.BigEndian.AppendUint64(nil, 1<<60))
+			}))
+			check(t, db.Close())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, "users.db")
+			w := open(t, dir, Options{}).run()
+			story(w)
+			w.checkpoint()
+			want := w.everything()
+			w.stop()
+			damage(t, path)
+			w = open(t, dir, Options{})
+			if got := w.everything(); got != want {
+				t.Errorf("got\n%swant\n%s", got, want)
+			}
+			var r *Rebuilt
+			if !errors.As(w.store.Warning(), &r) || r.Replayed != w.log.Tail() || !exists(r.SetAside) {
+				t.Errorf("warning: %v", w.store.Warning())
+			}
+			w.stop()
+			w = open(t, dir, Options{})
+			defer w.stop()
+			if err := w.store.Warning(); err != nil {
+				t.Errorf("said once more at the start after that: %v", err)
+			}
+		})
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func overwrite(t *testing.T, path string, from, to int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	check(t, err)
+	junk := make([]byte, to-from)
+	for i := range junk {
+		junk[i] = byte(i)*7 + 1
+	}
+	_, err = f.WriteAt(junk, from)
+	check(t, errors.Join(err, f.Close()))
+}
+
+// A page that is damaged somewhere in the middle shows when an event needs it. The
+// event is not stored, the daemon ends, and the next start saves every other page,
+// also when the log does not reach back to what was in them.
+func TestDamageInUse(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "users.db")
+	o := Options{CacheBytes: 1}
+	const people = 600
+	w := open(t, dir, o).run()
+	for i := 0; i < people; i += 100 {
+		var events []string
+		for j := range 100 {
+			events = append(events, fmt.Sprintf(`/person%04d - {"n":%d,"pad":%q}`, i+j, i+j, strings.Repeat("x", 200)))
+		}
+		w.send(events...)
+	}
+	w.checkpoint()
+	w.stop()
+	// The leaf page that holds person0300.
+	content, err := os.ReadFile(path)
+	check(t, err)
+	page := int64(os.Getpagesize())
+	damagedPages := 0
+	for at := page * 2; at < int64(len(content)); at += page {
+		p := content[at : at+page]
+		if strings.Contains(string(p), "person0300") && strings.Contains(string(p), `"n":300`) {
+			overwrite(t, path, at, at+16)
+			damagedPages++
+		}
+	}
+	if damagedPages == 0 {
+		t.Fatal("no page to damage")
+	}
+	// The log is gone, as after 72 hours; only its position is known.
+	check(t, os.RemoveAll(filepath.Join(dir, "log")))
+
+	w = open(t, dir, o)
+	w.failing = true
+	w.run()
+	_, err = w.store.Append(context.Background(), arrival(t, w, `/person0300 - {"$add":{"n":1}}`))
+	if !errors.Is(err, queue.ErrDamaged) {
+		t.Fatalf("an event that needs the damaged page: %v", err)
+	}
+	if _, err := w.store.User("app", "person0001"); err == nil {
+		t.Error("the store goes on")
+	}
+	w.stop()
+
+	w = open(t, dir, o).run()
+	defer w.stop()
+	var r *Rebuilt
+	if !errors.As(w.store.Warning(), &r) || r.Saved < people-100 || r.Saved >= people || !exists(r.SetAside) {
+		t.Errorf("warning: %v", w.store.Warning())
+	}
+	if exists(salvageName(path)) {
+		t.Error("the file set aside still waits to be saved")
+	}
+	for _, i := range []int{0, 1, 200, 450, people - 1} {
+		if got, want := w.know("", fmt.Sprintf("person%04d", i)), fmt.Sprintf(`"n":%d`, i); !strings.Contains(got, want) {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	if n := w.send(`/person0300 i1 {"$add":{"n":1}}`); n != 0 {
+		t.Error("a duplicate of nothing")
+	}
+}
+
+// An entry whose value is not what was written counts as none; others are not touched.
+func TestDamagedEntry(t *testing.T) {
+	dir := t.TempDir()
+	w := open(t, dir, Options{}).run()
+	w.send(`/ann - {"plan":"pro"}`, `/bob - {"plan":"pro"}`)
+	w.checkpoint()
+	w.stop()
+	path := filepath.Join(dir, "users.db")
+	db, err := queue.OpenDB(path, fileOptions())
+	check(t, err)
+	check(t, db.Update(func(tx *bolt.Tx) error {
+		key := appendKey(nil, "app", "ann")
+		value := append([]byte(nil), tx.Bucket(bucketUsers).Get(key)...)
+		value[len(value)-3] ^= 1
+		return tx.Bucket(bucketUsers).Put(key, value)
+	}))
+	check(t, db.Close())
+	w = open(t, dir, Options{}).run()
+	defer w.stop()
+	if got := w.know("", "ann") + ", " + w.know("", "bob"); got != `ann {} 0 insert_ids, bob {"plan":"pro"} 0 insert_ids` {
+		t.Error(got)
+	}
+	if n := w.store.Stats().DamagedKeys; n != 1 {
+		t.Errorf("%d damaged entries counted", n)
+	}
+	w.send(`/ann - {"plan":"free"}`)
+	w.checkpoint()
+	after := w.crash(Options{})
+	defer after.stop()
+	if got := after.know("", "ann"); got != `ann {"plan":"free"} 0 insert_ids` {
+		t.Error(got)
+	}
+}
+
+func TestNewerFormat(t *testing.T) {
+	dir := t.TempDir()
+	o := fileOptions()
+	o.Format = fileFormat + 1
+	db, err := queue.OpenDB(filepath.Join(dir, "users.db"), o)
+	check(t, err)
+	check(t, db.Close())
+	if _, err := tryOpen(t, dir, Options{}); !errors.Is(err, queue.ErrNewerFormat) || !strings.Contains(err.Error(), "users.db") {
+		t.Errorf("a file of a newer ampcio: %v", err)
+	}
+	if !exists(filepath.Join(dir, "users.db")) {
+		t.Error("and it was moved")
+	}
+}
+
+// The log was restored from an older copy, users.db was not: sequences that users.db
+// has seen are not used again, so that no later replay takes a new record for an old one.
+func TestRestoredLog(t *testing.T) {
+	dir := t.TempDir()
+	w := open(t, dir, Options{}).run()
+	w.send(`d0/u0 i0 {"$add":{"n":1}}`)
+	older := t.TempDir()
+	copyFolder(t, older, filepath.Join(dir, "log"))
+	for i := range 5 {
+		w.send(fmt.Sprintf(`d0/u0 j%d {"$add":{"n":1}}`, i))
+	}
+	w.checkpoint()
+	w.stop()
+	check(t, os.RemoveAll(filepath.Join(dir, "log")))
+	copyFolder(t, filepath.Join(dir, "log"), older)
+
+	w = open(t, dir, Options{}).run()
+	if got := w.know("", "u0"); got != `u0 {"n":6} 0 insert_ids` {
+		t.Error(got)
+	}
+	w.send(`d0 k0 {"$add":{"n":1}}`)
+	if seq := w.log.Tail(); seq <= 6 {
+		t.Errorf("sequence %d is used twice", seq)
+	}
+	after := w.crash(Options{})
+	defer after.stop()
+	if got := after.know("", "u0"); got != `u0 {"n":7} 0 insert_ids` {
+		t.Errorf("after a crash: %s", got)
+	}
+	w.stop()
+}

@@ -1,0 +1,175 @@
+package users
+
+import (
+	"context"
+	"fmt"
+
+	"ampcio/mapping"
+	"ampcio/queue"
+)
+
+// Append stores an arrival: it waits for its turn in the log, resolves each event and
+// returns when the records are on stable storage. duplicates is how many events were
+// not stored again, since one with their insert_id had come from the same device (else
+// user) in the last seven days, or earlier in the arrival.
+//
+// Errors are those of queue's Append: *queue.FullError, queue.ErrBusy and
+// queue.ErrClosed mean that nothing was stored; after any other the outcome is unknown.
+// The arrival's memory must not be used again by the caller, even after an error. Safe
+// for concurrent use.
+func (s *Store) Append(ctx context.Context, a mapping.Arrival) (duplicates int, err error) {
+	b := newBatch(s, a)
+	if err := s.log.Append(ctx, b); err != nil {
+		return 0, err
+	}
+	if s.awaited.Load() {
+		s.wakeRun()
+	}
+	return b.duplicates, nil
+}
+
+// batch is an arrival on its way through the log.
+type batch struct {
+	s       *Store
+	arrival mapping.Arrival
+	// ids are the identities of the events that have an insert_id; hashed here, in the
+	// caller's goroutine, since the committer's is the one that all requests share.
+	ids        [][16]byte
+	size       int
+	duplicates int // the committer's until Append has returned
+}
+
+// eventBytes is about what an event costs in memory besides its raw bytes.
+const eventBytes = 256
+
+func newBatch(s *Store, a mapping.Arrival) *batch {
+	b := &batch{s: s, arrival: a, ids: make([][16]byte, len(a.Events))}
+	for i := range a.Events {
+		ev := &a.Events[i]
+		b.size += eventBytes + len(ev.Raw)
+		if k, id := identity(ev.DeviceID, ev.UserID); id != "" && ev.InsertID != "" {
+			b.ids[i] = mapping.EventID(a.Project, k, id, ev.InsertID)
+		}
+	}
+	return b
+}
+
+// identity is who an event is counted to for its own identity and for duplicates: the
+// device, else the user that it names.
+func identity(deviceID, userID string) (kind, id string) {
+	if deviceID != "" {
+		return "device", deviceID
+	}
+	return "user", userID
+}
+
+// Size implements queue.Batch.
+func (b *batch) Size() int { return b.size }
+
+// Resolve implements queue.Batch. What it changes in memory is not yet committed: a
+// checkpoint writes it when the log says that it is.
+func (b *batch) Resolve(w *queue.Writer) error {
+	s := b.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.makeRoom(); err != nil {
+		return err
+	}
+	defer s.closeReads()
+	p := s.project(b.arrival.Project)
+	for i := range b.arrival.Events {
+		s.evict()
+		if err := s.resolve(p, b, i, w); err != nil {
+			return s.broke(fmt.Errorf("look into %s: %w", s.o.Path, err))
+		}
+	}
+	return nil
+}
+
+func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error) {
+	ev, a := &b.arrival.Events[i], &b.arrival
+	t := step{hour: hourOf(a.Received), login: ev.UserID}
+	userID := ev.UserID
+	if ev.DeviceID != "" {
+		if t.device, err = s.entry(p, device, ev.DeviceID); err != nil {
+			return err
+		}
+		t.device.expire(t.hour, s.unlinkedHours)
+		if userID == "" {
+			userID = t.device.user
+		}
+	}
+	if userID != "" {
+		if t.user, err = s.entry(p, user, userID); err != nil {
+			return err
+		}
+		t.user.expire(t.hour, s.unlinkedHours)
+	}
+	known := t.device // who remembers the insert_id
+	if known == nil {
+		known = t.user
+	}
+	named := known != nil && ev.InsertID != ""
+	if named && known.recent != nil && known.recent.has(part(b.ids[i]), t.hour) {
+		b.duplicates++
+		s.duplicates++
+		return nil
+	}
+
+	place := w.Next()
+	t.seq = place.Seq
+	owner := t.user
+	if owner == nil {
+		owner = t.device
+	}
+	s.takeOver(&t)
+	s.link(&t)
+	r := mapping.Record{
+		Received: a.Received, UserID: userID, DeviceID: ev.DeviceID,
+		Time: mapping.EventTime(ev.Time, a.Uploaded, a.Received), Source: a.Source, Address: a.Address, Raw: ev.Raw,
+	}
+	lane := laneOfNobody
+	if owner != nil {
+		lane = owner.key
+	}
+	switch {
+	case owner == nil || ev.SkipUserPropertiesSync:
+		r.Properties = s.own(ev)
+	default:
+		s.apply(owner, &t, ev.UserProperties)
+		s.seen(&t)
+		r.Properties = owner.properties
+	}
+	if len(r.Properties) > s.o.CarryBytes {
+		r.Properties, r.Partial = s.carried(a.Project, r.Properties), true
+		s.partial++
+	} else if r.Properties == nil {
+		r.Properties = noProperties
+	}
+	id := b.ids[i]
+	if named {
+		s.remember(known, &t, id)
+	} else {
+		id = mapping.PlaceID(place.Nonce, place.Index)
+	}
+	s.bodyBuf = r.AppendBody(s.bodyBuf[:0])
+	w.Put(queue.Record{Project: p.name, Lane: lane, Received: a.Received, ID: id, Body: s.bodyBuf})
+	s.resolved = t.seq
+	s.sinceCut += int64(len(s.bodyBuf))
+	return nil
+}
+
+// laneOfNobody is the lane of events that name neither user nor device.
+const laneOfNobody = "g"
+
+var noProperties = []byte("{}")
+
+// own gives the properties that an event carries itself.
+func (s *Store) own(ev *mapping.Event) []byte {
+	own, err := mapping.ApplyOperations(nil, ev.UserProperties)
+	if err != nil {
+		s.unappliable++
+		return nil
+	}
+	return own
+}
