@@ -20,6 +20,7 @@ import (
 var (
 	errMalformed = errors.New("malformed JSON")
 	errNotObject = errors.New("not a JSON object")
+	errTwice     = errors.New("a name stands twice in the object")
 	errTrailing  = errors.New("something follows the JSON value")
 )
 
@@ -90,11 +91,11 @@ func Members(object []byte, f func(name string, value []byte) error) error {
 		switch {
 		case many != nil:
 			if many[name] {
-				return fmt.Errorf("member %q stands twice", name)
+				return errTwice
 			}
 			many[name] = true
 		case slices.Contains(seen, name):
-			return fmt.Errorf("member %q stands twice", name)
+			return errTwice
 		default:
 			if seen = append(seen, name); len(seen) > len(few) {
 				many = make(map[string]bool)
