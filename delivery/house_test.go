@@ -251,11 +251,12 @@ func (h *house) stats() queue.ConsumerStats {
 // within waits in virtual time until the condition holds.
 func (h *house) within(limit time.Duration, what string, holds func() bool) {
 	h.t.Helper()
+	step := min(max(limit/500, 20*time.Millisecond), time.Second)
 	for deadline := time.Now().Add(limit); !holds(); {
 		if time.Now().After(deadline) {
 			h.t.Fatalf("not within %v: %s\nstatus %+v\nstats %+v\nlog:\n%s", limit, what, h.sync.Status(), h.stats(), h.lines.text())
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(step)
 	}
 }
 

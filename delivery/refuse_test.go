@@ -82,7 +82,7 @@ func TestForbiddenForEverybody(t *testing.T) {
 		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1, Faults: faults(t, "403=1,on=data")})
 		h := open(t, dir, box, rules(t, nil), nil)
 		h.append(traffic(10, 12)...)
-		time.Sleep(6 * time.Hour)
+		time.Sleep(2 * time.Hour)
 		if b := h.stats().Books; b.Dead != 0 || b.Delivered != 0 {
 			t.Errorf("books: %+v", b)
 		}

@@ -140,6 +140,9 @@ func (c *Consumer) load(tx *bolt.Tx) (err error) {
 	if c.state, err = stateOf(tx); err != nil {
 		return err
 	}
+	if c.away != nil { // some may be missing now
+		c.state.deadKept = uint64(tx.Bucket(bucketDead).Stats().KeyN)
+	}
 	err = tx.Bucket(bucketRetry).ForEach(func(k, stored []byte) error {
 		if v, err := unseal(k, stored); err == nil {
 			if lane, r, err := readRetryState(v); err == nil {

@@ -127,7 +127,7 @@ func Open(o Options) (*Log, error) {
 	if l.lock, err = lockFolder(o.Dir); err != nil {
 		return nil, err
 	}
-	l.disk = diskSpace{dir: o.Dir, maxBytes: o.MaxBytes, minFree: o.MinFree}
+	l.disk = diskSpace{dir: o.Dir, maxBytes: o.MaxBytes, minFree: o.MinFree, usedFor: walkFor}
 	if err := l.open(); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}

@@ -61,16 +61,17 @@ type diskSpace struct {
 	maxBytes, minFree int64
 	used              int64
 	usedAt            time.Time
+	usedFor           time.Duration // how long a walk over the folder is believed
 }
 
-// usedFor is how long a walk over the folder is believed; what was appended since
+// walkFor is how long a walk over the folder is believed; what was appended since
 // is added, so that a burst cannot run past the cap unseen.
-const usedFor = 250 * time.Millisecond
+const walkFor = 250 * time.Millisecond
 
 // full says why more bytes must not be stored now; nil when they may.
 func (d *diskSpace) full(more int64) *FullError {
 	if d.maxBytes > 0 {
-		if since := time.Since(d.usedAt); since > usedFor {
+		if since := time.Since(d.usedAt); since > d.usedFor {
 			d.used, d.usedAt = folderBytes(d.dir), time.Now()
 		}
 		if d.used+more > d.maxBytes {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -20,7 +21,13 @@ import (
 	"ampcio/queue"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if flag.Lookup("rapid.checks").Value.String() == "100" { // the default: a history is many synced writes
+		flag.Set("rapid.checks", "25")
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // clock is the time of a test; it stands until it is moved.
 type clock struct{ ms atomic.Int64 }
@@ -55,7 +62,7 @@ func open(t testing.TB, dir string, o Options) *world {
 func tryOpen(t testing.TB, dir string, o Options) (*world, error) {
 	w := &world{t: t, dir: dir, clock: &clock{}}
 	w.clock.ms.Store(startOfTests)
-	log, err := queue.Open(queue.Options{Dir: dir, RotateBytes: 64 << 20, RotateAfter: 24 * time.Hour, InFlightBytes: 256 << 20, Now: w.clock.now, Keep: time.Hour, KeepBytes: 1 << 30})
+	log, err := queue.Open(queue.Options{Dir: dir, RotateBytes: 1 << 20, RotateAfter: 24 * time.Hour, InFlightBytes: 256 << 20, Now: w.clock.now, Keep: time.Hour, KeepBytes: 1 << 30})
 	if err != nil {
 		return nil, err
 	}
