@@ -20,8 +20,7 @@ import (
 	"ampcio/config"
 )
 
-// Exit codes, as in sysexits.h. The systemd unit does not restart after 64 and 78:
-// the same would happen again.
+// Exit codes, as in sysexits.h.
 const (
 	exitFailed      = 1
 	exitUsage       = 64

@@ -50,7 +50,9 @@ func (p *pulse) silent(d time.Duration) (names []string) {
 const stuckAfter = 15 * time.Second
 
 // ready tells systemd that the daemon takes events.
-func (d *daemon) ready() { notifySystemd(sd.SdNotifyReady) }
+func (d *daemon) ready(ctx context.Context) {
+	notifySystemd(sd.SdNotifyReady + "\nSTATUS=" + d.statusLine(ctx))
+}
 
 // stopping tells systemd to wait for the way home.
 func (d *daemon) stopping() {

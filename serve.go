@@ -136,7 +136,7 @@ func (d *daemon) openStorage(rules map[string]*mapping.Rules) error {
 			continue
 		}
 		o := accountOptions(y)
-		o.StopGrace, o.Now, o.Log, o.Beat = deliveryGrace, time.Now, d.log.With("sync", name), d.pulse.part("delivery "+name)
+		o.StopGrace, o.Now, o.Log, o.Beat = deliveryGrace, time.Now, d.log, d.pulse.part("delivery "+name)
 		d.syncs[name] = delivery.New(d.consumers[name], rules[name], o)
 	}
 	keys := map[string][]string{}
@@ -343,7 +343,7 @@ func (d *daemon) run(ctx context.Context, ls listeners) error {
 	storage.Go(func() error { d.notify(storing); return nil })
 
 	d.log.Info("ampcio takes events", "version", version().version, "listen", ls.public[0].Addr().String(), "storage", d.cfg.Storage.Dir, "pid", os.Getpid())
-	d.ready()
+	d.ready(ctx)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -379,7 +379,7 @@ func (d *daemon) run(ctx context.Context, ls listeners) error {
 	return nil
 }
 
-func serveHTTP(s *http.Server, l net.Listener) error {
+func serveHTTP(s *ingest.Server, l net.Listener) error {
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("listen on %s: %w", l.Addr(), err)
 	}

@@ -298,18 +298,3 @@ func peer(r *http.Request) string {
 	}
 	return address.Unmap().WithZone("").String()
 }
-
-// NewServer returns a server for the public listener, with every time and size limited:
-// a request has 5 s for its header and 30 s in all, an idle connection is kept for 120 s.
-// What net/http has to say goes to log as warnings.
-func NewServer(h http.Handler, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      30 * time.Second,
-		IdleTimeout:       120 * time.Second,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
-}

@@ -3,12 +3,14 @@ package ingest
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -28,7 +30,7 @@ func serve(t *testing.T, h http.Handler, change ...func(*http.Server)) string {
 	}
 	server := NewServer(h, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	for _, f := range change {
-		f(server)
+		f(&server.http)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -291,5 +293,43 @@ func TestConcurrentRequests(t *testing.T) {
 	door := h.Door()
 	if door.Events != 2*senders*each || door.Duplicates != senders*each {
 		t.Errorf("%d events and %d duplicates, want %d and %d", door.Events, door.Duplicates, 2*senders*each, senders*each)
+	}
+}
+
+// A connection that was accepted just before a stop, and whose request comes only
+// then, is answered: net/http's own Shutdown closes it without a word, and the Node
+// and Go SDKs drop their events at that.
+func TestStopAnswersWhoHasConnected(t *testing.T) {
+	store := &memory{}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := NewServer(New(options(), store), slog.New(slog.DiscardHandler))
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	c := dial(t, listener.Addr().String())
+	for accepted := false; !accepted; runtime.Gosched() {
+		server.mu.Lock()
+		accepted = len(server.busy) == 1
+		server.mu.Unlock()
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- server.Shutdown(t.Context()) }()
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		t.Fatalf("Serve: %v", err)
+	}
+	body := `{"api_key":"` + key + `","events":[{"event_type":"Late","user_id":"user-000001"}]}`
+	fmt.Fprintf(c, "POST /2/httpapi HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	resp, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		t.Fatalf("no answer: %v", err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || !resp.Close {
+		t.Errorf("answered %d, connection to be closed: %t", resp.StatusCode, resp.Close)
+	}
+	if err := <-stopped; err != nil {
+		t.Errorf("Shutdown: %v", err)
 	}
 }
