@@ -176,6 +176,7 @@ func (h *house) fill(project string, n int, pad int) {
 			h.t.Fatal(err)
 		}
 	}
+	h.append() // the committer rotates after it has answered: now it has
 }
 
 // noise is text that does not compress.

@@ -224,7 +224,7 @@ func TestARotationThatCannotBeMadeLosesNothing(t *testing.T) {
 	if n := len(logPaths(t, dir)); n != 1 {
 		t.Fatalf("%d files", n)
 	}
-	must(t, os.RemoveAll(block))
+	must(t, os.Rename(block, filepath.Join(dir, "elsewhere")))
 	h.fill("app", 200, 300)
 	if n := len(logPaths(t, dir)); n < 2 {
 		t.Fatal("it does not try again")
@@ -295,7 +295,7 @@ func TestAReaderOfADeletedFileGoesOnBehindIt(t *testing.T) {
 		t.Fatalf("%+v, %v; want the chunk at %d", c, err, second)
 	}
 	h.log.mu.Lock()
-	h.log.drop(len(h.log.files) - 1)
+	h.log.drop(len(h.log.files) - 2) // the newest may be empty
 	if seqs, _ := readAll(t, h.log, c.Last()); len(seqs) == 0 || seqs[len(seqs)-1] != 3000 {
 		t.Fatalf("%v", seqs)
 	}
