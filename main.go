@@ -48,10 +48,13 @@ func exit(code int, err error) error {
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := context.WithCancel(context.Background())
+	first := make(chan os.Signal, 1)
+	signal.Notify(first, os.Interrupt, syscall.SIGTERM)
 	go func() {
-		<-ctx.Done()
-		stop() // the second signal ends the process at once
+		<-first
+		signal.Stop(first) // the second signal ends the process at once: before anybody can see that the first was heard
+		cancel()
 	}()
 	err := app(os.Stdout, os.Stderr).RunContext(ctx, os.Args)
 	if err == nil {
