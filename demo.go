@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -60,7 +61,7 @@ func demo(ctx context.Context, out io.Writer, keep bool) (err error) {
 		return exit(exitCantCreate, err)
 	}
 	r, err := newRehearsal(dir, func(args ...string) *exec.Cmd { return exec.Command(self, args...) },
-		rehearsalSettings{sandbox: sandbox.Options{Seed: 1}, storage: "min_free = \"16MiB\"\n"})
+		rehearsalSettings{sandbox: sandbox.Options{Seed: 1, Faults: faraway()}, storage: "min_free = \"16MiB\"\n"})
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
 	}
@@ -90,6 +91,12 @@ func demo(ctx context.Context, out io.Writer, keep bool) (err error) {
 		return errors.New("the demo has found ampcio wanting")
 	}
 	return nil
+}
+
+// faraway lets the sandbox answer as slowly as a host across the internet, so that
+// a kill meets requests in flight.
+func faraway() sandbox.Faults {
+	return sandbox.Faults{Latency: 60 * time.Millisecond, Jitter: 60 * time.Millisecond}
 }
 
 // stage shows what happens.
@@ -130,12 +137,19 @@ func (s *stage) play(ctx context.Context) (verdict, error) {
 	}{
 		{demoOutageAfter, func() error {
 			s.say("Customer.io goes down for %s; events keep coming", demoOutage)
-			s.r.sandbox.SetFaults(sandbox.Faults{Outages: []sandbox.Outage{{FromNow: true, Length: demoOutage, How: "503"}}})
+			down := faraway()
+			down.Outages = []sandbox.Outage{{FromNow: true, Length: demoOutage, How: "503"}}
+			s.r.sandbox.SetFaults(down)
 			return nil
 		}},
 		{demoKillAfter, func() error { return s.killAndStart(ctx, "while Customer.io is down") }},
 		{demoOutageAfter + demoOutage, func() error { s.say("Customer.io is back"); return nil }},
-		{demoKillAgain, func() error { return s.killAndStart(ctx, "while it delivers") }},
+		{demoKillAgain, func() error {
+			for s.r.sandbox.Report().InFlight == 0 && ctx.Err() == nil {
+				runtime.Gosched() // for the moment in which it hurts
+			}
+			return s.killAndStart(ctx, "in the middle of a delivery")
+		}},
 	}
 	for _, step := range script {
 		if err := s.watch(ctx, time.Until(start.Add(step.after)), sending); err != nil {
