@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -145,8 +144,10 @@ func (s *stage) play(ctx context.Context) (verdict, error) {
 		{demoKillAfter, func() error { return s.killAndStart(ctx, "while Customer.io is down") }},
 		{demoOutageAfter + demoOutage, func() error { s.say("Customer.io is back"); return nil }},
 		{demoKillAgain, func() error {
+			look := time.NewTicker(time.Millisecond)
+			defer look.Stop()
 			for s.r.sandbox.Report().InFlight == 0 && ctx.Err() == nil {
-				runtime.Gosched() // for the moment in which it hurts
+				<-look.C // for the moment in which it hurts
 			}
 			return s.killAndStart(ctx, "in the middle of a delivery")
 		}},

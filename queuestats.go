@@ -86,7 +86,7 @@ func takeSnapshot(ctx context.Context, cfg *config.Config) (admin.Snapshot, erro
 	if askErr == nil {
 		return snap, nil
 	}
-	if !errors.Is(askErr, fs.ErrNotExist) && !errors.Is(askErr, syscall.ECONNREFUSED) {
+	if !errors.Is(askErr, fs.ErrNotExist) && !errors.Is(askErr, syscall.ECONNREFUSED) && !errors.Is(askErr, syscall.ENOTDIR) {
 		if errors.Is(askErr, fs.ErrPermission) {
 			askErr = fmt.Errorf("%w: you need to be in the group of the socket %s, or root", askErr, socket)
 		}
@@ -100,6 +100,8 @@ func takeSnapshot(ctx context.Context, cfg *config.Config) (admin.Snapshot, erro
 		return snap, exit(exitUnavailable, fmt.Errorf("ampcio runs, but its admin socket %s does not answer: is server.socket the same as when it was started?", socket))
 	case errors.Is(err, fs.ErrNotExist):
 		return snap, exit(exitUnavailable, fmt.Errorf("ampcio is not running and has never run with storage.dir %s: start it with ampcio serve", cfg.Storage.Dir))
+	case errors.Is(err, syscall.ENOTDIR):
+		return snap, exit(exitUnavailable, fmt.Errorf("%w: storage.dir %s must be the folder that ampcio serve writes to", err, cfg.Storage.Dir))
 	case errors.Is(err, fs.ErrPermission):
 		return snap, exit(exitUnavailable, fmt.Errorf("ampcio is not running, and its files cannot be read: %w: try as root or as the user that runs ampcio", err))
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -84,14 +85,20 @@ func newRehearsal(dir string, command func(args ...string) *exec.Cmd, s rehearsa
 	return r, nil
 }
 
-// freeAddress asks the system for a port of the loopback that nobody uses.
+// freeAddress finds a port of the loopback that nobody uses. It looks below those that
+// systems give to outgoing connections: while the daemon is down between two lives, a
+// client's connection could take one of these, and even be connected to itself.
 func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	var last error
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000)))
+		if err != nil {
+			last = err
+			continue
+		}
+		return l.Addr().String(), l.Close()
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	return "", last
 }
 
 func (r *rehearsal) writeConfig(s rehearsalSettings) error {

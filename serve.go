@@ -229,7 +229,7 @@ func storageError(dir string, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return exit(exitCantCreate, fmt.Errorf("%w: storage.dir %s must belong to the user that runs ampcio (uid %d)", err, dir, os.Getuid()))
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EROFS):
-		return exit(exitCantCreate, err)
+		return exit(exitCantCreate, fmt.Errorf("%w: storage.dir %s must be a folder that ampcio can create files in", err, dir))
 	}
 	return exit(exitIO, err)
 }

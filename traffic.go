@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -94,6 +95,9 @@ func (t *traffic) send(ctx context.Context, sender int, spread time.Duration) er
 	return nil
 }
 
+// planOf is the plan that a user has from the event with this seq on.
+func planOf(seq int64) string { return []string{"free", "pro", "team"}[seq/10%3] }
+
 // request builds a request of n events to be forwarded, and some that the rules drop.
 // seqs are the highest number of each user in it.
 func (t *traffic) request(rng *rand.Rand, users []int, next map[int]int64, n int) (body []byte, seqs map[int]int64, dropped int64) {
@@ -110,7 +114,7 @@ func (t *traffic) request(rng *rand.Rand, users []int, next map[int]int64, n int
 		}
 		fmt.Fprintf(&b, `{"event_type":"Order Completed","user_id":%q,"device_id":"device-%05d","insert_id":"%d-%d-%d","time":%d,`+
 			`"event_properties":{"seq":%d,"total":%d.5,"currency":"EUR"},"user_properties":{"plan":%q,"email":"u%d@example.com"}}`,
-			userName(u), u, t.seed, u, next[u], now, next[u], rng.IntN(100), []string{"free", "pro", "team"}[next[u]/10%3], u)
+			userName(u), u, t.seed, u, next[u], now, next[u], rng.IntN(100), planOf(next[u]), u)
 		if rng.IntN(20) == 0 {
 			dropped++
 			fmt.Fprintf(&b, `,{"event_type":%q,"user_id":%q,"device_id":"device-%05d","insert_id":"h%d-%d-%d","time":%d}`,
@@ -179,8 +183,17 @@ func (t *traffic) verdict(ids map[string]string, books admin.Snapshot) verdict {
 		v.lost += max(want-got, 0)
 		v.doubled += max(got-want, 0)
 	}
+	plans := map[string]string{}
+	for _, p := range t.r.sandbox.People() {
+		plans[p.ID] = string(p.Attributes["plan"])
+	}
+	outdated := 0
 	for u := range t.users {
-		count(t.acked[u].Load(), seen[userName(u)])
+		last := t.acked[u].Load()
+		count(last, seen[userName(u)])
+		if last > 0 && plans[userName(u)] != strconv.Quote(planOf(last)) {
+			outdated++
+		}
 	}
 	for id := range ids {
 		count(1, known[id])
@@ -199,7 +212,9 @@ func (t *traffic) verdict(ids map[string]string, books admin.Snapshot) verdict {
 	expect(v.outOfOrder == 0, "%d events came out of order: %s", v.outOfOrder, report.Order.First)
 	expect(report.Order.Overlaps == 0, "%d times a person was in two requests at once: %s", report.Order.Overlaps, report.Order.FirstOverlap)
 	expect(report.Events.Differing == 0, "two events share the id %s", report.Events.FirstDiffering)
-	expect(report.Identifies.Stale == 0, "%d user updates were older than the last", report.Identifies.Stale)
+	// After a crash some user updates come again that others followed already. Customer.io
+	// ignores them as older, and what counts is what people have in the end.
+	expect(outdated == 0, "%d users have not in Customer.io what their last event says", outdated)
 	expect(len(books.Syncs) == 1, "%d syncs in the books", len(books.Syncs))
 	for _, y := range books.Syncs {
 		expect(y.Books.Balanced, "the books of sync %s are out by %d", y.Name, y.Books.Difference)

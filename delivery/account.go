@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -58,13 +59,19 @@ func judgeAccount(a answer, o *Options, base string) (Account, *AccountError) {
 	code := "http_" + strconv.Itoa(a.status)
 	switch {
 	case a.status == http.StatusOK:
-		var account Account
-		if json.Unmarshal(a.body, &account) != nil || account.Region == "" {
+		var body struct {
+			URL, Region string
+			Environment json.RawMessage `json:"environment_id"`
+		}
+		if json.Unmarshal(a.body, &body) != nil || body.Region == "" {
 			return Account{}, unreachable("bad_answer", base+" answers, but not as Customer.io does", 0)
 		}
-		if account.Region != o.Region {
-			return Account{}, wrongRegion(o, fmt.Sprintf("Customer.io says that this account is in region %q", clip(account.Region)))
+		if region := clip(body.Region); region != o.Region {
+			return Account{}, wrongRegion(o, region, fmt.Sprintf("Customer.io says that this account is in region %q", region))
 		}
+		account := Account{Region: body.Region, URL: body.URL}
+		// Not worth refusing to deliver for, should it ever be something else.
+		account.EnvironmentID, _ = strconv.ParseInt(strings.Trim(string(body.Environment), `"`), 10, 64)
 		return account, nil
 	case a.status >= 300 && a.status < 500 && a.status != http.StatusRequestTimeout && a.status != http.StatusTooManyRequests:
 		return Account{}, blockedBy(code, a.location, o, base)
@@ -93,8 +100,11 @@ func blockedBy(code, location string, o *Options, base string) *AccountError {
 		if to, err := url.Parse(location); err == nil && to.Host != "" {
 			detail += " to " + clip(to.Host)
 		}
-		e := wrongRegion(o, detail)
-		return e
+		other := "eu"
+		if o.Region == "eu" {
+			other = "us"
+		}
+		return wrongRegion(o, other, detail)
 	}
 	return &AccountError{
 		Reason: code, Blocked: true,
@@ -103,14 +113,10 @@ func blockedBy(code, location string, o *Options, base string) *AccountError {
 	}
 }
 
-func wrongRegion(o *Options, detail string) *AccountError {
-	other := "eu"
-	if o.Region == "eu" {
-		other = "us"
-	}
+func wrongRegion(o *Options, right, detail string) *AccountError {
 	return &AccountError{
 		Reason: "wrong_region", Blocked: true, Detail: detail,
-		Advice: fmt.Sprintf("the configuration says region = %q: set region = %q if that is where the account is", o.Region, other),
+		Advice: fmt.Sprintf("the configuration says region = %q: set region = %q if that is where the account is", o.Region, right),
 	}
 }
 
@@ -145,11 +151,22 @@ func (s *Sync) ask(ctx context.Context, after time.Time) (Account, *AccountError
 		return Account{}, unreachable("stopped", "stopped", 0)
 	}
 	defer func() { s.desk.turn <- struct{}{} }()
-	if s.desk.began.IsZero() || s.desk.began.Before(after) {
+	if !s.desk.began.After(after) { // one of the same moment may be from before
 		s.desk.began = s.o.Now()
 		s.desk.account, s.desk.err = judgeAccount(s.client.region(ctx), &s.o, s.client.shown)
 	}
 	return s.desk.account, s.desk.err
+}
+
+// lastAsked is when the newest question was begun.
+func (s *Sync) lastAsked(ctx context.Context) time.Time {
+	select {
+	case <-s.desk.turn:
+	case <-ctx.Done():
+		return time.Time{}
+	}
+	defer func() { s.desk.turn <- struct{}{} }()
+	return s.desk.began
 }
 
 // watch keeps the door: it opens it when the region endpoint agrees, and while it
@@ -172,8 +189,8 @@ func (s *Sync) watch(ctx context.Context) {
 				return
 			}
 			// A first block is asked about at once: it may be Customer.io's mistake.
-			// One that follows upon an agreement waits its minute.
-			next = asked.Add(probeEvery)
+			// One that follows upon a question waits its minute.
+			next = s.lastAsked(ctx).Add(probeEvery)
 		case err.Blocked:
 			failures = 0
 			s.door.block(err, asked)

@@ -29,8 +29,15 @@ type batch struct {
 type taken struct {
 	claim   *queue.Claim
 	parts   []part
-	sent    map[string][]byte // by identifier key: what it will have been sent after the parts so far
-	stopped bool              // one operation must wait: none after it may be sent in this batch
+	people  map[string]*person // by identifier key; the claim holds them
+	stopped bool               // one operation must wait: none after it may be sent in this batch
+}
+
+// person is an identifier in a claim.
+type person struct {
+	sent       []byte // what it will have been sent after the parts so far
+	identified bool   // there is an identify among them
+	refused    bool   // which was refused
 }
 
 // part is a record and its operations.
@@ -81,12 +88,10 @@ func (s *Sync) fill(b *batch, first *queue.Claim) {
 // add maps the records of a claim, as many as fit; the rest goes back to the head
 // of its lane, or all of it, and then add returns nil.
 func (s *Sync) add(b *batch, claim *queue.Claim) *taken {
-	t := &taken{claim: claim, sent: map[string][]byte{}}
-	identified := map[string]bool{}
-	held := map[string]bool{}
+	t := &taken{claim: claim, people: map[string]*person{}}
 	records := claim.Records()
 	for i := range records {
-		p, fits := s.part(b, t, &records[i], identified, held)
+		p, fits := s.part(b, t, &records[i])
 		if !fits {
 			if i == 0 {
 				claim.Return()
@@ -104,33 +109,32 @@ func (s *Sync) add(b *batch, claim *queue.Claim) *taken {
 // when it is too much for this request; when another claim holds its identifier;
 // or when it would be the second identify of a person in this batch: Customer.io
 // orders them by whole seconds, so those of one request could not be told apart.
-func (s *Sync) part(b *batch, t *taken, q *queue.Record, identified, held map[string]bool) (p part, fits bool) {
+func (s *Sync) part(b *batch, t *taken, q *queue.Record) (p part, fits bool) {
 	p.seq = q.Seq
 	r := mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
 	if err := r.DecodeBody(q.Body); err != nil {
 		p.unreadable = &refusal{Reason: "unreadable_record", Message: clip(err.Error())}
 		return p, true
 	}
+	var who *person
 	id, reason := s.rules.Identifier(&r)
 	if reason != "" {
 		p.decision = s.rules.NoIdentifier(&r, reason)
 	} else {
 		p.key = id.Key()
-		if !held[p.key] {
+		var err error
+		if who = t.people[p.key]; who == nil {
 			if !t.claim.Hold(p.key) {
 				return p, false
 			}
-			held[p.key] = true
-		}
-		sent, known := t.sent[p.key]
-		var err error
-		if !known {
-			if sent, err = t.claim.Sent(p.key); err != nil {
+			who = &person{}
+			if who.sent, err = t.claim.Sent(p.key); err != nil {
 				b.err = err
 				return p, false
 			}
+			t.people[p.key] = who
 		}
-		if p.decision, err = s.rules.Map(&r, id, sent); err != nil {
+		if p.decision, err = s.rules.Map(&r, id, who.sent); err != nil {
 			p.unreadable = &refusal{Reason: "not_mappable", Message: clip(err.Error())}
 			return p, true
 		}
@@ -153,7 +157,7 @@ func (s *Sync) part(b *batch, t *taken, q *queue.Record, identified, held map[st
 		sending++
 		bytes += len(o.Body) + 1
 	}
-	if identifies && identified[p.key] {
+	if identifies && who.identified {
 		return p, false
 	}
 	// A record is never divided over two batches, so the first one always fits,
@@ -163,11 +167,11 @@ func (s *Sync) part(b *batch, t *taken, q *queue.Record, identified, held map[st
 		b.full = true
 		return p, false
 	}
-	if identifies {
-		identified[p.key] = true
-	}
-	if p.decision.Sent != nil && p.key != "" {
-		t.sent[p.key] = p.decision.Sent
+	if who != nil {
+		who.identified = who.identified || identifies
+		if p.decision.Sent != nil {
+			who.sent = p.decision.Sent
+		}
 	}
 	for _, op := range p.operations {
 		if op.verdict == unsent {

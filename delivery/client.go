@@ -3,7 +3,7 @@ package delivery
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -169,9 +169,8 @@ func (c *client) do(ctx context.Context, method, path string, body []byte) (a an
 func networkReason(err error) string {
 	var (
 		dns         *net.DNSError
-		certificate *x509.UnknownAuthorityError
-		host        *x509.HostnameError
-		invalid     *x509.CertificateInvalidError
+		certificate *tls.CertificateVerificationError
+		plain       tls.RecordHeaderError // no TLS at all
 		network     net.Error
 	)
 	switch {
@@ -181,7 +180,7 @@ func networkReason(err error) string {
 		return "dns"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "refused"
-	case errors.As(err, &certificate), errors.As(err, &host), errors.As(err, &invalid):
+	case errors.As(err, &certificate), errors.As(err, &plain):
 		return "tls"
 	case errors.As(err, &network) && network.Timeout():
 		return "timeout"

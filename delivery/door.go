@@ -14,11 +14,13 @@ const (
 	unreachableAfter    = 5 * time.Second
 )
 
+const remindEvery = 10 * time.Minute // in the log, of what is still wrong
+
 // door is what the workers pass before they claim: open once the region endpoint
 // has agreed, closed by an answer that says that keys, region or endpoint are
 // wrong. Every request's answer passes here as well, so it is also what keeps
-// Status and what logs: once when something changes, then once a minute for as
-// long as it lasts. Safe for concurrent use.
+// Status and what logs: when something changes, and every ten minutes for as long
+// as it lasts. Safe for concurrent use.
 //
 // The destination-wide gate (failures of the destination itself, one probe at a
 // time) is the second thing that can stand between wait and the workers; answered
@@ -53,7 +55,7 @@ func (d *door) enter(state State, reason, detail, advice string) (news bool) {
 		s.State, s.Since = state, d.now()
 	}
 	s.Reason, s.Detail, s.Advice = reason, detail, advice
-	if now := d.now(); news || now.Sub(d.logged) >= time.Minute {
+	if now := d.now(); news || now.Sub(d.logged) >= remindEvery {
 		d.logged = now
 		return true
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,12 +24,16 @@ func TestRefusals(t *testing.T) {
 		name   string
 		faults string
 		dead   string // reason
+		user   bool   // it is the user update that is refused, not the event
 	}{
 		{name: "207", faults: "refuse_event=Bad", dead: "invalid"},
 		{name: "400 for the whole request", faults: "refuse_event=Bad,refuse_how=400", dead: "http_400"},
 		{name: "422 for the whole request", faults: "refuse_event=Bad,refuse_how=422", dead: "http_422"},
 		{name: "413", faults: "refuse_event=Bad,refuse_how=413", dead: "operation_too_large"},
 		{name: "403 while the keys are good", faults: "refuse_event=Bad,refuse_how=403", dead: "http_403"},
+		{name: "identify, 207", faults: "refuse_attribute=bad", dead: "invalid", user: true},
+		{name: "identify, 400", faults: "refuse_attribute=bad,refuse_how=400", dead: "http_400", user: true},
+		{name: "identify, 403", faults: "refuse_attribute=bad,refuse_how=403", dead: "http_403", user: true},
 		{name: "400 amid failures", faults: "refuse_event=Bad,refuse_how=400,500=0.1,cut_after=0.1", dead: "http_400"},
 		{name: "403 amid failures", faults: "refuse_event=Bad,refuse_how=403,500=0.1,cut_after=0.1,on=data", dead: "http_403"},
 	}
@@ -37,7 +42,7 @@ func TestRefusals(t *testing.T) {
 			bubble(t, func(t *testing.T, dir string) {
 				box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", Faults: faults(t, test.faults), Seed: 3})
 				defer box.Close()
-				h := open(t, dir, box, rules(t, nil), nil)
+				h := open(t, dir, box, rules(t, func(s *mapping.Spec) { s.UserProperties = []string{"plan", "bad"} }), nil)
 				const users, n = 30, 10
 				var events []event
 				bad := 0
@@ -46,7 +51,9 @@ func TestRefusals(t *testing.T) {
 						e := event{user: fmt.Sprintf("user-%d", u), n: i + 1, properties: fmt.Sprintf(`{"plan":"p%d"}`, i/4)}
 						if u%10 == 3 && i%3 == 1 {
 							e.name = "Bad"
-							bad++
+							if bad++; test.user {
+								e.name, e.properties = "Order", fmt.Sprintf(`{"plan":"p%d","bad":%d}`, i/4, i)
+							}
 						}
 						events = append(events, e)
 					}
@@ -57,11 +64,15 @@ func TestRefusals(t *testing.T) {
 				if b := stats.Books; int(b.Dead) != bad || int(b.Delivered) != users*n-bad {
 					t.Errorf("want %d dead, books: %+v", bad, b)
 				}
-				if got := stats.Tallies["event/dead/"+test.dead]; int(got.N) != bad || got.Example != "Bad" {
-					t.Errorf("event/dead/%s: %+v, want %d; all: %v", test.dead, got, bad, stats.Tallies)
+				key, example, arrived := "event/dead/"+test.dead, "Bad", users*n-bad
+				if test.user {
+					key, example, arrived = "user/dead/"+test.dead, "", users*n // its event arrives all the same
+				}
+				if got := stats.Tallies[key]; int(got.N) != bad || got.Example != example {
+					t.Errorf("%s: %+v, want %d; all: %v", key, got, bad, stats.Tallies)
 				}
 				r := box.Report()
-				if int(r.Events.Unique) != users*n-bad || r.Order.OutOfOrder != 0 || r.Identifies.Stale != 0 {
+				if int(r.Events.Unique) != arrived || r.Order.OutOfOrder != 0 || r.Identifies.Stale != 0 {
 					t.Errorf("sandbox: %+v %+v %+v", r.Events, r.Order, r.Identifies)
 				}
 				for u := range users {
@@ -104,21 +115,28 @@ func TestRefusedAttribute(t *testing.T) {
 			event{user: "ann", n: 1, properties: `{"plan":"pro","note":"` + long + `"}`},
 			event{user: "ann", n: 2, properties: `{"plan":"pro","note":"` + long + `"}`},
 			event{user: "ann", n: 3, properties: `{"plan":"pro","note":"` + long + `"}`},
-			event{user: "ann", n: 4, properties: `{"plan":"pro","note":"short"}`},
 		)
+		h.drained(time.Minute)
+		// The next record brings what was in the refused identify, but for the note.
+		h.append(event{user: "ann", n: 4, properties: `{"plan":"pro","note":"` + long + `"}`})
+		h.drained(time.Minute)
+		if p, _ := box.Person("id", "ann"); string(p.Attributes["plan"]) != `"pro"` || p.Attributes["note"] != nil {
+			t.Errorf("ann has plan %s, note %s after the note was refused", p.Attributes["plan"], p.Attributes["note"])
+		}
+		h.append(event{user: "ann", n: 5, properties: `{"plan":"pro","note":"short"}`})
 		stats := h.drained(time.Minute)
 		h.close()
-		if b := stats.Books; b.Dead != 1 || b.Delivered != 3 {
+		if b := stats.Books; b.Dead != 1 || b.Delivered != 4 {
 			t.Errorf("books: %+v, tallies %v", b, stats.Tallies)
 		}
-		if n := stats.Tallies["event/delivered"].N; n != 4 {
-			t.Errorf("%d events delivered of 4: %v", n, stats.Tallies)
+		if n := stats.Tallies["event/delivered"].N; n != 5 {
+			t.Errorf("%d events delivered of 5: %v", n, stats.Tallies)
 		}
 		if n := stats.Tallies["user/dead/invalid"].N; n != 1 {
 			t.Errorf("user/dead/invalid %d, want 1: %v", n, stats.Tallies)
 		}
 		p, _ := box.Person("id", "ann")
-		if plan, note := string(p.Attributes["plan"]), string(p.Attributes["note"]); plan != `"pro"` || note != `"short"` || p.EventCount != 4 {
+		if plan, note := string(p.Attributes["plan"]), string(p.Attributes["note"]); plan != `"pro"` || note != `"short"` || p.EventCount != 5 {
 			t.Errorf("ann has plan %s, note %s, %d events", plan, note, p.EventCount)
 		}
 	})
@@ -329,4 +347,40 @@ func (x *exclusive) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}()
 	}
 	x.inner.ServeHTTP(w, r)
+}
+
+// When single operations got a 403 and then it turns out that everything does,
+// the one in the middle of a lane waits, and what is behind it was not sent.
+func TestForbiddenInTheMiddle(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1})
+		var over atomic.Bool // the firewall's rule has been taken away
+		empty := 0
+		firewall := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			refuse := bytes.Contains(body, []byte(`"Bad"`))
+			if r.Method == http.MethodPost && len(operationsOf(t, body)) == 0 {
+				empty++
+				refuse = empty > 1 // by the second look nothing comes through any more
+			}
+			if refuse && !over.Load() {
+				http.Error(w, "<h1>Forbidden</h1>", http.StatusForbidden)
+				return
+			}
+			box.ServeHTTP(w, r)
+		})
+		h := open(t, dir, firewall, rules(t, func(s *mapping.Spec) { s.SendUsers = false }), func(o *delivery.Options) { o.Concurrency = 1 })
+		h.append(event{user: "ann", n: 1}, event{user: "ann", n: 2, name: "Bad"}, event{user: "ann", n: 3}, event{user: "ann", n: 4})
+		time.Sleep(time.Minute)
+		if b := h.stats().Books; b.Delivered != 1 || b.Dead != 0 || box.Report().Events.Unique != 1 {
+			t.Errorf("books %+v, sandbox %+v", b, box.Report().Events)
+		}
+		over.Store(true)
+		h.drained(10 * time.Minute)
+		h.close()
+		if r := box.Report(); r.Events.Unique != 4 || r.Order.OutOfOrder != 0 {
+			t.Errorf("events %+v, order %+v", r.Events, r.Order)
+		}
+	})
 }

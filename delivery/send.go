@@ -6,8 +6,13 @@ import "context"
 // that takes. What is still unsent afterwards goes back into the queue as if it
 // had never been claimed.
 func (s *Sync) send(ctx context.Context, b *batch) {
-	s.exchange(ctx, b, b.operations)
-	s.judgeForbidden(ctx, b)
+	for operations := b.operations; len(operations) > 0; {
+		goOn := s.exchange(ctx, b, operations)
+		operations = s.judgeForbidden(ctx, b)
+		if !goOn {
+			return
+		}
+	}
 }
 
 // exchange sends operations in array order, in one request where they fit and
@@ -114,8 +119,9 @@ func (s *Sync) forbidden(ctx context.Context, b *batch, operations []*operation,
 }
 
 // judgeForbidden decides on the single operations that got a 403. Keys that were
-// revoked in the meantime give the same answer, so it is looked into once more.
-func (s *Sync) judgeForbidden(ctx context.Context, b *batch) {
+// revoked in the meantime give the same answer, so it is looked into once more. It
+// returns the operations that were left out behind those that are now refused.
+func (s *Sync) judgeForbidden(ctx context.Context, b *batch) (behind []*operation) {
 	var verdict verdict
 	for _, o := range b.operations {
 		if o.verdict != forbidden {
@@ -128,8 +134,17 @@ func (s *Sync) judgeForbidden(ctx context.Context, b *batch) {
 		}
 		if o.verdict = verdict; verdict == refused {
 			o.refused = []refusal{o.answer.refusal}
+			o.of.stopped = false
 		}
 	}
+	if verdict == refused {
+		for _, o := range sendable(b.operations) {
+			if o.verdict == unsent {
+				behind = append(behind, o)
+			}
+		}
+	}
+	return behind
 }
 
 // interpretForbidden says what 403 as the answer to data means at this moment:
@@ -140,6 +155,9 @@ func (s *Sync) judgeForbidden(ctx context.Context, b *batch) {
 // operations: where that gets any other answer than 403, requests do come through.
 // Without it, a firewall that dislikes this machine would bury the whole queue.
 func (s *Sync) interpretForbidden(ctx context.Context) verdict {
+	if !s.door.passable() {
+		return unsent // another worker has found out
+	}
 	began := s.o.Now()
 	_, err := s.ask(s.cut, began)
 	switch {

@@ -14,12 +14,15 @@ import (
 func (s *Sync) settle(t *taken) {
 	outcomes := make([]queue.Outcome, 0, len(t.parts))
 	var stop *operation
-	refusedKeys := map[string]bool{} // identifiers whose identify was refused in this claim
+	tries := "record/first_try"
+	if t.claim.Attempts() > 0 {
+		tries = "record/after_retry"
+	}
 	for i := range t.parts {
 		if stop = t.parts[i].waiting(); stop != nil {
 			break
 		}
-		outcomes = append(outcomes, s.outcome(t, &t.parts[i], refusedKeys))
+		outcomes = append(outcomes, s.outcome(t, &t.parts[i], tries))
 	}
 	switch {
 	case stop == nil:
@@ -48,8 +51,9 @@ func (p *part) waiting() *operation {
 	return nil
 }
 
-// outcome says how a record ended whose operations all have a final verdict.
-func (s *Sync) outcome(t *taken, p *part, refusedKeys map[string]bool) queue.Outcome {
+// outcome says how a record ended whose operations all have a final verdict; tries
+// is the tally for one that was delivered.
+func (s *Sync) outcome(t *taken, p *part, tries string) queue.Outcome {
 	if p.unreadable != nil {
 		s.buried(p, p.unreadable.Reason)
 		return queue.Outcome{
@@ -79,7 +83,7 @@ func (s *Sync) outcome(t *taken, p *part, refusedKeys map[string]bool) queue.Out
 			user = tally
 			out.SentKey, out.Sent = p.key, d.Sent
 			if o.verdict == refused {
-				refusedKeys[p.key] = true
+				t.people[p.key].refused = true
 				for _, why := range o.refused {
 					out.Sent = mapping.Refused(out.Sent, why.Field)
 				}
@@ -88,7 +92,8 @@ func (s *Sync) outcome(t *taken, p *part, refusedKeys map[string]bool) queue.Out
 			event = tally
 		}
 	}
-	if out.SentKey == "" && d.Sent != nil && p.key != "" && !refusedKeys[p.key] {
+	// What a later record adds rests on the identify that was refused.
+	if out.SentKey == "" && d.Sent != nil && p.key != "" && !t.people[p.key].refused {
 		out.SentKey, out.Sent = p.key, d.Sent
 	}
 	out.Tallies = append(make([]queue.Tally, 0, 3),
@@ -111,10 +116,6 @@ func (s *Sync) outcome(t *taken, p *part, refusedKeys map[string]bool) queue.Out
 		}
 	default:
 		out.Ending = queue.Delivered
-		tries := "record/first_try"
-		if t.claim.Attempts() > 0 {
-			tries = "record/after_retry"
-		}
 		out.Tallies = append(out.Tallies, queue.Tally{Key: tries})
 	}
 	return out

@@ -30,7 +30,7 @@ import (
 type Options struct {
 	Name     string // of the sync
 	SiteID   string
-	APIKey   string // secret: never in an error, a log line or Status
+	APIKey   string `json:"-"` // secret: never in an error, a log line or Status
 	Region   string // us | eu
 	Endpoint string // another base URL; "" = Customer.io's own for the region
 
@@ -48,6 +48,9 @@ type Options struct {
 	Beat      func()            // called every few seconds unless the ledger is stuck; nil = nobody listens
 	Transport http.RoundTripper // nil = the network
 }
+
+// String keeps the key out of whatever prints the options.
+func (o Options) String() string { return "delivery of " + o.Name }
 
 func (o Options) withDefaults() Options {
 	o.Concurrency = orElse(o.Concurrency, 4)

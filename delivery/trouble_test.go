@@ -11,6 +11,7 @@ import (
 
 	"ampcio/delivery"
 	"ampcio/mapping"
+	"ampcio/queue"
 	"ampcio/sandbox"
 )
 
@@ -66,7 +67,7 @@ func TestBlocked(t *testing.T) {
 				if s.State != test.state || s.Reason != test.reason || !strings.Contains(s.Advice, test.advice) {
 					t.Errorf("status %+v", s)
 				}
-				if d := s.NextProbe.Sub(time.Now()); d <= 0 || d > time.Minute {
+				if d := time.Until(s.NextProbe); d <= 0 || d > time.Minute {
 					t.Errorf("next probe in %v", d)
 				}
 				if n := int(asked.Load()); n < hours*60 || n > hours*60+3 {
@@ -340,6 +341,32 @@ func TestFiltered(t *testing.T) {
 		}
 		if stats.Books.Filtered != 3001 {
 			t.Errorf("books %+v, tallies %v", stats.Books, stats.Tallies)
+		}
+	})
+}
+
+// damaged appends a record that this version cannot read.
+type damaged struct{}
+
+func (damaged) Size() int { return 100 }
+func (damaged) Resolve(w *queue.Writer) error {
+	w.Put(queue.Record{Project: "app", Lane: "user/ann", Body: []byte{99, 1, 2, 3}})
+	return nil
+}
+
+// A record that cannot be read is kept as a dead letter and holds nobody up.
+func TestUnreadableRecord(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1})
+		h := open(t, dir, box, rules(t, nil), nil)
+		h.append(event{user: "ann", n: 1})
+		if err := h.log.Append(context.Background(), damaged{}); err != nil {
+			t.Fatal(err)
+		}
+		h.append(event{user: "ann", n: 2})
+		stats := h.drained(time.Minute)
+		if b := stats.Books; b.Dead != 1 || b.Delivered != 2 || stats.Tallies["event/dead/unreadable_record"].N != 1 {
+			t.Errorf("books %+v, tallies %v", b, stats.Tallies)
 		}
 	})
 }

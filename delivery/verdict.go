@@ -3,7 +3,6 @@ package delivery
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -245,12 +244,4 @@ func clip(text string) string {
 		text = text[:len(text)-1]
 	}
 	return text + "…"
-}
-
-func (v verdict) String() string {
-	names := [...]string{"unsent", "delivered", "refused", "retry", "split", "forbidden", "blocked"}
-	if int(v) < len(names) {
-		return names[v]
-	}
-	return fmt.Sprintf("verdict(%d)", uint8(v))
 }

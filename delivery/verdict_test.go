@@ -2,6 +2,8 @@ package delivery
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -105,6 +107,9 @@ func TestRead(t *testing.T) {
 		{name: "no such host", n: 1, err: &net.DNSError{Err: "no such host", IsNotFound: true}, want: reading{verdict: retry, reason: "dns"}},
 		{name: "reset", n: 1, err: &net.OpError{Op: "read", Err: syscall.ECONNRESET}, want: reading{verdict: retry, reason: "connection_cut"}},
 		{name: "cut in the answer", n: 1, err: io.ErrUnexpectedEOF, want: reading{verdict: retry, reason: "connection_cut"}},
+		{name: "unknown certificate", n: 1, err: &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, want: reading{verdict: retry, reason: "tls"}},
+		{name: "no TLS", n: 1, err: tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"}, want: reading{verdict: retry, reason: "tls"}},
+		{name: "no network", n: 1, err: &net.OpError{Op: "dial", Err: syscall.ENETUNREACH}, want: reading{verdict: retry, reason: "no_route"}},
 		{name: "anything else", n: 1, err: errors.New("malformed HTTP response"), want: reading{verdict: retry, reason: "network"}},
 	}
 	for _, test := range tests {
@@ -119,6 +124,41 @@ func TestRead(t *testing.T) {
 					cmp.Diff(test.want, got, cmp.AllowUnexported(reading{}, refusal{})))
 			}
 		})
+	}
+}
+
+func TestResults(t *testing.T) {
+	got := string(results(
+		operation{action: "identify", verdict: refused, refused: []refusal{
+			{207, "invalid", "attributes.plan", "<too long>"}, {207, "invalid", "attributes.note", ""}}},
+		operation{action: "event", verdict: delivered},
+		operation{action: "event", verdict: refused, refused: []refusal{{Reason: "operation_too_large", Message: "32001 bytes"}}},
+	))
+	want := `[{"action":"identify","status":207,"reason":"invalid","field":"attributes.plan","message":"\u003ctoo long\u003e"},` +
+		`{"action":"identify","status":207,"reason":"invalid","field":"attributes.note"},` +
+		`{"action":"event","status":200},` +
+		`{"action":"event","reason":"operation_too_large","message":"32001 bytes"}]`
+	if got != want {
+		t.Errorf("results\n got %s\nwant %s", got, want)
+	}
+}
+
+func TestForeignText(t *testing.T) {
+	long := strings.Repeat("é", 400)
+	tests := []struct{ name, got, want string }{
+		{"short", clip("plan"), "plan"},
+		{"cut between runes", clip("x" + long), "x" + strings.Repeat("é", 249) + "…"},
+		{"not UTF-8", clip("a\xffb"), "a\uFFFDb"},
+		{"word", word("Too Long", "other"), "too_long"},
+		{"sentence", word("it's wrong", "other"), "other"},
+		{"nothing", word("", "other"), "other"},
+		{"event name", clipExample(long), strings.Repeat("é", 50)},
+		{"options", fmt.Sprintf("%v %+v", Options{Name: "production", APIKey: "key"}, Options{APIKey: "key"}), "delivery of production delivery of "},
+	}
+	for _, test := range tests {
+		if test.got != test.want {
+			t.Errorf("%s: got %q, want %q", test.name, test.got, test.want)
+		}
 	}
 }
 

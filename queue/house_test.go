@@ -30,7 +30,9 @@ func TestMain(m *testing.M) {
 // child starts this binary again in a role.
 func child(t testing.TB, role, dir string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	ctx, stop := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(stop)
+	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(os.Environ(), "QUEUE_TEST_ROLE="+role, "QUEUE_TEST_DIR="+dir)
 	cmd.Stderr = os.Stderr
 	return cmd

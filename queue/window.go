@@ -162,13 +162,13 @@ func (c *Consumer) advance() {
 // touch asks for a checkpoint.
 func (c *Consumer) touch() {
 	c.changed = true
-	signal(c.dirty)
+	notify(c.dirty)
 	if c.changedBytes >= dirtyBytes {
-		signal(c.haste)
+		notify(c.haste)
 	}
 }
 
-func signal(c chan<- struct{}) {
+func notify(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:

@@ -45,7 +45,7 @@ func BenchmarkResolve(b *testing.B) {
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			b.StopTimer()
-			w := open(b, b.TempDir(), Options{})
+			w := start(b, b.TempDir(), Options{})
 			w.run()
 			defer w.stop()
 			b.ReportAllocs()

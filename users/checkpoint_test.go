@@ -46,7 +46,7 @@ func moreStory(w *world) {
 func TestCrashInCheckpoint(t *testing.T) {
 	o := Options{CarryBytes: 100}
 	for steps := 0; ; steps++ {
-		w := open(t, t.TempDir(), o).run()
+		w := start(t, t.TempDir(), o).run()
 		w.failing = true
 		w.store.perWrite = 1
 		story(w)
@@ -93,7 +93,7 @@ func TestCrashInCheckpoint(t *testing.T) {
 // device has no anonymous properties any more, and the user does not have them yet.)
 func TestWrongOrderIsSeen(t *testing.T) {
 	o := Options{CarryBytes: 100}
-	w := open(t, t.TempDir(), o).run()
+	w := start(t, t.TempDir(), o).run()
 	defer w.stop()
 	story(w)
 	w.checkpoint()
@@ -137,7 +137,7 @@ func (f failed) Resolve(w *queue.Writer) error {
 func TestFailedCommit(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		w := open(t, dir, Options{CheckpointEvery: time.Millisecond})
+		w := start(t, dir, Options{CheckpointEvery: time.Millisecond})
 		w.failing = true
 		w.run()
 		w.send(`d0 a0 {"$add":{"n":1}}`)
@@ -171,7 +171,7 @@ func TestFailedCommit(t *testing.T) {
 func TestRun(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		w := open(t, dir, Options{}).run().runStore()
+		w := start(t, dir, Options{}).run().runStore()
 		story(w)
 		time.Sleep(2 * patience * time.Second)
 		synctest.Wait()
@@ -181,7 +181,7 @@ func TestRun(t *testing.T) {
 		moreStory(w)
 		want := w.everything()
 		w.stop()
-		again := open(t, dir, Options{})
+		again := start(t, dir, Options{})
 		defer again.stop()
 		if s := again.store.Stats(); s.Replayed != 0 || s.Good != again.log.Tail() || again.store.Warning() != nil {
 			t.Errorf("after a stop: %+v", s)
@@ -197,7 +197,7 @@ func TestRun(t *testing.T) {
 func TestBoundedMemory(t *testing.T) {
 	const people, bound = 400, 60_000
 	o := Options{CacheBytes: bound, CheckpointEvery: time.Hour}
-	w := open(t, t.TempDir(), o).run().runStore()
+	w := start(t, t.TempDir(), o).run().runStore()
 	for round := range 3 {
 		for i := range people {
 			w.send(fmt.Sprintf(`d%d/u%d i%d {"$add":{"n":1}}`, i, i, round))
@@ -258,7 +258,7 @@ func (w *world) checkBooks() {
 
 // An event that comes while a checkpoint writes is not in it, and not lost either.
 func TestEventsDuringCheckpoint(t *testing.T) {
-	w := open(t, t.TempDir(), Options{}).run()
+	w := start(t, t.TempDir(), Options{}).run()
 	defer w.stop()
 	w.store.perWrite = 1
 	story(w)
@@ -306,7 +306,7 @@ func (w *world) keys() (n int) {
 // that nobody logged in on for 30 days, insert_ids after seven.
 func TestExpiry(t *testing.T) {
 	const day = 24 * time.Hour
-	w := open(t, t.TempDir(), Options{CacheBytes: 10_000}).run()
+	w := start(t, t.TempDir(), Options{CacheBytes: 10_000}).run()
 	defer w.stop()
 	w.send(`quiet`, `quiet2/ghost`)
 	w.checkpoint()

@@ -35,7 +35,7 @@ func TestDuplicates(t *testing.T) {
 			[][]string{{`- i1`}, {`- i1`}}, []int{0, 0}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := open(t, t.TempDir(), Options{}).run()
+			w := start(t, t.TempDir(), Options{}).run()
 			defer w.stop()
 			stored, known := 0, 0
 			for i, events := range c.sent {
@@ -56,7 +56,7 @@ func TestDuplicates(t *testing.T) {
 
 // A repeat changes nothing: its $add is not added again, its login is no login.
 func TestDuplicateChangesNothing(t *testing.T) {
-	w := open(t, t.TempDir(), Options{}).run()
+	w := start(t, t.TempDir(), Options{}).run()
 	defer w.stop()
 	w.send(`d1/ann i1 {"$add":{"n":1}}`)
 	w.send(`d1/ann i1 {"$add":{"n":1}}`, `d1/bob i1`, `d1 i2`)
@@ -68,7 +68,7 @@ func TestDuplicateChangesNothing(t *testing.T) {
 // At least the last 256 insert_ids of a device are known, also after a crash (from the
 // log alone, and from users.db alone).
 func TestDuplicateWindow(t *testing.T) {
-	w := open(t, t.TempDir(), Options{}).run()
+	w := start(t, t.TempDir(), Options{}).run()
 	defer w.stop()
 	const sent = recentMax + 40
 	for i := range sent {
@@ -103,7 +103,7 @@ func TestDuplicateWindow(t *testing.T) {
 
 func TestDuplicatesForSevenDays(t *testing.T) {
 	const day = 24 * time.Hour
-	w := open(t, t.TempDir(), Options{}).run()
+	w := start(t, t.TempDir(), Options{}).run()
 	defer w.stop()
 	w.send(`d1 i1`, `d1 i2`, `d1 i3`)
 	w.clock.advance(7 * day)
@@ -168,7 +168,7 @@ func TestRecentRing(t *testing.T) {
 
 // Many senders at once, each repeating what it sent: every event is there once.
 func TestDuplicatesConcurrently(t *testing.T) {
-	w := open(t, t.TempDir(), Options{CheckpointEvery: time.Millisecond, CacheBytes: 20_000}).run().runStore()
+	w := start(t, t.TempDir(), Options{CheckpointEvery: time.Millisecond, CacheBytes: 20_000}).run().runStore()
 	var senders sync.WaitGroup
 	const each = 40
 	var mu sync.Mutex

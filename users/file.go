@@ -49,24 +49,24 @@ func fileOptions() queue.DBOptions {
 	return queue.DBOptions{MmapBytes: mmapBytes, Format: fileFormat, Buckets: []string{string(bucketUsers), string(bucketDevices)}}
 }
 
-// Rebuilt says that users.db was not whole, or not there, and what was done. As an
-// error it is a warning: the store works, but may know less than it did.
-type Rebuilt struct {
+// Repair says that users.db was not whole, not there, or not of one piece with the
+// log, and what was done. As an error it is a warning: the store works, but may know
+// less than it did.
+type Repair struct {
 	Path     string // users.db
 	Reason   string
 	SetAside string // where the damaged file is now; "" = there was none
-	Saved    int    // entries that could be read from it
+	Saved    int    // users and devices that could be read from it
 	Replayed uint64 // records then taken from the log
 	Lost     uint64 // records that the log no longer had
 }
 
-func (r *Rebuilt) Error() string {
-	text := fmt.Sprintf("%s was rebuilt: %s; %d users and devices saved from it, %d records replayed, %d older records no longer in the log",
-		r.Path, r.Reason, r.Saved, r.Replayed, r.Lost)
+func (r *Repair) Error() string {
+	text := fmt.Sprintf("%s had to be repaired: %s; ", r.Path, r.Reason)
 	if r.SetAside != "" {
-		text += "; the damaged file is " + r.SetAside
+		text += fmt.Sprintf("%d users and devices were saved, the damaged file is %s; ", r.Saved, r.SetAside)
 	}
-	return text
+	return text + fmt.Sprintf("%d records replayed from the log, %d were no longer in it", r.Replayed, r.Lost)
 }
 
 // salvageName is where a damaged users.db waits until what can be read of it is in a
@@ -81,10 +81,10 @@ func setAside(path string) error {
 func (s *Store) openFile() error {
 	path := s.o.Path
 	if exists(salvageName(path)) { // damaged while it was in use, or a crash in salvage
-		return s.rebuild("it was found damaged while ampcio ran")
+		return s.rebuild("a page of it could not be read")
 	}
 	if !exists(path) && s.log.Tail() > 0 {
-		s.rebuilt = &Rebuilt{Path: path, Reason: "it was missing"}
+		s.repair = &Repair{Path: path, Reason: "it was missing"}
 	}
 	err := s.openWhole(path)
 	if !errors.Is(err, queue.ErrDamaged) {
@@ -159,7 +159,7 @@ func (s *Store) rebuild(reason string) error {
 	if err := rename(damaged, aside); err != nil {
 		return err
 	}
-	s.rebuilt = &Rebuilt{Path: path, Reason: reason, SetAside: aside, Saved: saved}
+	s.repair = &Repair{Path: path, Reason: reason, SetAside: aside, Saved: saved}
 	return s.openWhole(path)
 }
 

@@ -78,7 +78,7 @@ func TestIdentity(t *testing.T) {
 			[]string{`(nobody) {"a":1}`, `(nobody) {"a":1}`, `(nobody) {"a":1}`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := open(t, t.TempDir(), Options{}).run()
+			w := start(t, t.TempDir(), Options{}).run()
 			defer w.stop()
 			for _, s := range c.sent {
 				w.send(s)
@@ -119,7 +119,7 @@ func (w *world) know(device, user string) string {
 
 // One request is resolved in the order of its events, as if each had come alone.
 func TestOneRequest(t *testing.T) {
-	w := open(t, t.TempDir(), Options{}).run()
+	w := start(t, t.TempDir(), Options{}).run()
 	defer w.stop()
 	w.send(`d1 - {"utm":"ad"}`, `d1/ann - {"$set":{"n":1}}`, `d1 - {"$add":{"n":1}}`, `d2/ann - {"$add":{"n":1}}`)
 	want := []string{`(nobody) {"utm":"ad"}`, `ann {"utm":"ad","n":1}`, `ann {"utm":"ad","n":2}`, `ann {"utm":"ad","n":3}`}
@@ -129,7 +129,7 @@ func TestOneRequest(t *testing.T) {
 }
 
 func TestLanes(t *testing.T) {
-	w := open(t, t.TempDir(), Options{}).run()
+	w := start(t, t.TempDir(), Options{}).run()
 	defer w.stop()
 	w.send(`d1`, `d1/ann`, `d1`, `/ann`, `-`, `d2`)
 	var lanes []string
@@ -145,7 +145,7 @@ func TestLanes(t *testing.T) {
 
 // The same names in two projects are different people.
 func TestProjectsAreApart(t *testing.T) {
-	w := open(t, t.TempDir(), Options{}).run()
+	w := start(t, t.TempDir(), Options{}).run()
 	defer w.stop()
 	w.sendTo("app", `d1/ann i1 {"a":1}`)
 	if n := w.sendTo("web", `d1 i1 {"b":1}`); n != 0 {
@@ -159,7 +159,7 @@ func TestProjectsAreApart(t *testing.T) {
 
 // An id is what is hashed: published vectors are mapping's, here is what goes in.
 func TestEventIDs(t *testing.T) {
-	w := open(t, t.TempDir(), Options{}).run()
+	w := start(t, t.TempDir(), Options{}).run()
 	defer w.stop()
 	w.send(`d1/ann i1`, `/ann i1`, `d2 i1`, `d1`, `d1`, `- i1`, `- i1`)
 	r := w.records()
@@ -187,7 +187,7 @@ func TestEventIDs(t *testing.T) {
 // Ids longer than bbolt's keys work like others.
 func TestLongIDs(t *testing.T) {
 	long := strings.Repeat("é", 20_000)
-	w := open(t, t.TempDir(), Options{CacheBytes: 1}).run()
+	w := start(t, t.TempDir(), Options{CacheBytes: 1}).run()
 	defer w.stop()
 	w.send(`/` + long + ` - {"a":1}`)
 	w.checkpoint()
@@ -202,7 +202,7 @@ func TestLongIDs(t *testing.T) {
 func TestLargeSets(t *testing.T) {
 	carry := func(project, name string) bool { return project == "app" && (name == "email" || name == `odd "name"`) }
 	o := Options{CarryBytes: 1000, Carry: carry}
-	w := open(t, t.TempDir(), o).run()
+	w := start(t, t.TempDir(), o).run()
 	defer w.stop()
 	big := strings.Repeat("x", 1000)
 	w.send(`d1 - {"email":"a@b.c","odd \"name\"":1.50,"small":1}`)
@@ -240,7 +240,7 @@ func TestLargeSets(t *testing.T) {
 
 // No request makes one user so large that all others wait for it.
 func TestPropertiesAreBounded(t *testing.T) {
-	w := open(t, t.TempDir(), Options{}).run()
+	w := start(t, t.TempDir(), Options{}).run()
 	defer w.stop()
 	big := strings.Repeat("x", maxPropertiesBytes/3)
 	for _, name := range []string{"a", "b", "c", "d"} {

@@ -203,7 +203,7 @@ func TestHistories(t *testing.T) {
 			CheckpointEvery: time.Hour, // only when a step says so
 			CacheBytes:      rapid.SampledFrom([]int64{1, 4_000, 1 << 20}).Draw(rt, "cache"),
 		}}
-		h.world = open(t, t.TempDir(), h.o).run()
+		h.world = start(t, t.TempDir(), h.o).run()
 		h.store.perWrite = 2
 		defer func() { h.stop() }()
 		again := func(w *world) {
@@ -252,7 +252,7 @@ func TestHistories(t *testing.T) {
 			"restart": func(t *rapid.T) {
 				h.runStore()
 				h.stop()
-				w := open(h.t, h.dir, h.o)
+				w := start(h.t, h.dir, h.o)
 				w.clock.ms.Store(h.clock.ms.Load())
 				if n := w.store.Stats().Replayed; n != 0 {
 					t.Fatalf("%d records replayed after a clean stop", n)
@@ -271,7 +271,7 @@ func TestHistories(t *testing.T) {
 
 // The comparison would see it if two events changed places.
 func TestModelSeesOrder(t *testing.T) {
-	w := open(t, t.TempDir(), Options{}).run()
+	w := start(t, t.TempDir(), Options{}).run()
 	defer w.stop()
 	m := newModel(1 << 20)
 	sent := []string{`d0 i1 {"a":1}`, `d0/u0 i2 {"$add":{"a":1}}`, `d0/u1 i3 {"$add":{"a":1}}`}

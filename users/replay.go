@@ -3,7 +3,11 @@ package users
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
+
+	bolt "go.etcd.io/bbolt"
 
 	"ampcio/mapping"
 	"ampcio/queue"
@@ -14,6 +18,11 @@ import (
 // one does not start it over.
 func (s *Store) replay(ctx context.Context) error {
 	tail := s.log.Tail()
+	if s.reach > tail {
+		if err := s.rewind(tail); err != nil {
+			return fmt.Errorf("%s is ahead of the log: %w", s.o.Path, err)
+		}
+	}
 	s.resolved = s.good
 	reader := s.log.Reader(s.good)
 	for s.resolved < tail {
@@ -35,14 +44,11 @@ func (s *Store) replay(ctx context.Context) error {
 			return err
 		}
 	}
-	// Sequences that users.db knows and the log does not (it was restored from an older
-	// copy, or is damaged) must not be used again, or a later replay would pass new records
-	// over. So the log is told, when all that it does have is in users.db.
-	s.resolved = max(s.resolved, tail, s.reach)
-	if s.rebuilt != nil {
-		s.rebuilt.Replayed, s.rebuilt.Lost = s.replayed, s.lost
+	s.resolved = max(s.resolved, tail)
+	if s.repair != nil {
+		s.repair.Replayed, s.repair.Lost = s.replayed, s.lost
 	}
-	if s.dirtyBytes >= s.o.CheckpointBytes || s.reach > tail {
+	if s.dirtyBytes >= s.o.CheckpointBytes {
 		return s.writeNow()
 	}
 	return nil
@@ -144,4 +150,66 @@ func (s *Store) replayRecord(q *queue.Record) error {
 		s.remember(known, &t, q.ID)
 	}
 	return nil
+}
+
+// rewind is for a users.db that knows of later sequences than the log, as when the log
+// alone was restored from an older copy. What is known stays known; but the log will
+// give these sequences to new records, and no replay may pass those over, so every
+// entry is marked as of the log's end at the latest. A crash on the way begins it anew:
+// nothing has been appended yet, and "reach" is lowered last.
+func (s *Store) rewind(tail uint64) error {
+	if s.repair == nil {
+		s.repair = &Repair{Path: s.o.Path, Reason: fmt.Sprintf("it has seen record %d, and the log ends with %d", s.reach, tail)}
+	}
+	for _, k := range []kind{user, device} {
+		for from := []byte(nil); ; {
+			keys, values, next, err := s.laterThan(tail, k, from)
+			if err == nil && len(keys) > 0 {
+				err = s.update(func(tx *bolt.Tx) error {
+					for i, key := range keys {
+						if err := tx.Bucket(bucketOf(k)).Put(key, values[i]); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			}
+			if err != nil {
+				return err
+			}
+			if from = next; from == nil {
+				break
+			}
+		}
+	}
+	s.good, s.reach = min(s.good, tail), tail
+	return s.update(func(tx *bolt.Tx) error {
+		meta := tx.Bucket(bucketMeta)
+		return errors.Join(meta.Put(keyGood, binary.BigEndian.AppendUint64(nil, s.good)), meta.Put(keyReach, binary.BigEndian.AppendUint64(nil, s.reach)))
+	})
+}
+
+// laterThan looks at some entries from a key on and gives those that a record behind
+// tail has changed, marked as of tail, and the key to go on with; nil = that was all.
+func (s *Store) laterThan(tail uint64, k kind, from []byte) (keys, values [][]byte, next []byte, err error) {
+	err = queue.Guard(func() error {
+		return s.db.View(func(tx *bolt.Tx) error {
+			c := tx.Bucket(bucketOf(k)).Cursor()
+			key, value := c.Seek(from)
+			for range writeEntries {
+				if key == nil {
+					return nil
+				}
+				if st, err := readEntry(k, key, value); err == nil && st.seq > tail {
+					st.seq = tail
+					key := bytes.Clone(key)
+					keys, values = append(keys, key), append(values, appendEntry(nil, k, key, &st))
+				}
+				key, value = c.Next()
+			}
+			next = bytes.Clone(key)
+			return nil
+		})
+	})
+	return keys, values, next, err
 }

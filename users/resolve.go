@@ -137,9 +137,9 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 		r.Properties = s.own(ev)
 	default:
 		s.apply(owner, &t, ev.UserProperties)
-		s.seen(&t)
 		r.Properties = owner.properties
 	}
+	s.seen(&t)
 	if len(r.Properties) > s.o.CarryBytes {
 		r.Properties, r.Partial = s.carried(a.Project, r.Properties), true
 		s.partial++

@@ -85,8 +85,8 @@ type Store struct {
 	cache
 	counters
 
-	sweepAt []byte   // Run's: where the search for expired entries goes on
-	rebuilt *Rebuilt // as Open found it
+	sweepAt []byte  // Run's: where the search for expired entries goes on
+	repair  *Repair // as Open found it
 	// interrupt, when a test has set it, is called between the steps of a checkpoint;
 	// what it returns ends the checkpoint there, as a crash would.
 	interrupt func(step string) error
@@ -102,10 +102,23 @@ type counters struct {
 // the log holds behind the sequence that users.db is good for is replayed. It tells
 // the log what to keep; so it is called before the log's Run. ctx ends a replay.
 //
-// A users.db that is missing although the log has records, or is damaged, is no
-// error: see [Store.Warning]. One of a newer format is (queue.ErrNewerFormat).
+// A users.db that is missing although the log has records, that is damaged, or ahead
+// of the log, is repaired: see [Store.Warning]. One of a newer format is (queue.ErrNewerFormat).
 func Open(ctx context.Context, log *queue.Log, o Options) (*Store, error) {
 	o.setDefaults()
+	s, err := open(ctx, log, o)
+	if errors.Is(err, queue.ErrDamaged) { // seen only when a replay needed what is damaged
+		if !exists(salvageName(o.Path)) {
+			if err := setAside(o.Path); err != nil {
+				return nil, fmt.Errorf("set aside %s: %w", o.Path, err)
+			}
+		}
+		s, err = open(ctx, log, o)
+	}
+	return s, err
+}
+
+func open(ctx context.Context, log *queue.Log, o Options) (*Store, error) {
 	s := &Store{
 		o: o, log: log, unlinkedHours: uint32(o.UnlinkedExpiry / time.Hour),
 		wake: make(chan struct{}, 1), perWrite: writeEntries,
@@ -134,13 +147,13 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Warning says what was lost when users.db had to be rebuilt: a *Rebuilt, or nil
+// Warning says what had to be repaired when users.db was opened: a *Repair, or nil
 // when it was whole.
 func (s *Store) Warning() error {
-	if s.rebuilt == nil {
+	if s.repair == nil {
 		return nil
 	}
-	return s.rebuilt
+	return s.repair
 }
 
 // Stats is a look at a Store. Counts are since start.
@@ -167,7 +180,7 @@ type Stats struct {
 	Checkpoints     uint64
 	CheckpointBytes uint64 // keys and values they wrote
 	FileBytes       int64  // size of users.db
-	Rebuilt         *Rebuilt
+	Repair          *Repair
 }
 
 // Stats looks at the Store.
@@ -182,7 +195,7 @@ func (s *Store) Stats() Stats {
 		Oversize: s.oversize, Unappliable: s.unappliable, Expired: s.expired,
 		Resolved: s.resolved, Good: s.good, Replayed: s.replayed, Lost: s.lost,
 		Checkpoints: s.checkpoints, CheckpointBytes: s.checkpointBytes,
-		FileBytes: size, Rebuilt: s.rebuilt,
+		FileBytes: size, Repair: s.repair,
 	}
 }
 

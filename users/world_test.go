@@ -1,11 +1,10 @@
 package users
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,18 +15,13 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"ampcio/mapping"
 	"ampcio/queue"
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if flag.Lookup("rapid.checks").Value.String() == "100" { // the default: a history is many synced writes
-		flag.Set("rapid.checks", "25")
-	}
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // clock is the time of a test; it stands until it is moved.
 type clock struct{ ms atomic.Int64 }
@@ -49,8 +43,8 @@ type world struct {
 	failing bool
 }
 
-// open opens the log and the store in dir; run starts the committer.
-func open(t testing.TB, dir string, o Options) *world {
+// start opens the log and the store in dir; run starts the committer.
+func start(t testing.TB, dir string, o Options) *world {
 	t.Helper()
 	w, err := tryOpen(t, dir, o)
 	if err != nil {
@@ -84,17 +78,17 @@ func tryOpen(t testing.TB, dir string, o Options) (*world, error) {
 
 // run starts the log's committer.
 func (w *world) run() *world {
-	w.start("log", w.log.Run)
+	w.keep("log", w.log.Run)
 	return w
 }
 
 // runStore starts the store's checkpoints.
 func (w *world) runStore() *world {
-	w.start("users", w.store.Run)
+	w.keep("users", w.store.Run)
 	return w
 }
 
-func (w *world) start(name string, run func(context.Context) error) {
+func (w *world) keep(name string, run func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() {
@@ -138,12 +132,11 @@ func (w *world) crash(o Options) *world {
 	dir := w.t.TempDir()
 	copyFolder(w.t, dir, w.dir)
 	o.Now = w.clock.now
-	after := open(w.t, dir, o)
+	after := start(w.t, dir, o)
 	after.clock = w.clock
 	return after
 }
 
-// copyFolder copies files without writing the holes of bbolt's.
 func copyFolder(t testing.TB, to, from string) {
 	t.Helper()
 	err := filepath.WalkDir(from, func(path string, e fs.DirEntry, err error) error {
@@ -157,20 +150,45 @@ func copyFolder(t testing.TB, to, from string) {
 		if e.IsDir() {
 			return os.MkdirAll(filepath.Join(to, name), 0o700)
 		}
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		whole := len(content)
-		content = bytes.TrimRight(content, "\x00")
-		if err := os.WriteFile(filepath.Join(to, name), content, 0o600); err != nil {
-			return err
-		}
-		return os.Truncate(filepath.Join(to, name), int64(whole))
+		return copyFile(filepath.Join(to, name), path)
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// copyFile leaves holes out: bbolt's files are larger than what is in them.
+func copyFile(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	end, err := in.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	for at := int64(0); at < end; {
+		if at, err = in.Seek(at, unix.SEEK_DATA); errors.Is(err, unix.ENXIO) {
+			break
+		} else if err != nil {
+			return err
+		}
+		hole, err := in.Seek(at, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.NewOffsetWriter(out, at), io.NewSectionReader(in, at, hole-at)); err != nil {
+			return err
+		}
+		at = hole
+	}
+	return out.Truncate(end)
 }
 
 // event reads an event written short: "device/user insert_id {user_properties}", each
