@@ -176,7 +176,7 @@ func (p *printer) door(s Snapshot) {
 }
 
 func (p *printer) disk(d Disk) {
-	p.line("disk         %s used of %s, %s free; log %s in %d files", bytes(d.Used), bytes(d.Max), bytes(d.Free), bytes(d.LogBytes), d.LogFiles)
+	p.line("disk         %s used of %s, %s free; log %s in %d files", size(d.Used), size(d.Max), size(d.Free), size(d.LogBytes), d.LogFiles)
 	if d.Full != "" {
 		p.line("  %s %s", p.paint(text.FgRed, "NEW EVENTS ARE REFUSED:"), d.Full)
 	}
@@ -192,7 +192,7 @@ func (p *printer) ago(t time.Time) string {
 
 func count(n uint64) string { return humanize.Comma(int64(n)) }
 
-func bytes(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
 func rate(r *float64) string {
 	if r == nil {
