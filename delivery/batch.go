@@ -37,7 +37,6 @@ type taken struct {
 type person struct {
 	sent       []byte // what it will have been sent after the parts so far
 	identified bool   // there is an identify among them
-	refused    bool   // which was refused
 }
 
 // part is a record and its operations.

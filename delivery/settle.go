@@ -22,7 +22,7 @@ func (s *Sync) settle(t *taken) {
 		if stop = t.parts[i].waiting(); stop != nil {
 			break
 		}
-		outcomes = append(outcomes, s.outcome(t, &t.parts[i], tries))
+		outcomes = append(outcomes, s.outcome(&t.parts[i], tries))
 	}
 	switch {
 	case stop == nil:
@@ -53,7 +53,7 @@ func (p *part) waiting() *operation {
 
 // outcome says how a record ended whose operations all have a final verdict; tries
 // is the tally for one that was delivered.
-func (s *Sync) outcome(t *taken, p *part, tries string) queue.Outcome {
+func (s *Sync) outcome(p *part, tries string) queue.Outcome {
 	if p.unreadable != nil {
 		s.buried(p, p.unreadable.Reason)
 		return queue.Outcome{
@@ -83,7 +83,6 @@ func (s *Sync) outcome(t *taken, p *part, tries string) queue.Outcome {
 			user = tally
 			out.SentKey, out.Sent = p.key, d.Sent
 			if o.verdict == refused {
-				t.people[p.key].refused = true
 				for _, why := range o.refused {
 					out.Sent = mapping.Refused(out.Sent, why.Field)
 				}
@@ -91,10 +90,6 @@ func (s *Sync) outcome(t *taken, p *part, tries string) queue.Outcome {
 		} else {
 			event = tally
 		}
-	}
-	// What a later record adds rests on the identify that was refused.
-	if out.SentKey == "" && d.Sent != nil && p.key != "" && !t.people[p.key].refused {
-		out.SentKey, out.Sent = p.key, d.Sent
 	}
 	out.Tallies = append(make([]queue.Tally, 0, 3),
 		queue.Tally{Key: event, Example: clipExample(d.EventType)}, queue.Tally{Key: user})

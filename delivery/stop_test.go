@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ampcio/delivery"
+	"ampcio/mapping"
 	"ampcio/sandbox"
 )
 
@@ -66,6 +67,32 @@ func TestStopGrace(t *testing.T) {
 	})
 }
 
+// A stop between the parts of a request that was refused as a whole: what was
+// accepted ends, the rest goes back without an attempt.
+func TestStopBetweenHalves(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1, Faults: faults(t, "refuse_event=Bad,refuse_how=400,latency=1s")})
+		users := func(s *mapping.Spec) { s.SendUsers = false }
+		h := open(t, dir, box, rules(t, users), func(o *delivery.Options) { o.Concurrency = 1 })
+		var events []event
+		for i := range 8 {
+			events = append(events, event{user: "ann", n: i + 1})
+		}
+		events[7].name = "Bad"
+		h.append(events...)
+		h.within(time.Minute, "the whole was refused", func() bool { return h.sync.Status().Requests == 1 })
+		h.close()
+		h = open(t, dir, box, rules(t, users), nil)
+		if b := h.stats().Books; b.Delivered != 4 || b.Pending != 4 {
+			t.Errorf("books after the stop %+v", b)
+		}
+		stats := h.drained(time.Minute)
+		if stats.Books.Dead != 1 || stats.Tallies["record/first_try"].N != 7 || box.Report().Events.Duplicates != 0 {
+			t.Errorf("books %+v, tallies %v, %d came again", stats.Books, stats.Tallies, box.Report().Events.Duplicates)
+		}
+	})
+}
+
 // Whatever it waits for, a stop ends it at once.
 func TestStopWhileWaiting(t *testing.T) {
 	for _, spec := range []string{"", "503=1", "503=1,on=data", "401=1", "401=1,on=data", "hang=1,on=region"} {
@@ -93,7 +120,7 @@ func TestOverTheNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := listener.Addr().String()
-	listener.Close() // for now connections are refused
+	listener.Close() // until it is opened again, connections are refused
 
 	quick := func(o *delivery.Options) {
 		o.Endpoint, o.Transport = "http://"+address, nil
@@ -106,7 +133,7 @@ func TestOverTheNetwork(t *testing.T) {
 		t.Helper()
 		ticker := time.NewTicker(5 * time.Millisecond)
 		defer ticker.Stop()
-		for range 6000 {
+		for range 20_000 {
 			if holds() {
 				return
 			}
@@ -117,7 +144,7 @@ func TestOverTheNetwork(t *testing.T) {
 	poll("connections are refused", func() bool { return h.sync.Status().Reason == "refused" })
 
 	if listener, err = net.Listen("tcp", address); err != nil {
-		t.Skipf("the port is taken by now: %v", err)
+		t.Fatal(err)
 	}
 	box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1, Seed: 5,
 		Faults: faults(t, "500=0.05,cut_before=0.05,cut_after=0.05,truncate=0.05,hang=0.02,hang_for=1m,garbage_applied=0.05,latency=2ms")})

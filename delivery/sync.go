@@ -123,15 +123,15 @@ func (s *Sync) Run(ctx context.Context) error {
 	s.door.begin()
 	defer s.door.end()
 
-	// The helpers outlive the workers: the watchdog is fed until the last has ended.
+	// The attendants outlive the workers: the watchdog is fed until the last has ended.
 	beating, still := context.WithCancel(cut)
-	var helpers sync.WaitGroup
-	defer helpers.Wait()
+	var attendants sync.WaitGroup
+	defer attendants.Wait()
 	defer still()
-	helpers.Go(func() { s.beat(beating) })
+	attendants.Go(func() { s.beat(beating) })
 
 	workers, ctx := errgroup.WithContext(ctx)
-	helpers.Go(func() {
+	attendants.Go(func() {
 		select {
 		case <-ctx.Done():
 		case <-beating.Done():
