@@ -64,11 +64,12 @@ func newRehearsal(dir string, command func(args ...string) *exec.Cmd, s rehearsa
 	if err != nil {
 		return nil, err
 	}
-	r.sandbox = sandbox.New(o)
+	customerio := sandbox.New(o)
+	r.sandbox = customerio
 	r.sandboxURL = "http://" + l.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- sandbox.Serve(ctx, l, r.sandbox) }()
+	go func() { served <- sandbox.Serve(ctx, l, customerio) }()
 	r.stopSandbox = sync.OnceValue(func() error { cancel(); return <-served })
 	if r.listen, err = freeAddress(); err == nil {
 		r.admin, err = freeAddress()
@@ -214,8 +215,12 @@ func (r *rehearsal) stats(ctx context.Context) (admin.Snapshot, error) {
 func (r *rehearsal) drained(ctx context.Context) (admin.Snapshot, error) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	var snap admin.Snapshot
 	for {
-		snap, err := r.stats(ctx)
+		now, err := r.stats(ctx)
+		if err == nil {
+			snap = now
+		}
 		if err == nil && pending(snap) == 0 {
 			return snap, nil
 		}

@@ -1,0 +1,342 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"ampcio/admin"
+	"ampcio/recordings"
+)
+
+// The tests of the whole run the real program, as processes that can be killed: the
+// test binary is ampcio when this variable is set.
+const isAmpcio = "TEST_BINARY_IS_AMPCIO"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(isAmpcio) != "" {
+		main()
+		os.Exit(0)
+	}
+	code := m.Run()
+	http.DefaultClient.CloseIdleConnections()
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// ampcio is a command that runs the program, with nothing of this process's environment
+// that could change what it does.
+func ampcio(args ...string) *exec.Cmd {
+	c := exec.Command(os.Args[0], args...)
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		switch {
+		case strings.HasPrefix(name, "AMPCIO_"), strings.HasPrefix(name, "LISTEN_"):
+		case name == "NOTIFY_SOCKET", name == "WATCHDOG_USEC", name == "CREDENTIALS_DIRECTORY", name == "JOURNAL_STREAM":
+		default:
+			c.Env = append(c.Env, v)
+		}
+	}
+	// The race detector would let each process sleep for a second before it ends.
+	c.Env = append(c.Env, isAmpcio+"=1", "GORACE=atexit_sleep_ms=0")
+	return c
+}
+
+// ran is how a command ended.
+type ran struct {
+	code           int
+	stdout, stderr string
+}
+
+// run runs ampcio to its end, which must come by itself.
+func run(t testing.TB, args ...string) ran {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	c := ampcio(args...)
+	c.Stdout, c.Stderr = &stdout, &stderr
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(30*time.Second, func() { c.Process.Kill() })
+	defer late.Stop()
+	err := c.Wait()
+	var exited *exec.ExitError
+	if err != nil && !errors.As(err, &exited) {
+		t.Fatal(err)
+	}
+	if strings.Contains(stderr.String(), "DATA RACE") || strings.Contains(stderr.String(), "goroutine ") {
+		t.Errorf("ampcio %s:\n%s", strings.Join(args, " "), &stderr)
+	}
+	return ran{c.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+// rehearse sets up a sandbox and an installation whose daemon is not yet started.
+// At the end of the test it is taken down, and its log looked through.
+func rehearse(t testing.TB, s rehearsalSettings) *rehearsal {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ampcio-") // short: a unix socket's path has little room
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(s.storage, "min_free") {
+		s.storage += "min_free = \"16MiB\"\n"
+	}
+	r, err := newRehearsal(dir, ampcio, s)
+	if err != nil {
+		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
+	}
+	t.Cleanup(func() {
+		if r.daemon != nil && t.Failed() {
+			r.end(syscall.SIGQUIT) // it may be what failed: its goroutines are of interest
+		}
+		if err := r.close(); err != nil {
+			t.Errorf("at the end: %v", err)
+		}
+		log, err := os.ReadFile(r.logFile.Name())
+		if err != nil {
+			t.Error(err)
+		}
+		for _, bad := range []string{"DATA RACE", "panic", "goroutine "} {
+			if !t.Failed() && bytes.Contains(log, []byte(bad)) {
+				t.Errorf("%q in the daemon's log", bad)
+			}
+		}
+		if t.Failed() {
+			t.Logf("the daemon's log ends so:\n%s", log[max(0, len(log)-64_000):])
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// up starts the daemon.
+func up(t testing.TB, r *rehearsal) {
+	t.Helper()
+	if err := r.start(within(t, 30*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// down stops it; it must end well.
+func down(t testing.TB, r *rehearsal) {
+	t.Helper()
+	if err := r.stop(); err != nil {
+		t.Fatalf("the daemon ended with %v", err)
+	}
+}
+
+// within is a context that ends after d, and with the test.
+func within(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually waits until something holds.
+func eventually(t testing.TB, d time.Duration, what string, holds func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	ctx := within(t, d)
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("not within %s: %s", d, what)
+		}
+	}
+}
+
+// edit changes the configuration; old must stand in it once.
+func edit(t testing.TB, r *rehearsal, old, new string) {
+	t.Helper()
+	b, err := os.ReadFile(r.configPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(b), old); n != 1 {
+		t.Fatalf("%q stands %d times in the configuration:\n%s", old, n, b)
+	}
+	write(t, r.configPath, strings.Replace(string(b), old, new, 1))
+}
+
+func write(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// drained waits until nothing is pending and gives the books.
+func drained(t testing.TB, r *rehearsal) admin.Snapshot {
+	t.Helper()
+	snap, err := r.drained(within(t, 30*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return snap
+}
+
+func stats(t testing.TB, r *rehearsal) admin.Snapshot {
+	t.Helper()
+	snap, err := r.stats(within(t, 10*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return snap
+}
+
+// only is the one sync of a rehearsal.
+func only(t testing.TB, snap admin.Snapshot) admin.Sync {
+	t.Helper()
+	if len(snap.Syncs) != 1 {
+		t.Fatalf("%d syncs", len(snap.Syncs))
+	}
+	return snap.Syncs[0]
+}
+
+// answer is what an HTTP request got.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func ask(t testing.TB, method, url, body string) answer {
+	t.Helper()
+	req, err := http.NewRequestWithContext(within(t, 20*time.Second), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{resp.StatusCode, resp.Header, string(b)}
+}
+
+// send posts a body to /2/httpapi, once.
+func send(t testing.TB, r *rehearsal, body string) answer {
+	t.Helper()
+	return ask(t, "POST", "http://"+r.listen+"/2/httpapi", body)
+}
+
+// numbered is a request of one user's events with seq first to last.
+func numbered(user string, first, last int) string {
+	return padded(user, first, last, func() string { return "" })
+}
+
+// padded carries some text more in each event.
+func padded(user string, first, last int, padding func() string) string {
+	var events []string
+	for seq := first; seq <= last; seq++ {
+		events = append(events, fmt.Sprintf(`{"event_type":"Order Completed","user_id":%q,"device_id":"device of %[1]s","insert_id":"%[1]s-%d",`+
+			`"event_properties":{"seq":%[2]d,"padding":%q},"user_properties":{"plan":"pro"}}`, user, seq, padding()))
+	}
+	return fmt.Sprintf(`{"api_key":%q,"events":[%s]}`, recordings.Key, strings.Join(events, ","))
+}
+
+// accepted sends and insists on a 200.
+func accepted(t testing.TB, r *rehearsal, body string) {
+	t.Helper()
+	if a := send(t, r, body); a.status != 200 {
+		t.Fatalf("answered %d %s", a.status, a.body)
+	}
+}
+
+// complete says that the sandbox has each user's events 1 to n, once and in order.
+func complete(t testing.TB, r *rehearsal, n map[string]int) {
+	t.Helper()
+	report := r.sandbox.Report()
+	if o := report.Order; o.OutOfOrder != 0 || o.Repeated != 0 || o.Missing != 0 {
+		t.Errorf("order: %+v", o)
+	}
+	total := 0
+	for user, n := range n {
+		total += n
+		p, _ := r.sandbox.Person("id", user)
+		if p.EventCount != int64(n) {
+			t.Errorf("Customer.io has %d events of %s, want %d", p.EventCount, user, n)
+		}
+	}
+	if report.Events.Accepted != int64(total) {
+		t.Errorf("Customer.io has %d events, want %d", report.Events.Accepted, total)
+	}
+}
+
+// balanced says that books are in order, nothing waits, and nothing was refused or lost.
+func balanced(t testing.TB, snap admin.Snapshot) {
+	t.Helper()
+	for _, y := range snap.Syncs {
+		if !y.Books.Balanced || y.Books.Difference != 0 || y.Books.Pending != 0 || y.Totals.Dead != 0 || y.Totals.Lost != 0 || y.Totals.Discarded != 0 {
+			t.Errorf("sync %s: books %+v, totals %+v", y.Name, y.Books, y.Totals)
+		}
+	}
+}
+
+// contains says that text has each of the parts.
+func contains(t testing.TB, text string, parts ...string) {
+	t.Helper()
+	for _, p := range parts {
+		if !strings.Contains(text, p) {
+			t.Errorf("%q is not in:\n%s", p, text)
+		}
+	}
+}
+
+func toJSON(t testing.TB, v any) string {
+	t.Helper()
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b) + "\n"
+}
+
+// golden compares text with a file of testdata, or writes it with -update.
+func golden(t testing.TB, name, text string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmpLines(string(want), text); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", path, diff)
+	}
+}

@@ -1,0 +1,178 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"ampcio/admin"
+	"ampcio/sandbox"
+)
+
+// Nothing that ampcio says, to whomever, holds a key or what a user did: not at the
+// most talkative level, and not when everything goes wrong.
+func TestSecretsStaySecret(t *testing.T) {
+	t.Parallel()
+	const (
+		cioKey   = demoAPIKey                 // of Customer.io
+		otherKey = "wrong-key-91be02d4"       // one that was pasted wrongly
+		ampKey   = "amplitude-key-77e1"       // the project's
+		badKey   = "stranger-key-0a4c"        // of an SDK that has another
+		person   = "person-c4a9@mail.example" // an id, an email
+		secret   = "marker-2be8-property"     // what users do and are
+	)
+	planted := []string{cioKey, otherKey, ampKey, badKey, person, secret}
+	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{}})
+	edit(t, r, `retry_max = "2s"`, "retry_max = \"100ms\"\nretry_initial = \"50ms\"")
+	edit(t, r, "[server]", "[log]\nlevel = \"debug\"\n\n[server]")
+	edit(t, r, `["0123456789abcdef0123456789abcdef"]`, fmt.Sprintf("[%q]", ampKey))
+	keyFile := filepath.Join(r.dir, "customerio_api_key")
+	events := func(key string) string {
+		return fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Visit","user_id":%q,"device_id":"device-%[2]s","insert_id":"%[3]s-1","ip":"203.0.113.77",`+
+			`"event_properties":{"seq":1,"total":%[3]q},"user_properties":{"email":%[2]q,"plan":%[3]q,"role":%[3]q}}]}`, key, person, secret)
+	}
+	var heard bytes.Buffer // all that was said
+	look := func() {
+		for _, args := range [][]string{{"queue-stats"}, {"queue-stats", "--json"}, {"check-config"}, {"check-config", "--online"}} {
+			got := run(t, append(args, "--config", r.configPath)...)
+			heard.WriteString(got.stdout + got.stderr)
+		}
+		if r.daemon == nil {
+			return
+		}
+		heard.WriteString(ask(t, "GET", "http://"+r.admin+"/stats", "").body)
+		heard.WriteString(ask(t, "GET", "http://"+r.admin+"/readyz", "").body)
+		if runtime.GOOS == "linux" {
+			for _, file := range []string{"cmdline", "environ"} {
+				b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", r.daemon.Process.Pid, file))
+				if err != nil {
+					t.Error(err)
+				}
+				heard.Write(b)
+			}
+		}
+	}
+	status := func(want string) {
+		t.Helper()
+		eventually(t, 15*time.Second, "the sync is "+want, func() bool { return only(t, stats(t, r)).Status == want })
+	}
+
+	// The key is wrong: 401. At the door, all that can be wrong.
+	write(t, keyFile, otherKey+"\n")
+	up(t, r)
+	accepted(t, r, events(ampKey))
+	for _, wrong := range []string{
+		events(badKey), events(ampKey)[:150], strings.Replace(events(ampKey), `"seq":1`, `"seq":`+secret, 1),
+		strings.Replace(events(ampKey), `"event_type":"Visit"`, fmt.Sprintf(`"event_type":{"a":%q}`, secret), 1),
+		strings.Replace(events(ampKey), `"user_properties":{`, fmt.Sprintf(`"user_properties":{%q:1,%[1]q:2,`, secret), 1),
+		fmt.Sprintf(`{"api_key":%q,"events":%q}`, ampKey, secret),
+	} {
+		if a := send(t, r, wrong); a.status != 400 {
+			t.Errorf("answered %d %s", a.status, a.body)
+		}
+	}
+	ask(t, "GET", "http://"+r.listen+"/"+secret+"?api_key="+ampKey, "")
+	status(admin.StatusBlocked)
+	look()
+	down(t, r)
+
+	// The region is wrong.
+	write(t, keyFile, cioKey+"\n")
+	edit(t, r, `region       = "eu"`, `region = "us"`)
+	up(t, r)
+	status(admin.StatusBlocked)
+	look()
+	down(t, r)
+	edit(t, r, `region = "us"`, `region       = "eu"`)
+
+	// Customer.io fails in each of its ways, and in the end refuses the event.
+	for _, faults := range []string{"500=1", "500=1,on=data", "429=1,retry_after=never,on=data", "cut_after=1,on=data", "garbage=1,on=data",
+		"truncate=1,on=data", "redirect=1", "redirect=1,on=data", "401=1,on=data", "403=1,on=data", "refuse_event=Visit"} {
+		f, err := sandbox.ParseFaults(faults)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.sandbox.SetFaults(f)
+		up(t, r)
+		before := r.sandbox.Report().Requests
+		eventually(t, 15*time.Second, "requests meet "+faults, func() bool {
+			y := only(t, stats(t, r))
+			return r.sandbox.Report().Requests > before+2 || y.Books.Pending == 0 || y.Status == admin.StatusBlocked
+		})
+		look()
+		down(t, r)
+	}
+	if y := only(t, statsOfFiles(t, r)); y.Totals.Dead != 1 {
+		t.Errorf("%+v", y)
+	}
+	look()
+
+	// A configuration that is broken near its secrets.
+	good, err := os.ReadFile(r.configPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, broken := range []string{`api_key = ` + cioKey, `api_key = "` + cioKey, `api_key_ = "` + cioKey + `"`, `api_key = ["` + cioKey + `"]`, `api_key_file = "` + cioKey + `" x`,
+		`api_key = "` + cioKey + `\` + `"`} {
+		write(t, r.configPath, strings.Replace(string(good), `api_key_file = "customerio_api_key"`, broken, 1))
+		for _, verb := range []string{"serve", "check-config"} {
+			got := run(t, verb, "--config", r.configPath)
+			if got.code != exitConfig {
+				t.Errorf("%s: exit %d", broken, got.code)
+			}
+			heard.WriteString(got.stdout + got.stderr)
+		}
+	}
+
+	log, err := os.ReadFile(r.logFile.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(log) == 0 || heard.Len() < 1000 {
+		t.Errorf("nothing was said: %d bytes of log, %d of the rest", len(log), heard.Len())
+	}
+	heard.Write(log)
+	for _, p := range planted {
+		for rest := heard.Bytes(); ; {
+			i := bytes.Index(rest, []byte(p))
+			if i < 0 {
+				break
+			}
+			t.Errorf("%s was said: …%q…", p, rest[max(0, i-150):min(len(rest), i+80)])
+			rest = rest[i+len(p):]
+		}
+	}
+
+	// Keys are not stored either; and what is stored is for ampcio's eyes only.
+	err = filepath.WalkDir(filepath.Join(r.dir, "storage"), func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s is %s", path, info.Mode())
+		}
+		if !info.Mode().IsRegular() {
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		for _, p := range []string{cioKey, otherKey, ampKey, badKey} {
+			if bytes.Contains(b, []byte(p)) {
+				t.Errorf("%s holds %s", path, p)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
