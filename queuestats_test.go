@@ -65,7 +65,7 @@ var changing = []struct {
 	{regexp.MustCompile(`\b\w+ ago`), "TIME ago"},
 	{regexp.MustCompile(`: (\w+) for \w+\n`), ": $1 for TIME\n"},
 	{regexp.MustCompile(`in \d\w*\n`), "in TIME\n"},
-	{regexp.MustCompile(`(?m)^SYNC .*$`), "SYNC STATUS PENDING RETRY HELD DEAD OLDEST IN/S OUT/S DRAIN"},
+	{regexp.MustCompile(`(?m)^SYNC .*$`), "SYNC STATUS PENDING RETRY HELD DEAD OLDEST IN/s OUT/s DRAIN"},
 	{regexp.MustCompile(`(?m)^(demo) +(\w+) +(\S+) +(\S+) +(\S+) +(\S+) .*$`), "$1 $2 $3 $4 $5 $6 TIME, RATES"},
 	{regexp.MustCompile(`[\d.]+ [KMGTP]?i?B\b`), "SIZE"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "127.0.0.1:PORT"},

@@ -69,6 +69,7 @@ func (p *printer) overview(syncs []Sync) {
 	style := t.Style()
 	style.Options = table.OptionsNoBordersAndSeparators
 	style.Box.PaddingLeft = ""
+	style.Format.Header = text.FormatDefault
 	t.AppendHeader(table.Row{"SYNC", "STATUS", "PENDING", "RETRY", "HELD", "DEAD", "OLDEST", "IN/s", "OUT/s", "DRAIN"})
 	for _, y := range syncs {
 		d := y.Depth

@@ -111,6 +111,10 @@ func (c checker) keyFile(path, file string, credential bool) Secret {
 		return Secret{}
 	}
 	key := strings.TrimSpace(strings.TrimPrefix(string(text), "\ufeff"))
+	if key == "" && credential {
+		c.check(path, "the credential %s is empty: write the API key (%s) into the file that LoadCredential=%s:… of the unit names, and restart", filepath.Base(file), whereKeyIs, filepath.Base(file))
+		return Secret{}
+	}
 	if key == "" {
 		c.check(path, "%s is empty: write the API key into it (%s)", file, whereKeyIs)
 		return Secret{}
