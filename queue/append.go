@@ -130,10 +130,12 @@ func (l *Log) round(first *pending) error {
 	// Before anything is resolved: resolving moves the state of users.
 	for full := l.disk.full(size); full != nil; full = l.disk.full(size) {
 		if !l.dropOldestKept() {
+			l.refused.Store(size)
 			answer(full)
 			return nil
 		}
 	}
+	l.refused.Store(0)
 	w := newWriter(l.end)
 	for _, p := range taken {
 		if err := p.batch.Resolve(&w); err != nil {

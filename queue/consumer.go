@@ -268,7 +268,9 @@ func (c *Consumer) rest(ctx context.Context) {
 
 // readLog fills the window until ctx ends (nil) or the log cannot be read.
 func (c *Consumer) readLog(ctx context.Context) error {
+	c.mu.Lock()
 	r := c.log.Reader(c.read)
+	c.mu.Unlock()
 	for {
 		if c.waitForRoom(ctx) != nil {
 			return nil

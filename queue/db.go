@@ -27,6 +27,7 @@ var ErrNewerFormat = errors.New("written by a newer version of ampcio")
 // DBOptions says how OpenDB opens a bbolt file.
 type DBOptions struct {
 	ReadOnly bool // never creates, never writes
+	known    bool // looked at before, and read-only since: its tree is not checked again
 	// MmapBytes is address space mapped at once, so that the file grows to this size
 	// without a re-mapping (which waits for all readers).
 	MmapBytes int
@@ -49,9 +50,9 @@ var (
 // damaged without, 0 of 298 with). The file's lock is taken first, and kept.
 //
 // Panics and faults of a damaged file come back as ErrDamaged, as does a file that is
-// shorter than its own pages (read-only it opens, as far as it goes); a later format
-// is ErrNewerFormat, another process that has the file open ErrLocked. After any
-// error the file is closed and not locked.
+// shorter than its own pages, or in whose outer pages something is wrong that bbolt
+// would not survive (tree.go); a later format is ErrNewerFormat, another process that
+// has the file open ErrLocked. After any error the file is closed and not locked.
 func OpenDB(path string, o DBOptions) (*bolt.DB, error) {
 	db, _, err := openDB(path, o)
 	return db, err
@@ -99,7 +100,15 @@ func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
 		} else if st.Size() < m.pages*m.pageSize {
 			return nil, fmt.Errorf("%d bytes, its pages need %d: %w", st.Size(), m.pages*m.pageSize, ErrDamaged)
 		}
+		if err := checkTree(f, m, true); err != nil {
+			return nil, err
+		}
 		if err := m.rewrite(f); err != nil {
+			return nil, err
+		}
+	}
+	if o.ReadOnly && !o.known {
+		if err := checkTree(f, m, false); err != nil {
 			return nil, err
 		}
 	}
@@ -125,7 +134,7 @@ func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
 		return err
 	})
 	if err != nil {
-		return nil, damage(err)
+		return nil, err
 	}
 	err = Guard(func() error { return db.View(func(tx *bolt.Tx) error { return checkFormat(tx, o) }) })
 	if err != nil {
@@ -169,8 +178,8 @@ func checkFormat(tx *bolt.Tx, o DBOptions) error {
 	if b == nil {
 		return fmt.Errorf("no %q bucket: %w", bucketMeta, ErrDamaged)
 	}
-	v := b.Get(keyFormat)
-	if len(v) != 1 {
+	v, err := unseal(keyFormat, b.Get(keyFormat))
+	if err != nil || len(v) != 1 {
 		return fmt.Errorf("no format version: %w", ErrDamaged)
 	}
 	if v[0] > o.Format {
@@ -186,7 +195,10 @@ func checkFormat(tx *bolt.Tx, o DBOptions) error {
 
 // damage marks the errors by which bbolt says that a file is not whole.
 func damage(err error) error {
-	for _, e := range []error{bolterrors.ErrInvalid, bolterrors.ErrChecksum, bolterrors.ErrVersionMismatch} {
+	for _, e := range []error{
+		bolterrors.ErrInvalid, bolterrors.ErrChecksum, bolterrors.ErrVersionMismatch,
+		bolterrors.ErrIncompatibleValue, bolterrors.ErrBucketExists, // a key is not what only we can have made it
+	} {
 		if errors.Is(err, e) {
 			return fmt.Errorf("%w: %w", err, ErrDamaged)
 		}
@@ -197,8 +209,9 @@ func damage(err error) error {
 	return err
 }
 
-// Guard runs f and turns a panic, or a fault in mapped memory, into ErrDamaged:
-// both are what bbolt makes of a file that is not whole. It covers f's own goroutine
+// Guard runs f and turns a panic, or a fault in mapped memory, into ErrDamaged, as it
+// does the errors by which bbolt says the same: all are what it makes of a file that
+// is not whole. It covers f's own goroutine
 // only. After a write transaction that panicked the database may be locked for good:
 // nothing more is done with it, not even Close.
 func Guard(f func() error) (err error) {
@@ -209,7 +222,7 @@ func Guard(f func() error) (err error) {
 			err = fmt.Errorf("%v: %w", p, ErrDamaged)
 		}
 	}()
-	return f()
+	return damage(f())
 }
 
 func createDB(path string, o DBOptions) error {
@@ -236,7 +249,7 @@ func writeFresh(path string, o DBOptions) error {
 				return err
 			}
 		}
-		return tx.Bucket(bucketMeta).Put(keyFormat, []byte{o.Format})
+		return put(tx.Bucket(bucketMeta), keyFormat, []byte{o.Format})
 	})
 	return errors.Join(err, db.Close())
 }
@@ -274,6 +287,8 @@ type metaPage struct {
 	txid     uint64
 	pageSize int64
 	pages    int64 // how many the file has, by its own account
+	root     uint64
+	freelist uint64
 }
 
 // readMeta reads the meta page at an offset; false when there is no valid one.
@@ -291,6 +306,7 @@ func readMeta(f *os.File, at int64) (metaPage, bool) {
 	return metaPage{
 		bytes: page, at: at, txid: binary.NativeEndian.Uint64(m[48:]),
 		pageSize: int64(binary.NativeEndian.Uint32(m[8:])), pages: int64(binary.NativeEndian.Uint64(m[40:])),
+		root: binary.NativeEndian.Uint64(m[16:]), freelist: binary.NativeEndian.Uint64(m[32:]),
 	}, true
 }
 

@@ -191,7 +191,7 @@ func TestALogOfANewerVersionIsLeftAlone(t *testing.T) {
 		return func(t *testing.T) {
 			db, err := OpenDB(path, o)
 			must(t, err)
-			must(t, db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyFormat, []byte{99}) }))
+			must(t, db.Update(func(tx *bolt.Tx) error { return put(tx.Bucket(bucketMeta), keyFormat, []byte{99}) }))
 			must(t, db.Close())
 		}
 	}

@@ -62,11 +62,12 @@ func eachDeadLetter(view func(func(*bolt.Tx) error) error, f func(DeadLetter) er
 	damaged := 0
 	for next := []byte{0}; next != nil; {
 		var some []DeadLetter
+		at := next
+		next = nil // what cannot be looked at ends the walk
 		err := Guard(func() error {
 			return view(func(tx *bolt.Tx) error {
 				cur := tx.Bucket(bucketDead).Cursor()
-				k, v := cur.Seek(next)
-				next = nil
+				k, v := cur.Seek(at)
 				for size := 0; k != nil; k, v = cur.Next() {
 					if size >= deadAtOnce {
 						next = append([]byte(nil), k...)

@@ -7,10 +7,6 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// BUG: a page of a damaged file that names itself, or one above it, as its child
-// sends bbolt round in circles; neither Guard nor anything else here stops that. It
-// takes a flipped bit in one of a few page numbers that makes it just such a one.
-
 // chunkBehind finds in an open file the chunk that holds seq, or the first one behind
 // it; nil when there is none. What is damaged is passed over and counted: a chunk, a
 // commit, or a page of the tree with all that hangs on it. limit is where the file

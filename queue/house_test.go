@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -201,7 +202,12 @@ func delivered(n int) []Outcome {
 
 func mustClaim(t testing.TB, c *Consumer) *Claim {
 	t.Helper()
-	ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
+	return claimWithin(t, c, 20*time.Second)
+}
+
+func claimWithin(t testing.TB, c *Consumer, limit time.Duration) *Claim {
+	t.Helper()
+	ctx, stop := context.WithTimeout(context.Background(), limit)
 	defer stop()
 	cl, err := c.Claim(ctx)
 	if err != nil {
@@ -247,6 +253,16 @@ func mustStats(t testing.TB, c *Consumer) ConsumerStats {
 		t.Fatalf("books are out by %d: %+v", d, st.Books)
 	}
 	return st
+}
+
+// caughtUp waits until a consumer has read all there is.
+func caughtUp(t testing.TB, h *house, c *Consumer) {
+	t.Helper()
+	eventually(t, "all is read", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.read == h.log.Tail()
+	})
 }
 
 // eventually waits for the disk or another goroutine, and asks often.
@@ -323,12 +339,74 @@ func logPaths(t testing.TB, dir string) []string {
 	return paths
 }
 
+// quickDir is for tests that open files hundreds of times and ask nothing of a real
+// disk: in memory where there is a place for that.
+func quickDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "queue")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 // copyTree copies a storage folder as a crash would leave it, files as they are now.
+// Holes stay holes: bbolt's files are large and mostly empty.
 func copyTree(t testing.TB, from, to string) {
 	t.Helper()
-	if err := os.CopyFS(to, os.DirFS(from)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := filepath.WalkDir(from, func(path string, e os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		if e.IsDir() {
+			return os.MkdirAll(filepath.Join(to, rel), 0o700)
+		}
+		return copySparse(path, filepath.Join(to, rel))
+	})
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
+}
+
+func copySparse(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	st, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	if err := out.Truncate(st.Size()); err != nil {
+		return err
+	}
+	block := make([]byte, 1<<20)
+	for at := int64(0); at < st.Size(); {
+		data, err := in.Seek(at, 3) // SEEK_DATA
+		if err != nil {
+			return nil // no more
+		}
+		n, err := in.ReadAt(block, data)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if _, err := out.WriteAt(block[:n], data); err != nil {
+			return err
+		}
+		at = data + int64(max(n, 1))
+	}
+	return nil
 }
 
 func isFull(err error) bool {

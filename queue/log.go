@@ -56,6 +56,7 @@ type Log struct {
 	lock     *os.File
 	in       chan *pending
 	inFlight atomic.Int64
+	refused  atomic.Int64  // bytes of the last commit, when there was no space for it; else 0
 	gone     chan struct{} // closed when nothing is committed any more
 	goneOnce sync.Once
 

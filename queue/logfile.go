@@ -47,6 +47,7 @@ type logFile struct {
 	db      *bolt.DB
 	file    *os.File // of db, while it is written
 	readers int
+	known   bool // its tree was checked
 	writing bool
 	broken  bool // a commit panicked: bbolt may hold its own locks for ever
 	gone    bool // no longer in the log
@@ -98,10 +99,11 @@ func (f *logFile) acquire() (db *bolt.DB, ok bool, err error) {
 	}
 	if f.db == nil {
 		o := logOptions(0)
-		o.ReadOnly, o.MmapBytes = true, 0
+		o.ReadOnly, o.MmapBytes, o.known = true, 0, f.known
 		if f.db, err = OpenDB(f.path, o); err != nil {
 			return nil, true, err
 		}
+		f.known = true
 	}
 	f.readers++
 	return f.db, true, nil

@@ -107,6 +107,13 @@ func (r *Reader) look() (c *Chunk, changed <-chan struct{}, err error) {
 // is none. ok is false when the file was deleted.
 func (r *Reader) lookIn(f *logFile, end uint64) (c *Chunk, ok bool, err error) {
 	db, ok, err := f.acquire()
+	if ok && errors.Is(err, ErrDamaged) && r.l.lock != nil {
+		if err := r.l.salvageOlder(f, err); err != nil {
+			return nil, true, err
+		}
+		r.l.noteDamage(f.first)
+		db, ok, err = f.acquire()
+	}
 	if !ok {
 		return nil, false, nil
 	}
@@ -120,11 +127,16 @@ func (r *Reader) lookIn(f *logFile, end uint64) (c *Chunk, ok bool, err error) {
 	} else if err != nil {
 		return nil, true, err
 	}
-	if damaged > 0 {
+	if damaged > 0 && r.l.lock != nil { // who only inspects writes nothing
 		f.markDamaged()
-		r.l.mu.Lock()
-		r.l.damaged[r.next] = true
-		r.l.mu.Unlock()
+		r.l.noteDamage(r.next)
 	}
 	return c, true, nil
+}
+
+// noteDamage counts a place that cannot be read, once.
+func (l *Log) noteDamage(at uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.damaged[at] = true
 }

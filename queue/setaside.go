@@ -2,6 +2,7 @@ package queue
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -130,7 +131,8 @@ func putAside(o *Options, path string, cause error, saved int) (SetAside, error)
 // can be read of it. The sequences that its damaged chunks had stay unused.
 func (l *Log) salvageNewest(cause error) error {
 	f := l.files[len(l.files)-1]
-	saved, err := l.saveChunks(f)
+	end := logEnd{l.end.seq, maps.Clone(l.end.counts)}
+	saved, err := saveChunks(&l.o, f.path, &end)
 	if err != nil {
 		return fmt.Errorf("salvage %s: %w", f.path, err)
 	}
@@ -139,7 +141,7 @@ func (l *Log) salvageNewest(cause error) error {
 		return err
 	}
 	fresh := &logFile{path: f.path, first: f.first}
-	l.files[len(l.files)-1] = fresh
+	l.files[len(l.files)-1], l.end = fresh, end
 	l.setAway = append(l.setAway, away)
 	db, file, err := openDB(fresh.path, logOptions(l.o.RotateBytes))
 	if err != nil {
@@ -149,50 +151,87 @@ func (l *Log) salvageNewest(cause error) error {
 	return nil
 }
 
-// saveChunks writes what can be read of a damaged log file into a new one beside it,
-// and moves l.end to the end of the log as it now stands.
-func (l *Log) saveChunks(f *logFile) (saved int, err error) {
-	path := f.path + salvageSuffix
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, err
-	}
-	from, ok, err := f.acquire()
-	if err == nil && ok {
-		defer f.release()
-	} else if !errors.Is(err, ErrDamaged) {
-		return 0, err
-	}
-	to, err := OpenDB(path, logOptions(l.o.RotateBytes))
+// saveChunks writes what can be read of a damaged log file into a new one beside it.
+// end is that of the log before it, or as the file itself knows it; it is moved to
+// where the log ends with what was saved.
+func saveChunks(o *Options, path string, end *logEnd) (saved int, err error) {
+	to, err := startSalvage(path, logOptions(o.RotateBytes))
 	if err != nil {
 		return 0, err
 	}
-	to.NoSync = true // synced once, at the end: a crash before that does all of it again
-	end := logEnd{l.end.seq, maps.Clone(l.end.counts)}
-	for next := f.first; from != nil; {
-		c, _, err := chunkBehind(from, next, end.seq)
-		if err != nil {
-			return 0, errors.Join(err, to.Close())
+	last := uint64(0)
+	err = salvage(path, func(t *tree, bucket string, _, commit []byte) error {
+		if bucket != string(bucketLog) {
+			return nil
 		}
-		if c == nil {
-			break
+		var chunks []*Chunk
+		_, err := t.inBucket(commit, func(k, v []byte) error {
+			if len(k) != 8 {
+				return nil
+			}
+			c, err := openChunk(binary.BigEndian.Uint64(k), v)
+			if errors.Is(err, ErrNewerFormat) {
+				return err
+			}
+			if err == nil && c.First > last { // keys only ever rise
+				chunks, last = append(chunks, c), c.Last()
+			}
+			return nil
+		})
+		if err != nil || len(chunks) == 0 {
+			return err
 		}
-		after, err := c.after()
-		if err != nil {
-			return 0, errors.Join(err, to.Close())
+		for _, c := range chunks {
+			after, err := c.after()
+			if err != nil {
+				return err
+			}
+			end.reach(c.Last(), after)
+			saved += c.Count
 		}
-		end.reach(c.Last(), after)
-		if err := to.Update(func(tx *bolt.Tx) error { return putCommit(tx, []*Chunk{c}, end) }); err != nil {
-			return 0, errors.Join(err, to.Close())
-		}
-		saved += c.Count
-		next = c.Last() + 1
+		return to.Update(func(tx *bolt.Tx) error { return putCommit(tx, chunks, *end) })
+	})
+	if err == nil {
+		err = to.Update(func(tx *bolt.Tx) error { return put(tx.Bucket(bucketMeta), keyEnd, end.append(nil)) })
 	}
-	err = to.Update(func(tx *bolt.Tx) error { return put(tx.Bucket(bucketMeta), keyEnd, end.append(nil)) })
-	if err = errors.Join(err, to.Sync(), to.Close()); err != nil {
-		return 0, err
+	return saved, errors.Join(err, to.Sync(), to.Close())
+}
+
+// startSalvage makes the file that is to take the place of a damaged one. It is synced
+// once, at the end: a crash before that does all of it again.
+func startSalvage(path string, o DBOptions) (*bolt.DB, error) {
+	fresh := path + salvageSuffix
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	l.end = end
-	return saved, nil
+	db, err := OpenDB(fresh, o)
+	if err == nil {
+		db.NoSync = true
+	}
+	return db, err
+}
+
+// salvageOlder does the same for an older file, when a reader finds it damaged so that
+// bbolt must not touch it.
+func (l *Log) salvageOlder(f *logFile, cause error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.gone || f.writing || f.known || f.readers > 0 {
+		return nil // another reader was first
+	}
+	end := logEnd{counts: map[string]uint64{}}
+	saved, err := saveChunks(&l.o, f.path, &end)
+	if err != nil {
+		return fmt.Errorf("salvage %s: %w", f.path, err)
+	}
+	away, err := putAside(&l.o, f.path, cause, saved)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.setAway = append(l.setAway, away)
+	l.mu.Unlock()
+	return nil
 }
 
 // salvageLedger puts a damaged ledger aside; one with all entries that can be read
@@ -206,86 +245,40 @@ func salvageLedger(o *Options, path string, cause error) (*SetAside, error) {
 	return &away, err
 }
 
+// saveEntries copies the entries whose checksums are right.
 func saveEntries(path string) (saved int, err error) {
-	fresh := path + salvageSuffix
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, err
-	}
-	o := ledgerOptions()
-	o.ReadOnly, o.MmapBytes = true, 0
-	from, err := OpenDB(path, o)
-	if err != nil && !errors.Is(err, ErrDamaged) {
-		return 0, err
-	}
-	if err == nil {
-		defer from.Close()
-	}
-	to, err := OpenDB(fresh, ledgerOptions())
+	to, err := startSalvage(path, ledgerOptions())
 	if err != nil {
 		return 0, err
 	}
-	to.NoSync = true // synced once, at the end: a crash before that does all of it again
-	for _, name := range append([]string{string(bucketMeta)}, ledgerOptions().Buckets...) {
-		n, err := saveBucket(from, to, []byte(name))
-		if err != nil {
-			return 0, errors.Join(err, to.Close())
-		}
-		saved += n
-	}
-	return saved, errors.Join(to.Sync(), to.Close())
-}
-
-// saveBucket copies the entries of a bucket whose checksums are right. A page that
-// cannot be read hides those on it; a walk from either end finds the others.
-func saveBucket(from, to *bolt.DB, bucket []byte) (saved int, err error) {
-	if from == nil {
-		return 0, nil
-	}
-	forward := saver{to: to, bucket: bucket}
-	err = forward.walk(from, (*bolt.Cursor).First, (*bolt.Cursor).Next)
-	backward := saver{to: to, bucket: bucket, until: forward.last}
-	if errors.Is(err, ErrDamaged) {
-		err = backward.walk(from, (*bolt.Cursor).Last, (*bolt.Cursor).Prev)
-	}
-	if errors.Is(err, ErrDamaged) {
-		err = nil
-	}
-	err = errors.Join(err, forward.flush(), backward.flush())
-	return forward.saved + backward.saved, err
-}
-
-// saver copies whole entries into a bucket, some at a time.
-type saver struct {
-	to     *bolt.DB
-	bucket []byte
-	until  []byte // where to stop
-	last   []byte // the last key seen
-	keys   [][]byte
-	values [][]byte
-	bytes  int
-	saved  int
-}
-
-func (s *saver) walk(from *bolt.DB, first, next func(*bolt.Cursor) (k, v []byte)) error {
-	return Guard(func() error {
-		return from.View(func(tx *bolt.Tx) error {
-			cur := tx.Bucket(s.bucket).Cursor()
-			for k, v := first(cur); k != nil && (s.until == nil || !bytes.Equal(k, s.until)); k, v = next(cur) {
-				s.last = append(s.last[:0], k...)
-				if err := s.take(k, v); err != nil {
-					return err
-				}
-			}
+	s := saver{to: to}
+	err = salvage(path, func(_ *tree, bucket string, k, v []byte) error {
+		if _, err := unseal(k, v); err != nil {
 			return nil
-		})
+		}
+		if bucket == string(bucketMeta) && !bytes.Equal(k, keyState) {
+			return nil // the new one has its own format
+		}
+		return s.take(bucket, k, v)
 	})
+	return s.saved, errors.Join(err, s.flush(), to.Sync(), to.Close())
 }
 
-func (s *saver) take(k, v []byte) error {
-	if _, err := unseal(k, v); err != nil {
-		return nil
-	}
-	s.keys, s.values = append(s.keys, bytes.Clone(k)), append(s.values, bytes.Clone(v))
+// saver writes entries, some at a time.
+type saver struct {
+	to      *bolt.DB
+	entries []savedEntry
+	bytes   int
+	saved   int
+}
+
+type savedEntry struct {
+	bucket string
+	k, v   []byte
+}
+
+func (s *saver) take(bucket string, k, v []byte) error {
+	s.entries = append(s.entries, savedEntry{bucket, bytes.Clone(k), bytes.Clone(v)})
 	s.saved++
 	if s.bytes += len(k) + len(v); s.bytes < 1<<20 {
 		return nil
@@ -295,13 +288,17 @@ func (s *saver) take(k, v []byte) error {
 
 func (s *saver) flush() error {
 	err := s.to.Update(func(tx *bolt.Tx) error {
-		for i, k := range s.keys {
-			if err := tx.Bucket(s.bucket).Put(k, s.values[i]); err != nil {
+		for _, e := range s.entries {
+			b := tx.Bucket([]byte(e.bucket))
+			if b == nil || len(e.k) == 0 || len(e.k) > bolt.MaxKeySize {
+				continue // its name or key is not one of ours
+			}
+			if err := b.Put(e.k, e.v); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	s.keys, s.values, s.bytes = nil, nil, 0
+	s.entries, s.bytes = nil, 0
 	return err
 }

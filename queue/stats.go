@@ -134,7 +134,7 @@ type LogStats struct {
 	Tail      uint64
 	Damaged   int // chunks that could not be read, since start
 	SetAside  []SetAside
-	Full      string // why appends are refused now; "" when they are not
+	Full      string // why appends are refused now, those of the size last refused too; "" when they are not
 	Kept      int    // files that stay only for later use
 	FirstFile uint64
 }
@@ -154,7 +154,7 @@ func (l *Log) Stats() LogStats {
 	st.Used = folderBytes(l.o.Dir)
 	st.Free, _ = freeBytes(l.o.Dir)
 	look := diskSpace{dir: l.o.Dir, maxBytes: l.o.MaxBytes, minFree: l.o.MinFree}
-	if full := look.full(0); full != nil {
+	if full := look.full(l.refused.Load()); full != nil {
 		st.Full = full.Reason
 	}
 	return st

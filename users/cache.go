@@ -72,6 +72,20 @@ func (s *Store) entry(p *project, k kind, id string) (*entry, error) {
 	return e, nil
 }
 
+// userOf is entry for the user of a device's event; d may be nil.
+func (s *Store) userOf(p *project, d *entry, id string) (*entry, error) {
+	if d != nil && d.last != nil && !d.last.forgotten && d.last.id() == id {
+		s.hits++
+		d.last.used = true
+		return d.last, nil
+	}
+	u, err := s.entry(p, user, id)
+	if err == nil && d != nil {
+		d.last = u
+	}
+	return u, err
+}
+
 // load reads an entry's state from users.db. A value that is damaged counts as none.
 func (s *Store) load(e *entry) error {
 	return queue.Guard(func() error {
@@ -189,6 +203,7 @@ func (s *Store) evict() {
 		delete(e.project.entries, e.key)
 		s.bytes -= e.size
 		s.count--
+		e.state, e.forgotten, e.last = state{}, true, nil // somebody's last may still be this
 	}
 }
 

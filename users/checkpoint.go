@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"ampcio/queue"
 )
@@ -36,7 +38,8 @@ import (
 type cut struct {
 	seq   uint64
 	epoch uint64
-	dirty []*entry
+	dirty []*entry // not yet written
+	gone  []pair   // to be deleted
 }
 
 const (
@@ -61,7 +64,9 @@ const (
 // have returned when ctx ends: what it commits later is replayed.
 //
 // After an error the outcome of a write is unknown: nothing is resolved any more, and
-// the process has to end. The next start repairs users.db from the log.
+// the process has to end. The next start repairs users.db from the log. A full disk is
+// no such error: what could not be written is tried again, and until then the log keeps
+// its files (Stats.Waits says so).
 func (s *Store) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.running = true
@@ -110,13 +115,31 @@ func (s *Store) maybeWrite(ticked bool) error {
 	if c == nil || err != nil {
 		return err
 	}
-	if !s.committed(c) {
-		return nil // Append wakes us
+	if !s.committed(c) || s.waits != "" && !ticked {
+		return nil // Append wakes us, or the ticker
 	}
 	if err := s.write(c); err != nil {
-		return err
+		return s.noRoom(err)
 	}
 	return s.sweep()
+}
+
+// noRoom lets a checkpoint that found the disk full wait for the next tick. That is
+// safe even where bbolt cannot tell what it has written: the same values go to the
+// same keys again. Other errors are given back.
+func (s *Store) noRoom(err error) error {
+	if !diskFull(err) {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waits = err.Error()
+	s.written.Broadcast()
+	return nil
+}
+
+func diskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, bolterrors.ErrMaxSizeReached)
 }
 
 // committed says whether the log has committed a cut; if not, Append will wake Run.
@@ -129,11 +152,12 @@ func (s *Store) committed(c *cut) bool {
 	return true
 }
 
-// finish writes what there is, once the log has committed it.
+// finish writes what there is, once the log has committed it: a checkpoint that was
+// under way, and one more.
 func (s *Store) finish() error {
 	patience := time.NewTimer(lastWait)
 	defer patience.Stop()
-	for {
+	for left := 2; left > 0; {
 		s.mu.Lock()
 		if s.cutting == nil && s.changed() {
 			s.takeCut()
@@ -147,6 +171,7 @@ func (s *Store) finish() error {
 			if err := s.write(c); err != nil {
 				return err
 			}
+			left--
 			continue
 		}
 		select {
@@ -155,6 +180,7 @@ func (s *Store) finish() error {
 			return fmt.Errorf("last checkpoint of %s: the log has not committed record %d", s.o.Path, c.seq)
 		}
 	}
+	return nil
 }
 
 func (s *Store) changed() bool { return len(s.dirty) > 0 || s.resolved > s.good }
@@ -185,15 +211,15 @@ func (s *Store) takeCut() {
 
 // makeRoom is called before a batch is resolved. When changes hold much memory it
 // sees to it that a checkpoint begins, and when they hold all of it, it waits for the
-// one that runs; but never for the log to commit, since that is who calls. The caller
-// holds s.mu.
+// one that runs; but never for the log to commit, since that is who calls, nor for a
+// full disk, which the log sees to. The caller holds s.mu.
 func (s *Store) makeRoom() error {
 	for s.broken == nil && s.running && s.dirtyBytes >= s.o.CheckpointBytes {
 		if s.cutting == nil {
 			s.takeCut()
 		}
 		s.wakeRun()
-		if s.dirtyBytes < s.o.CacheBytes || s.log.Tail() < s.cutting.seq {
+		if s.dirtyBytes < s.o.CacheBytes || s.log.Tail() < s.cutting.seq || s.waits != "" {
 			break
 		}
 		s.written.Wait()
@@ -217,36 +243,38 @@ type pair struct {
 // write writes a cut that the log has committed.
 func (s *Store) write(c *cut) error {
 	slices.SortFunc(c.dirty, usersFirst)
-	var gone []pair
 	var arena []byte
-	var wrote uint64
 	reach := binary.BigEndian.AppendUint64(nil, c.seq)
-	for rest := c.dirty; len(rest) > 0; {
-		pairs, taken := s.freezeSome(rest, c, &gone, &arena)
-		rest = rest[taken:]
-		if len(pairs) == 0 {
-			continue
-		}
-		err := s.update(func(tx *bolt.Tx) error {
-			for _, p := range pairs {
-				if err := tx.Bucket(bucketOf(p.e.kind())).Put(p.key, p.value); err != nil {
-					return err
+	for len(c.dirty) > 0 {
+		some, pairs, gone := s.freezeSome(c, &arena)
+		if len(pairs) > 0 {
+			wrote := uint64(0)
+			err := s.update(func(tx *bolt.Tx) error {
+				for _, p := range pairs {
+					if err := tx.Bucket(bucketOf(p.e.kind())).Put(p.key, p.value); err != nil {
+						return err
+					}
+					wrote += uint64(len(p.key) + len(p.value))
 				}
-				wrote += uint64(len(p.key) + len(p.value))
+				return tx.Bucket(bucketMeta).Put(keyReach, reach)
+			})
+			if err != nil {
+				return err
 			}
-			return tx.Bucket(bucketMeta).Put(keyReach, reach)
-		})
-		if err != nil {
-			return err
+			s.mu.Lock()
+			for _, p := range pairs {
+				s.settle(p.e, c.epoch, true)
+			}
+			s.checkpointBytes += wrote
+			s.mu.Unlock()
 		}
-		s.mu.Lock()
-		for _, p := range pairs {
-			s.settle(p.e, c.epoch, true)
-		}
-		s.mu.Unlock()
+		c.dirty, c.gone = c.dirty[some:], append(c.gone, gone...)
 	}
 	err := s.update(func(tx *bolt.Tx) error {
-		for _, p := range gone {
+		for _, p := range c.gone {
+			if !p.e.stored { // only the checkpoint changes this
+				continue
+			}
 			if err := tx.Bucket(bucketOf(p.e.kind())).Delete(p.key); err != nil {
 				return err
 			}
@@ -261,36 +289,32 @@ func (s *Store) write(c *cut) error {
 		return err
 	}
 	s.mu.Lock()
-	for _, p := range gone {
+	for _, p := range c.gone {
 		s.settle(p.e, c.epoch, false)
 	}
-	s.good, s.cutting = c.seq, nil
+	s.good, s.cutting, s.waits = c.seq, nil, ""
 	s.checkpoints++
-	s.checkpointBytes += wrote
 	s.written.Broadcast()
 	s.mu.Unlock()
 	s.log.Release(holder, c.seq)
 	return nil
 }
 
-// freezeSome encodes entries, as of the cut, for one transaction, and gives how many
-// it took. The committer is let in between a few of them.
-func (s *Store) freezeSome(entries []*entry, c *cut, gone *[]pair, arena *[]byte) (pairs []pair, taken int) {
+// freezeSome encodes entries, as of the cut, for one transaction: of the next some of
+// the cut's, those to be stored and those to be deleted. The committer is let in
+// between a few. Nothing is settled yet: the transaction may have to be tried again.
+func (s *Store) freezeSome(c *cut, arena *[]byte) (some int, pairs, gone []pair) {
 	*arena = (*arena)[:0]
-	at := make([]int, 1, 2*min(len(entries), s.perWrite)+1) // where keys and values end
-	for taken < len(entries) && taken < s.perWrite && len(*arena) < writeBytes {
+	most := min(len(c.dirty), s.perWrite)
+	at := make([]int, 1, 2*most+1) // where keys and values end in the arena
+	for some < most && len(*arena) < writeBytes {
 		s.mu.Lock()
-		for _, e := range entries[taken:min(taken+freezeEntries, s.perWrite, len(entries))] {
-			taken++
+		for _, e := range c.dirty[some:min(some+freezeEntries, most)] {
+			some++
 			key := appendKey(*arena, e.project.name, e.id())
 			k := key[len(*arena):]
-			switch {
-			case e.frozen != nil && len(e.frozen) == 0, e.frozen == nil && e.empty():
-				if e.stored {
-					*gone = append(*gone, pair{e: e, key: bytes.Clone(k)})
-				} else {
-					s.settle(e, c.epoch, false)
-				}
+			if e.frozen != nil && len(e.frozen) == 0 || e.frozen == nil && e.empty() {
+				gone = append(gone, pair{e: e, key: bytes.Clone(k)})
 				continue
 			}
 			at = append(at, len(key))
@@ -311,21 +335,26 @@ func (s *Store) freezeSome(entries []*entry, c *cut, gone *[]pair, arena *[]byte
 		pairs[i].key = (*arena)[at[2*i]:at[2*i+1]]
 		pairs[i].value = (*arena)[at[2*i+1]:at[2*i+2]]
 	}
-	return pairs, taken
+	return some, pairs, gone
 }
 
 // update is one transaction on users.db, durable when it returns nil. After an error
-// its outcome is unknown, and the store is broken.
+// its outcome is unknown, and the store is broken, unless the disk is full.
 func (s *Store) update(f func(*bolt.Tx) error) error {
 	if err := s.step("update"); err != nil {
 		return err
 	}
-	if err := queue.Guard(func() error { return s.db.Update(f) }); err != nil {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.broke(fmt.Errorf("checkpoint of %s: %w", s.o.Path, err))
+	err := queue.Guard(func() error { return s.db.Update(f) })
+	if err == nil {
+		return nil
 	}
-	return nil
+	if err = fmt.Errorf("checkpoint of %s: %w", s.o.Path, err); diskFull(err) {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.torn = s.torn || errors.Is(err, queue.ErrDamaged)
+	return s.broke(err)
 }
 
 // broke ends the work of the store: nothing is resolved or written from here on. A

@@ -29,6 +29,8 @@ type entry struct {
 	size       int64  // bytes it is accounted for
 	used       bool   // looked at since the clock's hand passed
 	stored     bool   // users.db has a value under its key
+	forgotten  bool   // no longer in the cache
+	last       *entry // of a device: the user of its last event; saves a look into the map
 }
 
 // state is the part of an entry that is kept in users.db.

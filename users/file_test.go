@@ -116,7 +116,7 @@ func overwrite(t *testing.T, path string, from, to int64) {
 func TestDamagedPage(t *testing.T) {
 	const people = 600
 	o := Options{CacheBytes: 1}
-	damaged := func(t *testing.T) (dir string) {
+	filled := func(t *testing.T) (dir string) {
 		dir = t.TempDir()
 		w := start(t, dir, o).run()
 		for i := 0; i < people; i += 100 {
@@ -128,6 +128,9 @@ func TestDamagedPage(t *testing.T) {
 		}
 		w.checkpoint()
 		w.stop()
+		return dir
+	}
+	damage := func(t *testing.T, dir string) {
 		path := filepath.Join(dir, "users.db")
 		content, err := os.ReadFile(path)
 		check(t, err)
@@ -138,7 +141,6 @@ func TestDamagedPage(t *testing.T) {
 				overwrite(t, path, at, at+16)
 			}
 		}
-		return dir
 	}
 	repaired := func(t *testing.T, dir string) {
 		w := start(t, dir, o).run()
@@ -158,10 +160,11 @@ func TestDamagedPage(t *testing.T) {
 		w.send(`/person0300 i1 {"$add":{"n":1}}`)
 	}
 	t.Run("an event needs it", func(t *testing.T) {
-		dir := damaged(t)
+		dir := filled(t)
 		w := start(t, dir, o)
 		w.failing = true
 		w.run()
+		damage(t, dir)
 		_, err := w.store.Append(context.Background(), arrival(t, w, `/person0300 - {"$add":{"n":1}}`))
 		if !errors.Is(err, queue.ErrDamaged) {
 			t.Errorf("answer: %v", err)
@@ -174,7 +177,8 @@ func TestDamagedPage(t *testing.T) {
 		repaired(t, dir)
 	})
 	t.Run("the start needs it", func(t *testing.T) {
-		dir := damaged(t)
+		dir := filled(t)
+		damage(t, dir)
 		check(t, os.RemoveAll(filepath.Join(dir, "log"))) // so all entries are looked at
 		repaired(t, dir)
 	})

@@ -57,13 +57,14 @@ func (s *Store) replay(ctx context.Context) error {
 // writeNow writes a checkpoint in the middle of a replay, or at its end.
 func (s *Store) writeNow() error {
 	s.mu.Lock()
-	s.takeCut()
+	if s.cutting == nil {
+		s.takeCut()
+	}
 	c := s.cutting
 	s.mu.Unlock()
 	if err := s.write(c); err != nil {
-		return err
+		return s.noRoom(err)
 	}
-	s.log.Hold(holder, s.good)
 	return nil
 }
 
@@ -114,7 +115,7 @@ func (s *Store) replayRecord(q *queue.Record) error {
 		}
 	}
 	if r.UserID != "" {
-		if t.user, err = s.entry(p, user, r.UserID); err != nil {
+		if t.user, err = s.userOf(p, t.device, r.UserID); err != nil {
 			return err
 		}
 		t.user.expire(t.hour, s.unlinkedHours)

@@ -100,7 +100,7 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 		}
 	}
 	if userID != "" {
-		if t.user, err = s.entry(p, user, userID); err != nil {
+		if t.user, err = s.userOf(p, t.device, userID); err != nil {
 			return err
 		}
 		t.user.expire(t.hour, s.unlinkedHours)

@@ -74,12 +74,14 @@ type Store struct {
 	written  *sync.Cond // a checkpoint has ended, or there will be none
 	running  bool       // Run is there to write checkpoints
 	broken   error      // why nothing is resolved or written any more
+	torn     bool       // bbolt has panicked in a write: it may hold its locks for ever
 	resolved uint64     // the last sequence that has moved the state
 	good     uint64     // every record at or below is in users.db
 	reach    uint64     // as Open found it: no entry in users.db is of a later sequence
 	sinceCut int64      // bytes of record bodies
 	ticks    int        // of CheckpointEvery, since the last cut
 	cutting  *cut       // the checkpoint that is being written
+	waits    string     // why it could not be, so far; "" = nothing is in its way
 	bodyBuf  []byte
 	carryBuf []byte
 	cache
@@ -130,7 +132,7 @@ func open(ctx context.Context, log *queue.Log, o Options) (*Store, error) {
 	}
 	log.Hold(holder, s.good)
 	if err := s.replay(ctx); err != nil {
-		return nil, errors.Join(err, s.db.Close())
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
@@ -141,6 +143,9 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.broken = queue.ErrClosed
+	if s.torn {
+		return nil // it would wait for itself; the process is about to end
+	}
 	if err := s.db.Close(); err != nil {
 		return fmt.Errorf("close %s: %w", s.o.Path, err)
 	}
@@ -180,6 +185,7 @@ type Stats struct {
 	Checkpoints     uint64
 	CheckpointBytes uint64 // keys and values they wrote
 	FileBytes       int64  // size of users.db
+	Waits           string // why a checkpoint cannot be written now (the disk is full); "" = it can
 	Repair          *Repair
 }
 
@@ -194,7 +200,7 @@ func (s *Store) Stats() Stats {
 		Duplicates: s.duplicates, Links: s.links, TakeOvers: s.takeOvers, Partial: s.partial,
 		Oversize: s.oversize, Unappliable: s.unappliable, Expired: s.expired,
 		Resolved: s.resolved, Good: s.good, Replayed: s.replayed, Lost: s.lost,
-		Checkpoints: s.checkpoints, CheckpointBytes: s.checkpointBytes,
+		Checkpoints: s.checkpoints, CheckpointBytes: s.checkpointBytes, Waits: s.waits,
 		FileBytes: size, Repair: s.repair,
 	}
 }

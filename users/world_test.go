@@ -3,6 +3,7 @@ package users
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -21,7 +22,15 @@ import (
 	"ampcio/queue"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// A history is many synced writes: 30 of them are for every day, and
+// -rapid.checks=4000 -rapid.steps=60 for a change in how things are written.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
+		flag.Set("rapid.checks", "30")
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // clock is the time of a test; it stands until it is moved.
 type clock struct{ ms atomic.Int64 }

@@ -1,0 +1,283 @@
+package queue
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"slices"
+)
+
+// The layout of bbolt's pages, bbolt v1.5 (internal/common/page.go, bucket.go,
+// internal/freelist/shared.go): a header of page number (8 bytes), flags, count (2
+// each) and overflow (4: how many pages more it takes), then elements of 16 bytes. Of
+// a branch: position, key size (4 each), page number (8). Of a leaf: flags (1 = a
+// bucket), position, key size, value size; a bucket's value begins with the number of
+// its root page, 0 = it stands within the value. Of the free list: page numbers.
+const (
+	pageBranch   = 0x01
+	pageLeaf     = 0x02
+	pageFreelist = 0x10
+	noFreelist   = ^uint64(0)
+)
+
+// checkedPages bounds how many pages of a file are looked at when it is opened, the
+// outer ones and those last written first. It is what a start may cost: a tenth of a
+// second where nothing is cached.
+const checkedPages = 4096
+
+// checkTree looks at a file's pages for what bbolt could not be stopped from, once it
+// has the file: a page below itself sends it round in circles; one that claims to be
+// millions long makes it free them all; an element that points out of its page has it
+// make a slice of somebody else's memory, on which the garbage collector ends the
+// process; and a free list that names pages in use has them overwritten. It is not a
+// check of everything: what it does not see fails under Guard, or a checksum.
+func checkTree(f *os.File, m metaPage, forWriting bool) error {
+	t := newTree(f, m)
+	whole, err := t.check()
+	if err != nil || !forWriting || m.freelist == noFreelist {
+		return err
+	}
+	free, err := t.freelist()
+	if err != nil {
+		return err
+	}
+	for _, id := range free {
+		if id < 2 || id >= uint64(m.pages) || whole && t.used[id] {
+			return fmt.Errorf("its free list names page %d: %w", id, ErrDamaged)
+		}
+	}
+	return nil
+}
+
+// tree reads a bbolt file without bbolt: what is damaged in it is an error, or passed
+// over, but never a fault.
+type tree struct {
+	f    *os.File
+	meta metaPage
+	used map[uint64]bool // pages met, by number
+}
+
+func newTree(f *os.File, m metaPage) *tree { return &tree{f: f, meta: m, used: map[uint64]bool{}} }
+
+// element is one of a page's: of a branch, a page below; of a leaf, a key and value.
+type element struct {
+	bucket   bool
+	child    uint64
+	at       int64 // of the key, from the page's begin; the value follows it
+	key, val int64 // sizes
+}
+
+// page reads a page's header and elements. What they point at lies within the page.
+func (t *tree) page(id uint64) (branch bool, es []element, err error) {
+	if id < 2 || id >= uint64(t.meta.pages) {
+		return false, nil, fmt.Errorf("page %d of %d: %w", id, t.meta.pages, ErrDamaged)
+	}
+	b := make([]byte, t.meta.pageSize)
+	if n, err := t.f.ReadAt(b, int64(id)*t.meta.pageSize); n < len(b) {
+		return false, nil, fmt.Errorf("page %d: %w: %w", id, err, ErrDamaged)
+	}
+	overflow := uint64(binary.NativeEndian.Uint32(b[12:]))
+	if binary.NativeEndian.Uint64(b) != id || id+overflow >= uint64(t.meta.pages) {
+		return false, nil, fmt.Errorf("page %d is not itself: %w", id, ErrDamaged)
+	}
+	for n := id; n <= id+overflow; n++ {
+		if t.used[n] {
+			return false, nil, fmt.Errorf("page %d is in the tree twice: %w", n, ErrDamaged)
+		}
+		t.used[n] = true
+	}
+	branch, es, err = elements(b, int64(overflow+1)*t.meta.pageSize)
+	if err != nil {
+		err = fmt.Errorf("page %d: %w", id, err)
+	}
+	return branch, es, err
+}
+
+// elements reads those of a page of size bytes, of which b is the begin.
+func elements(b []byte, size int64) (branch bool, es []element, err error) {
+	if len(b) < boltPageHeader {
+		return false, nil, ErrDamaged
+	}
+	flags, count := binary.NativeEndian.Uint16(b[8:]), int64(binary.NativeEndian.Uint16(b[10:]))
+	first := boltPageHeader + 16*count
+	if flags != pageBranch && flags != pageLeaf || first > int64(len(b)) {
+		return false, nil, fmt.Errorf("flags %#x, %d elements: %w", flags, count, ErrDamaged)
+	}
+	for i := range count {
+		begin := boltPageHeader + 16*i
+		field := func(n int64) int64 { return int64(binary.NativeEndian.Uint32(b[begin+4*n:])) }
+		var e element
+		if flags == pageBranch {
+			e = element{at: begin + field(0), key: field(1), child: binary.NativeEndian.Uint64(b[begin+8:])}
+		} else {
+			e = element{bucket: field(0)&1 != 0, at: begin + field(1), key: field(2), val: field(3)}
+		}
+		if e.at < first || e.at+e.key+e.val > size {
+			return false, nil, fmt.Errorf("element %d: %w", i, ErrDamaged)
+		}
+		es = append(es, e)
+	}
+	return flags == pageBranch, es, nil
+}
+
+// read gives the bytes of an element's key and value.
+func (t *tree) read(id uint64, e element) (k, v []byte, err error) {
+	b := make([]byte, e.key+e.val)
+	if n, err := t.f.ReadAt(b, int64(id)*t.meta.pageSize+e.at); n < len(b) {
+		return nil, nil, fmt.Errorf("page %d: %w: %w", id, err, ErrDamaged)
+	}
+	return b[:e.key], b[e.key:], nil
+}
+
+// bucketHeader is the size of what a bucket's value begins with.
+const bucketHeader = 16
+
+// bucket gives the root page of a bucket by its value; 0 means that the value holds
+// the bucket itself, in the page that is given.
+func bucket(v []byte) (root uint64, inline []byte, err error) {
+	if len(v) < bucketHeader {
+		return 0, nil, fmt.Errorf("a bucket of %d bytes: %w", len(v), ErrDamaged)
+	}
+	return binary.NativeEndian.Uint64(v), v[bucketHeader:], nil
+}
+
+// check visits the tree from above, level by level, last pages first. whole says that
+// it has seen all of it.
+func (t *tree) check() (whole bool, err error) {
+	level := []uint64{t.meta.root}
+	for seen := 0; len(level) > 0; {
+		var next []uint64
+		for _, id := range slices.Backward(level) {
+			if seen++; seen > checkedPages {
+				return false, nil
+			}
+			branch, es, err := t.page(id)
+			if err != nil {
+				return false, err
+			}
+			for _, e := range es {
+				if branch {
+					next = append(next, e.child)
+				}
+				if !e.bucket {
+					continue
+				}
+				_, v, err := t.read(id, e)
+				if err != nil {
+					return false, err
+				}
+				root, inline, err := bucket(v)
+				if err == nil && root == 0 {
+					_, _, err = elements(inline, int64(len(inline)))
+				}
+				if err != nil {
+					return false, err
+				}
+				if root != 0 {
+					next = append(next, root)
+				}
+			}
+		}
+		slices.Sort(next) // pages are written in order: the last are about the newest
+		level = next
+	}
+	return true, nil
+}
+
+// each calls f for what can be read below a page, in order; buckets are given by their
+// value. Damaged pages are passed over and counted.
+func (t *tree) each(id uint64, f func(k, v []byte) error) (damaged int, err error) {
+	branch, es, err := t.page(id)
+	if err != nil {
+		return 1, nil
+	}
+	for _, e := range es {
+		if branch {
+			n, err := t.each(e.child, f)
+			if damaged += n; err != nil {
+				return damaged, err
+			}
+			continue
+		}
+		k, v, err := t.read(id, e)
+		if err != nil {
+			damaged++
+		} else if err := f(k, v); err != nil {
+			return damaged, err
+		}
+	}
+	return damaged, nil
+}
+
+// inBucket is each for the contents of a bucket, by its value.
+func (t *tree) inBucket(value []byte, f func(k, v []byte) error) (damaged int, err error) {
+	root, inline, err := bucket(value)
+	switch {
+	case err != nil:
+		return 1, nil
+	case root != 0:
+		return t.each(root, f)
+	}
+	_, es, err := elements(inline, int64(len(inline)))
+	if err != nil {
+		return 1, nil
+	}
+	for _, e := range es {
+		if err := f(inline[e.at:e.at+e.key], inline[e.at+e.key:e.at+e.key+e.val]); err != nil {
+			return 0, err
+		}
+	}
+	return 0, nil
+}
+
+// salvage calls f for all that can be read of the top-level buckets of a closed file,
+// however damaged it is.
+func salvage(path string, f func(t *tree, bucket string, k, v []byte) error) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	m, err := newestMeta(file)
+	if err != nil {
+		return nil // nothing
+	}
+	t := newTree(file, m)
+	_, err = t.each(m.root, func(name, value []byte) error {
+		_, err := t.inBucket(value, func(k, v []byte) error { return f(t, string(name), k, v) })
+		return err
+	})
+	return err
+}
+
+// freelist reads the numbers of the free pages.
+func (t *tree) freelist() ([]uint64, error) {
+	b := make([]byte, boltPageHeader)
+	at := int64(t.meta.freelist) * t.meta.pageSize
+	if t.meta.freelist >= uint64(t.meta.pages) {
+		return nil, fmt.Errorf("free list at page %d of %d: %w", t.meta.freelist, t.meta.pages, ErrDamaged)
+	}
+	if _, err := t.f.ReadAt(b, at); err != nil {
+		return nil, fmt.Errorf("free list: %w: %w", err, ErrDamaged)
+	}
+	flags, overflow := binary.NativeEndian.Uint16(b[8:]), uint64(binary.NativeEndian.Uint32(b[12:]))
+	if flags != pageFreelist || binary.NativeEndian.Uint64(b) != t.meta.freelist || t.meta.freelist+overflow >= uint64(t.meta.pages) {
+		return nil, fmt.Errorf("the free list is not itself: %w", ErrDamaged)
+	}
+	all := make([]byte, int64(overflow+1)*t.meta.pageSize)
+	if _, err := t.f.ReadAt(all, at); err != nil {
+		return nil, fmt.Errorf("free list: %w: %w", err, ErrDamaged)
+	}
+	count, from := uint64(binary.NativeEndian.Uint16(all[10:])), boltPageHeader
+	if count == 0xffff { // the first number is the count
+		count, from = binary.NativeEndian.Uint64(all[from:]), from+8
+	}
+	if count > uint64(len(all)-from)/8 {
+		return nil, fmt.Errorf("a free list of %d pages: %w", count, ErrDamaged)
+	}
+	ids := make([]uint64, count)
+	for i := range ids {
+		ids[i] = binary.NativeEndian.Uint64(all[from+8*i:])
+	}
+	return ids, nil
+}
