@@ -27,7 +27,7 @@ var ErrNewerFormat = errors.New("written by a newer version of ampcio")
 // DBOptions says how OpenDB opens a bbolt file.
 type DBOptions struct {
 	ReadOnly bool // never creates, never writes
-	known    bool // looked at before, and read-only since: its tree is not checked again
+	strict   bool // read-only, too, a file must pass checkTree
 	// MmapBytes is address space mapped at once, so that the file grows to this size
 	// without a re-mapping (which waits for all readers).
 	MmapBytes int
@@ -51,7 +51,8 @@ var (
 //
 // Panics and faults of a damaged file come back as ErrDamaged, as does a file that is
 // shorter than its own pages, or in whose outer pages something is wrong that bbolt
-// would not survive (tree.go); a later format is ErrNewerFormat, another process that
+// would not survive (tree.go; read-only it opens, for what may still be read of it, but
+// Salvage does that safely); a later format is ErrNewerFormat, another process that
 // has the file open ErrLocked. After any error the file is closed and not locked.
 func OpenDB(path string, o DBOptions) (*bolt.DB, error) {
 	db, _, err := openDB(path, o)
@@ -107,7 +108,7 @@ func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
 			return nil, err
 		}
 	}
-	if o.ReadOnly && !o.known {
+	if o.ReadOnly && o.strict {
 		if err := checkTree(f, m, false); err != nil {
 			return nil, err
 		}

@@ -195,7 +195,7 @@ func peekLedger(storage, name string) (s ledgerState, err error) {
 // viewLedger opens a ledger read-only for one look.
 func viewLedger(storage, name string, f func(tx *bolt.Tx) error) error {
 	o := ledgerOptions()
-	o.ReadOnly, o.MmapBytes = true, 0
+	o.ReadOnly, o.MmapBytes, o.strict = true, 0, true
 	db, err := OpenDB(ledgerPath(storage, name), o)
 	if err != nil {
 		return err

@@ -99,7 +99,7 @@ func (f *logFile) acquire() (db *bolt.DB, ok bool, err error) {
 	}
 	if f.db == nil {
 		o := logOptions(0)
-		o.ReadOnly, o.MmapBytes, o.known = true, 0, f.known
+		o.ReadOnly, o.MmapBytes, o.strict = true, 0, !f.known
 		if f.db, err = OpenDB(f.path, o); err != nil {
 			return nil, true, err
 		}

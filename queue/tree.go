@@ -230,8 +230,16 @@ func (t *tree) inBucket(value []byte, f func(k, v []byte) error) (damaged int, e
 	return 0, nil
 }
 
-// salvage calls f for all that can be read of the top-level buckets of a closed file,
-// however damaged it is.
+// Salvage calls f for every key and value that can be read of the top-level buckets of
+// a bbolt file that nobody writes, however damaged it is, in the order of the tree, and
+// ends early with f's error. It does not go through bbolt, so nothing in the file can
+// hang or end the process; but what it gives may be changed: only a checksum tells.
+// Other errors: those of opening the file.
+func Salvage(path string, f func(bucket string, k, v []byte) error) error {
+	return salvage(path, func(_ *tree, bucket string, k, v []byte) error { return f(bucket, k, v) })
+}
+
+// salvage is Salvage; with the tree, f can go into a bucket that it is given.
 func salvage(path string, f func(t *tree, bucket string, k, v []byte) error) error {
 	file, err := os.Open(path)
 	if err != nil {

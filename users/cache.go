@@ -1,6 +1,8 @@
 package users
 
 import (
+	"bytes"
+	"encoding/binary"
 	"strings"
 
 	bolt "go.etcd.io/bbolt"
@@ -8,108 +10,170 @@ import (
 	"ampcio/queue"
 )
 
-// project holds the cached entries of one project, by their keys.
+// project numbers one project: the number stands for the name in memory.
 type project struct {
-	name    string
-	entries map[string]*entry
+	name   string
+	number uint32
 }
+
+// entry is the slot of what is known of one user or device. It stays what it is until
+// the next evict.
+type entry uint32
+
+const nobody entry = 0
+
+// slot is an entry's place in the cache. An entry is clean (as in users.db; may be
+// forgotten) or dirty (changed since; stays until a checkpoint has written it).
+type slot struct {
+	at     ref // its block; 0 = the slot is free
+	frozen ref // a copy as of the running checkpoint's cut, when it has changed since
+	marks  uint32
+}
+
+const (
+	markUsed   = 1 << iota // looked at since the clock's hand passed
+	markStored             // users.db has a value under its key
+	// Two marks for the two collections of dirty entries that there are at most: what has
+	// changed since the last cut and, while a checkpoint runs, the cut's. They take turns.
+	markDirty
+	markDirtyToo
+	anyDirty = markDirty | markDirtyToo
+)
+
+// entryBytes is what an entry costs besides its block: its slot and its place in the index.
+const entryBytes = 12 + 16
 
 // cache is what is held of users.db in memory, bounded by bytes and not by the number
 // of users. All of it is guarded by Store.mu.
 //
-// Clean entries stand in a clock and go when room is needed. Dirty ones are pinned and
-// stand in one of two collections: dirty (changed since the last cut) and, while a
-// checkpoint runs, the cut's. An entry of the cut that changes again is frozen first:
-// the checkpoint writes the value it had at the cut.
+// An entry is a slot, its place in the index and a block of bytes: three arrays without
+// pointers. Clean ones go when room is needed, in the order of the clock: a hand that
+// goes round the slots. Dirty ones are pinned. An entry of a running checkpoint's cut
+// that changes again is frozen first: the checkpoint writes the copy as of the cut.
 type cache struct {
 	projects map[string]*project
-	keyBuf   []byte
+	numbered []*project
+	latest   *project // that was asked for
 
-	hand  *entry // the clock; nil = no clean entry
-	bytes int64  // of all entries and frozen values
+	slab                      slab
+	index                     index
+	slots                     []slot // the first is nobody's
+	unused                    []entry
+	nameBuf, keyBuf, valueBuf []byte
+
+	hand  entry // the clock's
+	bytes int64 // of all entries and frozen copies
 	count int
+	clean int
 
 	epoch      uint64 // of the dirty collection, from 1
-	dirty      []*entry
-	dirtyBytes int64 // of entries not clean and of frozen values
+	dirty      []entry
+	settled    []entry // the memory of the last collection, for the next
+	dirtyBytes int64   // of entries not clean and of frozen copies
 
 	// A read transaction is opened by the first miss and closed before Store.mu is given
 	// up: no entry can become clean, and be forgotten, while an older view is looked at.
-	reads      *bolt.Tx
-	bucketUser *bolt.Bucket
-	bucketDev  *bolt.Bucket
+	reads          *bolt.Tx
+	users, devices *bolt.Cursor
 
 	hits, misses, damaged uint64
 }
 
+func newCache() cache {
+	return cache{projects: map[string]*project{}, index: newIndex(), slots: make([]slot, 1), epoch: 1}
+}
+
 func (s *Store) project(name string) *project {
+	if s.latest != nil && s.latest.name == name {
+		return s.latest
+	}
 	p := s.projects[name]
 	if p == nil {
-		p = &project{name: strings.Clone(name), entries: map[string]*entry{}}
+		p = &project{name: strings.Clone(name), number: uint32(len(s.numbered))}
 		s.projects[p.name] = p
+		s.numbered = append(s.numbered, p)
 	}
+	s.latest = p
 	return p
 }
 
+// block is an entry's. It stays valid until the entry changes, or the next evict.
+func (c *cache) block(e entry) block { return c.slab.at(c.slots[e].at) }
+
+// dirtyMark is the mark of those that have changed since the last cut.
+func (c *cache) dirtyMark() uint32 { return markDirty << (c.epoch & 1) }
+
 // entry gives what is known of a user or device, from memory or users.db: an empty
-// entry when nothing is. It stays valid until the next evict. The caller holds s.mu.
-func (s *Store) entry(p *project, k kind, id string) (*entry, error) {
-	s.keyBuf = append(append(s.keyBuf[:0], byte(k)), id...)
-	if e := p.entries[string(s.keyBuf)]; e != nil {
-		s.hits++
-		e.used = true
-		return e, nil
+// entry when nothing is. The caller holds s.mu.
+func (s *Store) entry(p *project, k kind, id string) (entry, error) {
+	s.nameBuf = append(append(binary.LittleEndian.AppendUint32(s.nameBuf[:0], p.number), byte(k)), id...)
+	hash := s.index.hash(s.nameBuf)
+	for at := s.index.start(hash); ; at = s.index.next(at) {
+		v := s.index.table[at]
+		if v == 0 {
+			break
+		}
+		if uint32(v>>32) == hash && bytes.Equal(s.block(entry(v)).name(), s.nameBuf) {
+			e := entry(v)
+			s.hits++
+			s.slots[e].marks |= markUsed
+			return e, nil
+		}
 	}
 	s.misses++
-	e := &entry{project: p, key: string(s.keyBuf)}
-	if err := s.load(e); err != nil {
-		return nil, err
+	st, marks, err := s.load(p, k, id)
+	if err != nil {
+		return nobody, err
 	}
-	p.entries[e.key] = e
+	e := s.newSlot()
+	key, places := s.nameBuf[blockHead-blockProject:], ringPlaces(st.recent.n)
+	at := s.slab.alloc(blockBytes(key, &st, places), e)
+	s.slab.at(at).fill(p.number, key, &st, places)
+	s.slots[e] = slot{at: at, marks: marks}
+	s.index.insert(hash, e)
 	s.count++
-	s.pushClean(e)
-	s.account(e)
+	s.clean++
+	s.bytes += s.cost(e)
 	return e, nil
 }
 
-// userOf is entry for the user of a device's event; d may be nil.
-func (s *Store) userOf(p *project, d *entry, id string) (*entry, error) {
-	if d != nil && d.last != nil && !d.last.forgotten && d.last.id() == id {
-		s.hits++
-		d.last.used = true
-		return d.last, nil
+func (s *Store) newSlot() entry {
+	if last := len(s.unused) - 1; last >= 0 {
+		e := s.unused[last]
+		s.unused = s.unused[:last]
+		return e
 	}
-	u, err := s.entry(p, user, id)
-	if err == nil && d != nil {
-		d.last = u
-	}
-	return u, err
+	s.slots = append(s.slots, slot{})
+	return entry(len(s.slots) - 1)
 }
 
-// load reads an entry's state from users.db. A value that is damaged counts as none.
-func (s *Store) load(e *entry) error {
-	return queue.Guard(func() error {
+// load reads an entry's state from users.db, into memory that is good until the next
+// load. A value that is damaged counts as none.
+func (s *Store) load(p *project, k kind, id string) (st state, marks uint32, err error) {
+	err = queue.Guard(func() error {
 		if err := s.openReads(); err != nil {
 			return err
 		}
-		s.keyBuf = appendKey(s.keyBuf[:0], e.project.name, e.id())
-		b := s.bucketUser
-		if e.kind() == device {
-			b = s.bucketDev
+		s.keyBuf = appendKey(s.keyBuf[:0], p.name, id)
+		c := s.users
+		if k == device {
+			c = s.devices
 		}
-		value := b.Get(s.keyBuf)
-		if value == nil {
+		key, value := c.Seek(s.keyBuf)
+		if !bytes.Equal(key, s.keyBuf) {
 			return nil
 		}
-		e.stored = true
-		st, err := readEntry(e.kind(), s.keyBuf, value)
-		if err != nil {
-			s.damaged++
-			return nil
-		}
-		e.state = st
+		marks = markStored
+		s.valueBuf = append(s.valueBuf[:0], value...)
 		return nil
 	})
+	if err == nil && marks != 0 {
+		if st, err = readEntry(k, s.keyBuf, s.valueBuf); err != nil {
+			s.damaged++
+			st, err = state{}, nil
+		}
+	}
+	return st, marks, err
 }
 
 func (s *Store) openReads() error {
@@ -121,7 +185,7 @@ func (s *Store) openReads() error {
 		return err
 	}
 	s.reads = tx
-	s.bucketUser, s.bucketDev = tx.Bucket(bucketUsers), tx.Bucket(bucketDevices)
+	s.users, s.devices = tx.Bucket(bucketUsers).Cursor(), tx.Bucket(bucketDevices).Cursor()
 	return nil
 }
 
@@ -130,102 +194,116 @@ func (s *Store) openReads() error {
 func (s *Store) closeReads() {
 	if s.reads != nil {
 		s.reads.Rollback() // of a read transaction: there is nothing that could fail
-		s.reads, s.bucketUser, s.bucketDev = nil, nil, nil
+		s.reads, s.users, s.devices = nil, nil, nil
 	}
 }
 
+func (s *Store) cost(e entry) int64 { return s.slab.sizeOf(s.slots[e].at) + entryBytes }
+
 // touch is called before an entry changes.
-func (s *Store) touch(e *entry) {
-	switch e.epoch {
-	case s.epoch:
+func (s *Store) touch(e entry) {
+	sl, now := &s.slots[e], s.dirtyMark()
+	switch {
+	case sl.marks&now != 0:
 		return
-	case 0:
-		s.unlinkClean(e)
-		s.dirtyBytes += e.size
+	case sl.marks&anyDirty == 0:
+		s.clean--
+		s.dirtyBytes += s.cost(e)
 	default: // in the running checkpoint's cut
 		s.freeze(e)
 	}
-	e.epoch = s.epoch
+	sl.marks |= now
 	s.dirty = append(s.dirty, e)
 }
 
-// freeze keeps the value that an entry has, which is the one it had at the cut.
-func (s *Store) freeze(e *entry) {
-	e.frozen = []byte{}
-	if !e.empty() {
-		s.keyBuf = appendKey(s.keyBuf[:0], e.project.name, e.id())
-		e.frozen = appendEntry(make([]byte, 0, e.size), e.kind(), s.keyBuf, &e.state)
-	}
-	s.bytes += int64(cap(e.frozen))
-	s.dirtyBytes += int64(cap(e.frozen))
+// freeze keeps an entry as it is, which is as it was at the cut: what changes is a copy.
+func (s *Store) freeze(e entry) {
+	sl := &s.slots[e]
+	sl.frozen = sl.at
+	b := s.slab.at(sl.frozen)
+	sl.at = s.slab.alloc(b.afterRing()+len(b.properties()), e)
+	copy(s.slab.at(sl.at), b)
+	size := s.slab.sizeOf(sl.at)
+	s.bytes += size
+	s.dirtyBytes += size
 }
 
-func (s *Store) unfreeze(e *entry) {
-	s.bytes -= int64(cap(e.frozen))
-	s.dirtyBytes -= int64(cap(e.frozen))
-	e.frozen = nil
+// resize gives a dirty entry another block, with st and a ring of so many places.
+func (s *Store) resize(e entry, st *state, places int) {
+	sl := &s.slots[e]
+	old := s.slab.at(sl.at)
+	before := s.slab.sizeOf(sl.at)
+	at := s.slab.alloc(blockBytes(old.key(), st, places), e)
+	s.slab.at(at).fill(old.project(), old.key(), st, places)
+	s.slab.free(sl.at)
+	sl.at = at
+	more := s.slab.sizeOf(at) - before
+	s.bytes += more
+	s.dirtyBytes += more
 }
 
-// account brings the books up to date with what an entry costs now.
-func (s *Store) account(e *entry) {
-	size := e.cost()
-	s.bytes += size - e.size
-	if e.epoch != 0 {
-		s.dirtyBytes += size - e.size
+// settle notes that users.db has the value, or none, that an entry had at the cut. An
+// entry that has not changed since is clean.
+func (s *Store) settle(e entry, cut uint32, stored bool) {
+	sl := &s.slots[e]
+	sl.marks &^= cut | markStored
+	if stored {
+		sl.marks |= markStored
 	}
-	e.size = size
-}
-
-// settle makes an entry clean when it has not changed since the cut it belonged to.
-func (s *Store) settle(e *entry, cut uint64, stored bool) {
-	e.stored = stored
-	if e.frozen != nil {
-		s.unfreeze(e)
+	if sl.frozen != 0 {
+		size := s.slab.sizeOf(sl.frozen)
+		s.bytes -= size
+		s.dirtyBytes -= size
+		s.slab.free(sl.frozen)
+		sl.frozen = 0
 	}
-	if e.epoch == cut {
-		e.epoch = 0
-		s.dirtyBytes -= e.size
-		s.pushClean(e)
+	if sl.marks&anyDirty == 0 {
+		s.clean++
+		s.dirtyBytes -= s.cost(e)
 	}
 }
 
-// evict forgets clean entries until the cache is within its bound: those that were
-// not looked at since the clock's hand passed them last.
+// evictSteps bounds how many slots one evict looks at: nearly all may be pinned.
+const evictSteps = 2048
+
+// evict is called before each event. It forgets clean entries until the cache is within
+// its bound: those that were not looked at since the clock's hand passed them last. And
+// it moves blocks together when many are free between them.
 func (s *Store) evict() {
-	for s.bytes > s.o.CacheBytes && s.hand != nil {
-		e := s.hand
-		if e.used {
-			e.used = false
-			s.hand = e.next
-			continue
+	for steps := 0; s.bytes > s.o.CacheBytes && s.clean > 0 && steps < evictSteps; steps++ {
+		if s.hand++; int(s.hand) >= len(s.slots) {
+			s.hand = 1
 		}
-		s.unlinkClean(e)
-		delete(e.project.entries, e.key)
-		s.bytes -= e.size
-		s.count--
-		e.state, e.forgotten, e.last = state{}, true, nil // somebody's last may still be this
+		sl := &s.slots[s.hand]
+		switch {
+		case sl.at == 0 || sl.marks&anyDirty != 0:
+		case sl.marks&markUsed != 0:
+			sl.marks &^= markUsed
+		default:
+			s.forget(s.hand)
+		}
+	}
+	if s.slab.sparse != 0 {
+		s.slab.vacate(s.moved)
 	}
 }
 
-// pushClean puts an entry into the clock, behind the hand: it is looked at last.
-func (s *Store) pushClean(e *entry) {
-	if s.hand == nil {
-		e.prev, e.next = e, e
-		s.hand = e
-		return
-	}
-	e.prev, e.next = s.hand.prev, s.hand
-	e.prev.next, e.next.prev = e, e
+func (s *Store) forget(e entry) {
+	sl := &s.slots[e]
+	s.bytes -= s.cost(e)
+	s.index.remove(s.index.hash(s.slab.at(sl.at).name()), e)
+	s.slab.free(sl.at)
+	*sl = slot{}
+	s.unused = append(s.unused, e)
+	s.count--
+	s.clean--
 }
 
-func (s *Store) unlinkClean(e *entry) {
-	if e.next == e {
-		s.hand = nil
+// moved is told when a block stands elsewhere.
+func (c *cache) moved(e entry, from, to ref) {
+	if sl := &c.slots[e]; sl.frozen == from {
+		sl.frozen = to
 	} else {
-		e.prev.next, e.next.prev = e.next, e.prev
-		if s.hand == e {
-			s.hand = e.next
-		}
+		sl.at = to
 	}
-	e.prev, e.next = nil, nil
 }

@@ -1,7 +1,6 @@
 package users
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -37,21 +36,29 @@ import (
 // operations start from is there as long as they are to be applied).
 type cut struct {
 	seq   uint64
-	epoch uint64
-	dirty []*entry // not yet written
-	gone  []pair   // to be deleted
+	mark  uint32  // of its entries
+	dirty []entry // all of them
+	// Kept from one try to the next, when the disk is full.
+	ordered bool
+	rest    []place // not yet written
+	gone    []pair  // to be deleted
 }
 
 const (
 	// Bounds of one transaction of a checkpoint: the log's own commits share the disk.
 	writeBytes   = 1 << 20
-	writeEntries = 1024 // Store.perWrite, but in tests
-	// freezeEntries is how many entries are encoded before the committer gets its turn.
+	writeEntries = 2048 // Store.perWrite, but in tests
+	// freezeEntries is how many entries are encoded before the committer gets its turn,
+	// and orderEntries how many are looked at to be sorted.
 	freezeEntries = 64
+	orderEntries  = 512
 	// A checkpoint is worth its writes when the log has taken this many times as much.
-	worth = 8
-	// patience, in CheckpointEvery, is how long it waits for that.
-	patience = 8
+	worth = 16
+	// patience, in CheckpointEvery, is how long it waits for that, and replayRecords how
+	// many records (Store.mostReplay, but in tests): a start replays no more than these and what came while they were
+	// written, at some 2 µs each.
+	patience      = 30
+	replayRecords = 250_000
 	// sweepEntries is how many entries a checkpoint looks at for what has expired: a
 	// bound, so that a large users.db is passed through over many checkpoints.
 	sweepEntries = 512
@@ -192,7 +199,7 @@ func (s *Store) due() bool {
 	switch {
 	case !s.changed():
 		return false
-	case s.dirtyBytes >= s.o.CheckpointBytes:
+	case s.dirtyBytes >= s.o.CheckpointBytes, s.resolved-s.lastCut >= s.mostReplay:
 		return true
 	case s.ticks < 1:
 		return false
@@ -203,10 +210,10 @@ func (s *Store) due() bool {
 // takeCut closes the collection of what has changed. The caller holds s.mu, and no
 // batch is half resolved.
 func (s *Store) takeCut() {
-	s.cutting = &cut{seq: s.resolved, epoch: s.epoch, dirty: s.dirty}
+	s.cutting = &cut{seq: s.resolved, mark: s.dirtyMark(), dirty: s.dirty}
 	s.epoch++
-	s.dirty = nil
-	s.sinceCut, s.ticks = 0, 0
+	s.dirty, s.settled = s.settled[:0], nil
+	s.lastCut, s.sinceCut, s.ticks = s.resolved, 0, 0
 }
 
 // makeRoom is called before a batch is resolved. When changes hold much memory it
@@ -214,6 +221,10 @@ func (s *Store) takeCut() {
 // one that runs; but never for the log to commit, since that is who calls, nor for a
 // full disk, which the log sees to. The caller holds s.mu.
 func (s *Store) makeRoom() error {
+	if s.running && s.cutting == nil && s.resolved-s.lastCut >= s.mostReplay {
+		s.takeCut()
+		s.wakeRun()
+	}
 	for s.broken == nil && s.running && s.dirtyBytes >= s.o.CheckpointBytes {
 		if s.cutting == nil {
 			s.takeCut()
@@ -227,31 +238,89 @@ func (s *Store) makeRoom() error {
 	return s.broken
 }
 
-func usersFirst(a, b *entry) int {
-	return cmp.Or(
-		-cmp.Compare(a.kind(), b.kind()),
-		cmp.Compare(a.project.name, b.project.name),
-		cmp.Compare(a.key, b.key))
+// place is where an entry of a cut stands in the order in which it is written: users
+// before devices, and then near to their neighbours in users.db, so that each page is
+// written once. For that the first bytes of the ids are enough, so that no id is
+// looked at in the sort: keys that begin alike stand in any order.
+type place struct {
+	group  uint32 // the project's number; of devices, the top bit too
+	e      entry
+	prefix [2]uint64
 }
 
-// pair is what one entry becomes in users.db; a nil value means: none.
+const devicesLast = 1 << 31
+
+func inOrder(a, b place) int {
+	switch {
+	case a.group != b.group:
+		return cmp.Compare(a.group, b.group)
+	case a.prefix[0] != b.prefix[0]:
+		return cmp.Compare(a.prefix[0], b.prefix[0])
+	}
+	return cmp.Compare(a.prefix[1], b.prefix[1])
+}
+
+// order sorts the entries of a cut. The committer is let in between some entries.
+func (s *Store) order(entries []entry) []place {
+	places := make([]place, 0, len(entries))
+	for rest := entries; len(rest) > 0; {
+		some := rest[:min(len(rest), orderEntries)]
+		rest = rest[len(some):]
+		s.mu.Lock()
+		for _, e := range some {
+			b := s.block(e)
+			p := place{group: b.project(), e: e}
+			if b.kind() == device {
+				p.group |= devicesLast
+			}
+			id := b.id()
+			p.prefix[0] = prefix(id)
+			p.prefix[1] = prefix(id[min(8, len(id)):])
+			places = append(places, p)
+		}
+		s.mu.Unlock()
+	}
+	slices.SortFunc(places, inOrder)
+	return places
+}
+
+// prefix makes of the first eight bytes a number that compares as they do.
+func prefix(id []byte) uint64 {
+	if len(id) >= 8 {
+		return binary.BigEndian.Uint64(id)
+	}
+	var b [8]byte
+	copy(b[:], id)
+	return binary.BigEndian.Uint64(b[:])
+}
+
+// pair is what one entry becomes in users.db.
 type pair struct {
-	e          *entry
+	e          entry
+	kind       kind
+	stored     bool // users.db has a value for it; only the checkpoint changes this
 	key, value []byte
 }
 
 // write writes a cut that the log has committed.
 func (s *Store) write(c *cut) error {
-	slices.SortFunc(c.dirty, usersFirst)
+	if !c.ordered {
+		c.rest, c.ordered = s.order(c.dirty), true
+	}
 	var arena []byte
 	reach := binary.BigEndian.AppendUint64(nil, c.seq)
-	for len(c.dirty) > 0 {
-		some, pairs, gone := s.freezeSome(c, &arena)
+	for len(c.rest) > 0 {
+		some, pairs, gone := s.freezeSome(c.rest, &arena)
 		if len(pairs) > 0 {
 			wrote := uint64(0)
 			err := s.update(func(tx *bolt.Tx) error {
+				users, devices := tx.Bucket(bucketUsers), tx.Bucket(bucketDevices)
 				for _, p := range pairs {
-					if err := tx.Bucket(bucketOf(p.e.kind())).Put(p.key, p.value); err != nil {
+					b := users
+					if p.kind == device {
+						b = devices
+					}
+					if err := b.Put(p.key, p.value); err != nil {
 						return err
 					}
 					wrote += uint64(len(p.key) + len(p.value))
@@ -263,19 +332,19 @@ func (s *Store) write(c *cut) error {
 			}
 			s.mu.Lock()
 			for _, p := range pairs {
-				s.settle(p.e, c.epoch, true)
+				s.settle(p.e, c.mark, true)
 			}
 			s.checkpointBytes += wrote
 			s.mu.Unlock()
 		}
-		c.dirty, c.gone = c.dirty[some:], append(c.gone, gone...)
+		c.rest, c.gone = c.rest[some:], append(c.gone, gone...)
 	}
 	err := s.update(func(tx *bolt.Tx) error {
 		for _, p := range c.gone {
-			if !p.e.stored { // only the checkpoint changes this
+			if !p.stored {
 				continue
 			}
-			if err := tx.Bucket(bucketOf(p.e.kind())).Delete(p.key); err != nil {
+			if err := tx.Bucket(bucketOf(p.kind)).Delete(p.key); err != nil {
 				return err
 			}
 		}
@@ -290,9 +359,9 @@ func (s *Store) write(c *cut) error {
 	}
 	s.mu.Lock()
 	for _, p := range c.gone {
-		s.settle(p.e, c.epoch, false)
+		s.settle(p.e, c.mark, false)
 	}
-	s.good, s.cutting, s.waits = c.seq, nil, ""
+	s.good, s.cutting, s.settled, s.waits = c.seq, nil, c.dirty, ""
 	s.checkpoints++
 	s.written.Broadcast()
 	s.mu.Unlock()
@@ -301,39 +370,47 @@ func (s *Store) write(c *cut) error {
 }
 
 // freezeSome encodes entries, as of the cut, for one transaction: of the next some of
-// the cut's, those to be stored and those to be deleted. The committer is let in
+// the rest, those to be stored and those to be deleted. The committer is let in
 // between a few. Nothing is settled yet: the transaction may have to be tried again.
-func (s *Store) freezeSome(c *cut, arena *[]byte) (some int, pairs, gone []pair) {
+func (s *Store) freezeSome(rest []place, arena *[]byte) (some int, pairs, gone []pair) {
 	*arena = (*arena)[:0]
-	most := min(len(c.dirty), s.perWrite)
+	most := min(len(rest), s.perWrite)
+	pairs = make([]pair, 0, most)
 	at := make([]int, 1, 2*most+1) // where keys and values end in the arena
 	for some < most && len(*arena) < writeBytes {
 		s.mu.Lock()
-		for _, e := range c.dirty[some:min(some+freezeEntries, most)] {
+		for _, p := range rest[some:min(some+freezeEntries, most)] {
 			some++
-			key := appendKey(*arena, e.project.name, e.id())
-			k := key[len(*arena):]
-			if e.frozen != nil && len(e.frozen) == 0 || e.frozen == nil && e.empty() {
-				gone = append(gone, pair{e: e, key: bytes.Clone(k)})
+			sl := &s.slots[p.e]
+			b := s.slab.at(sl.at)
+			if sl.frozen != 0 {
+				b = s.slab.at(sl.frozen)
+			}
+			became := pair{e: p.e, kind: b.kind(), stored: sl.marks&markStored != 0}
+			name := s.numbered[b.project()].name
+			if b.empty() {
+				if became.stored {
+					became.key = appendKey(nil, name, b.id())
+				}
+				gone = append(gone, became)
 				continue
 			}
-			at = append(at, len(key))
-			if e.frozen != nil {
-				*arena = append(key, e.frozen...)
-			} else {
-				*arena = appendEntry(key, e.kind(), k, &e.state)
-			}
+			pairs = append(pairs, became)
+			*arena = appendKey(*arena, name, b.id())
 			at = append(at, len(*arena))
-			pairs = append(pairs, pair{e: e})
-			if len(*arena) >= writeBytes {
+			st := b.state()
+			*arena = appendEntry(*arena, &st)
+			if at = append(at, len(*arena)); len(*arena) >= writeBytes {
 				break
 			}
 		}
 		s.mu.Unlock()
 	}
 	for i := range pairs {
-		pairs[i].key = (*arena)[at[2*i]:at[2*i+1]]
-		pairs[i].value = (*arena)[at[2*i+1]:at[2*i+2]]
+		p := &pairs[i]
+		p.key = (*arena)[at[2*i]:at[2*i+1]]
+		p.value = (*arena)[at[2*i+1]:at[2*i+2]]
+		seal(p.kind, p.key, p.value)
 	}
 	return some, pairs, gone
 }
@@ -391,7 +468,7 @@ func (s *Store) step(name string) error {
 // next checkpoint writes it.
 func (s *Store) sweep() error {
 	hour := hourOf(s.o.Now().UnixMilli())
-	var stale []pair
+	var stale []named
 	err := queue.Guard(func() error {
 		return s.db.View(func(tx *bolt.Tx) error {
 			stale = s.findExpired(tx, hour)
@@ -404,25 +481,30 @@ func (s *Store) sweep() error {
 		return s.broke(fmt.Errorf("sweep %s: %w", s.o.Path, err))
 	}
 	defer s.closeReads()
-	for _, p := range stale {
+	for _, n := range stale {
 		s.evict()
-		e, err := s.entry(s.project(p.e.project.name), p.e.kind(), p.e.id())
+		e, err := s.entry(s.project(n.project), n.kind, n.id)
 		if err != nil {
 			return s.broke(fmt.Errorf("sweep %s: %w", s.o.Path, err))
 		}
-		if e.epoch == 0 {
-			e.expire(hour, s.unlinkedHours)
+		if s.slots[e].marks&anyDirty == 0 {
+			s.block(e).expire(hour, s.unlinkedHours)
 			s.touch(e)
-			s.account(e)
 			s.expired++
 		}
 	}
 	return nil
 }
 
+// named is the name of an entry.
+type named struct {
+	kind        kind
+	project, id string
+}
+
 // findExpired goes through the next sweepEntries keys, users and then devices, and
 // notes where to go on. An entry whose id is not in its key expires when it is looked at.
-func (s *Store) findExpired(tx *bolt.Tx, hour uint32) (stale []pair) {
+func (s *Store) findExpired(tx *bolt.Tx, hour uint32) (stale []named) {
 	k, from := user, []byte(nil)
 	if len(s.sweepAt) > 0 {
 		k, from = kind(s.sweepAt[0]), s.sweepAt[1:]
@@ -448,10 +530,9 @@ func (s *Store) findExpired(tx *bolt.Tx, hour uint32) (stale []pair) {
 			}
 		}
 		if st, err := readEntry(k, key, value); err == nil {
-			name, id, ok := splitKey(key)
-			e := &entry{project: &project{name: name}, key: string([]byte{byte(k)}) + id, state: st}
-			if ok && e.expire(hour, s.unlinkedHours) {
-				stale = append(stale, pair{e: e})
+			project, id, ok := splitKey(key)
+			if ok && st.expire(k, hour, s.unlinkedHours) {
+				stale = append(stale, named{k, project, id})
 			}
 		}
 		key, value = cursor.Next()

@@ -103,10 +103,10 @@ func TestWrongOrderIsSeen(t *testing.T) {
 	s.mu.Lock()
 	s.takeCut()
 	s.mu.Unlock()
-	slices.SortFunc(s.cutting.dirty, func(a, b *entry) int { return -usersFirst(a, b) })
-	devices := slices.IndexFunc(s.cutting.dirty, func(e *entry) bool { return e.kind() == user })
+	places := s.order(s.cutting.dirty)
+	devices := slices.IndexFunc(places, func(p place) bool { return p.group&devicesLast != 0 })
 	var arena []byte
-	_, pairs, _ := s.freezeSome(&cut{dirty: s.cutting.dirty[:devices]}, &arena)
+	_, pairs, _ := s.freezeSome(places[devices:], &arena)
 	err := s.update(func(tx *bolt.Tx) error {
 		for _, p := range pairs {
 			if err := tx.Bucket(bucketDevices).Put(p.key, p.value); err != nil {
@@ -271,10 +271,29 @@ func TestRun(t *testing.T) {
 	})
 }
 
+// What a start has to replay is bounded, also when a checkpoint saves little.
+func TestBoundedReplay(t *testing.T) {
+	w := start(t, t.TempDir(), Options{CheckpointEvery: time.Hour}).run()
+	w.store.mostReplay = 10
+	w.runStore()
+	defer w.stop()
+	for i := range 100 {
+		w.send(fmt.Sprintf(`d%d i%d`, i, i))
+	}
+	w.store.mu.Lock()
+	for w.store.cutting != nil {
+		w.store.written.Wait()
+	}
+	w.store.mu.Unlock()
+	if s := w.store.Stats(); s.Checkpoints < 2 || s.Good < 10 || s.Resolved != 100 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // Many users and little memory: entries go and come back, changes are pinned until
 // they are written, and when they fill the memory the committer waits for that.
 func TestBoundedMemory(t *testing.T) {
-	const people, bound = 150, 30_000
+	const people, bound = 150, 9_000
 	o := Options{CacheBytes: bound, CheckpointEvery: time.Hour}
 	w := start(t, t.TempDir(), o).run().runStore()
 	for round := range 3 {
@@ -309,31 +328,57 @@ func (w *world) checkBooks() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all, dirty int64
-	count, clean := 0, 0
-	for _, p := range s.projects {
-		for key, e := range p.entries {
-			if key != e.key || e.epoch != 0 && e.epoch != s.epoch && (s.cutting == nil || e.epoch != s.cutting.epoch) {
-				w.t.Fatalf("entry %s: epoch %d of %d", e.key, e.epoch, s.epoch)
+	count, clean, blocks := 0, 0, 0
+	listed := map[entry]int{}
+	for _, e := range s.dirty {
+		listed[e]++
+	}
+	for i, sl := range s.slots {
+		e := entry(i)
+		if sl.at == 0 {
+			if sl != (slot{}) || e != nobody && !slices.Contains(s.unused, e) {
+				w.t.Fatalf("free slot %d: %+v", e, sl)
 			}
-			count++
-			all += e.size + int64(cap(e.frozen))
-			if dirty += int64(cap(e.frozen)); e.epoch != 0 {
-				dirty += e.size
-			} else {
-				clean++
+			continue
+		}
+		b := s.block(e)
+		found := false
+		for at := s.index.start(s.index.hash(b.name())); s.index.table[at] != 0; at = s.index.next(at) {
+			found = found || entry(s.index.table[at]) == e
+		}
+		if !found || b.owner() != e {
+			w.t.Fatalf("%q in slot %d is of slot %d; in the index: %v", b.key(), e, b.owner(), found)
+		}
+		count++
+		blocks++
+		cost := s.cost(e)
+		if sl.frozen != 0 {
+			blocks++
+			cost += s.slab.sizeOf(sl.frozen)
+			if s.cutting == nil || sl.marks&anyDirty != anyDirty || s.slab.at(sl.frozen).owner() != e {
+				w.t.Fatalf("%q is frozen: %+v", b.key(), sl)
 			}
 		}
-	}
-	if all != s.bytes || dirty != s.dirtyBytes || count != s.count {
-		w.t.Fatalf("%d bytes, %d dirty, %d entries; the books say %d, %d, %d", all, dirty, count, s.bytes, s.dirtyBytes, s.count)
-	}
-	if e := s.hand; e != nil {
-		for clean--; e.next != s.hand; clean-- {
-			e = e.next
+		all += cost
+		if sl.marks&anyDirty != 0 {
+			dirty += cost
+		} else {
+			clean++
+		}
+		now := 0
+		if sl.marks&s.dirtyMark() != 0 {
+			now = 1
+		}
+		if listed[e] != now || s.cutting == nil && sl.marks&anyDirty&^s.dirtyMark() != 0 {
+			w.t.Fatalf("%q is %d times among what has changed: %+v", b.key(), listed[e], sl)
 		}
 	}
-	if clean != 0 {
-		w.t.Fatalf("%d clean entries are not in the clock", clean)
+	if all != s.bytes || dirty != s.dirtyBytes || count != s.count || clean != s.clean || count != s.index.n {
+		w.t.Fatalf("%d bytes, %d dirty, %d entries, %d clean; the books say %d, %d, %d, %d and %d in the index",
+			all, dirty, count, clean, s.bytes, s.dirtyBytes, s.count, s.clean, s.index.n)
+	}
+	if n := s.slab.check(w.t); n != blocks {
+		w.t.Fatalf("%d blocks in use for %d entries and frozen copies", n, blocks)
 	}
 }
 

@@ -139,7 +139,8 @@ func TestRecentRing(t *testing.T) {
 	}
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for round := range 200 {
-		r, hour := new(recent), uint32(400_000+rnd.IntN(100_000))
+		var r recent
+		hour := uint32(400_000 + rnd.IntN(100_000))
 		var plain []seen
 		for range rnd.IntN(1200) {
 			if rnd.IntN(8) == 0 {
@@ -157,7 +158,7 @@ func TestRecentRing(t *testing.T) {
 				t.Fatalf("round %d: %d should not be known", round, id)
 			}
 			if !known {
-				r.add(id, hour)
+				remember(&r, id, hour)
 				plain = append(plain, seen{id, hour})
 			}
 			if rnd.IntN(50) == 0 && r.n > 0 {

@@ -15,70 +15,34 @@ const (
 	device kind = 'd'
 )
 
-// entry is what is known of one user or device.
-type entry struct {
-	project *project
-	key     string // the kind's letter and the id: also the lane of its events
-	state
-
-	// What follows is the cache's. An entry is clean (as in users.db, in the clock, may
-	// be forgotten) or dirty (changed since; stays until a checkpoint has written it).
-	epoch      uint64 // the collection of dirty entries it belongs to; 0 = clean
-	frozen     []byte // its value as of the running checkpoint's cut, when it has changed since
-	prev, next *entry // the clock
-	size       int64  // bytes it is accounted for
-	used       bool   // looked at since the clock's hand passed
-	stored     bool   // users.db has a value under its key
-	forgotten  bool   // no longer in the cache
-	last       *entry // of a device: the user of its last event; saves a look into the map
-}
-
-// state is the part of an entry that is kept in users.db.
+// state is what is known of one user or device. It shares the memory of the block or
+// stored value that it was read from.
 type state struct {
 	seq        uint64 // of the last record that changed it
 	seen       uint32 // hour since 1970 of that change, for expiry
-	user       string // of a device: the user it was last linked to
-	properties []byte // JSON object; nil = none. Never changed in place, only replaced
-	recent     *recent
-}
-
-func (e *entry) kind() kind { return kind(e.key[0]) }
-func (e *entry) id() string { return e.key[1:] }
-
-// empty says that nothing is known: such an entry is not kept.
-func (s *state) empty() bool {
-	return s.user == "" && s.properties == nil && (s.recent == nil || s.recent.n == 0)
+	user       []byte // of a device: the user it was last linked to; empty = none
+	properties []byte // JSON object; empty = none
+	recent     recent
 }
 
 // expire forgets what is too old at hour: expiry is computed from stored times at
 // each look, so that it needs no timer and a restart does not defer it. It says
 // whether it took away a part that costs space: properties, or all insert_ids.
-func (e *entry) expire(hour, unlinkedHours uint32) (changed bool) {
-	age := int64(hour) - int64(e.seen)
-	if e.recent != nil {
+func (s *state) expire(k kind, hour, unlinkedHours uint32) (changed bool) {
+	age := int64(hour) - int64(s.seen)
+	if s.recent.n > 0 {
 		if age > recentHours {
-			e.recent = nil
-		} else if e.recent.prune(hour); e.recent.n == 0 {
-			e.recent = nil
+			s.recent.head, s.recent.n = 0, 0
+		} else {
+			s.recent.prune(hour)
 		}
-		changed = e.recent == nil
+		changed = s.recent.n == 0
 	}
-	if e.properties != nil && e.kind() == device && e.user == "" && age > int64(unlinkedHours) {
-		e.properties = nil
+	if len(s.properties) > 0 && k == device && len(s.user) == 0 && age > int64(unlinkedHours) {
+		s.properties = nil
 		changed = true
 	}
 	return changed
-}
-
-// entryBytes is about what an entry costs besides its own strings and slices.
-const entryBytes = 288
-
-func (e *entry) cost() int64 {
-	n := int64(entryBytes + len(e.key) + len(e.user) + cap(e.properties))
-	if e.recent != nil {
-		n += 64 + recentBytes*int64(len(e.recent.ids))
-	}
-	return n
 }
 
 // The value of an entry in users.db:
@@ -107,7 +71,7 @@ const longID = 512
 
 // appendKey gives the key of an entry in its kind's bucket: twice the length of the
 // project's name, plus 1 when a hash follows (uvarint); the name; the id or its SHA-256.
-func appendKey(dst []byte, project, id string) []byte {
+func appendKey[ID string | []byte](dst []byte, project string, id ID) []byte {
 	if len(id) > longID {
 		dst = binary.AppendUvarint(dst, uint64(len(project))<<1|1)
 		sum := sha256.Sum256([]byte(id))
@@ -134,34 +98,34 @@ func entrySum(k kind, key, value []byte) uint32 {
 	return crc32.Update(sum, castagnoli, value[entryHeader:])
 }
 
+// seal gives a value its checksum. It takes time in proportion to the value, so it
+// is done where nobody waits.
 func seal(k kind, key, value []byte) {
 	binary.LittleEndian.PutUint32(value[1:], entrySum(k, key, value))
 }
 
-// appendEntry appends the stored value of s under key.
-func appendEntry(dst []byte, k kind, key []byte, s *state) []byte {
-	start := len(dst)
+// appendEntry appends the stored value of s, but for its checksum: see seal.
+func appendEntry(dst []byte, s *state) []byte {
 	dst = append(dst, entryVersion, 0, 0, 0, 0)
 	dst = binary.AppendUvarint(dst, s.seq)
 	dst = binary.AppendUvarint(dst, uint64(s.seen))
-	if s.user != "" {
+	if len(s.user) > 0 {
 		dst = binary.AppendUvarint(append(dst, tagUser), uint64(len(s.user)))
 		dst = append(dst, s.user...)
 	}
-	if s.properties != nil {
+	if len(s.properties) > 0 {
 		dst = binary.AppendUvarint(append(dst, tagProperties), uint64(len(s.properties)))
 		dst = append(dst, s.properties...)
 	}
-	if s.recent != nil && s.recent.n > 0 {
+	if s.recent.n > 0 {
 		dst = binary.AppendUvarint(append(dst, tagRecent), uint64(recentBytes*s.recent.n))
 		dst = s.recent.append(dst)
 	}
-	seal(k, key, dst[start:])
 	return dst
 }
 
-// readEntry decodes a stored value; the state shares no memory with it. Whatever is
-// not what appendEntry wrote under this key is errEntry.
+// readEntry decodes a stored value; the state shares its memory. Whatever is not what
+// appendEntry and seal wrote under this key is errEntry.
 func readEntry(k kind, key, value []byte) (s state, err error) {
 	if len(value) < entryHeader || value[0] != entryVersion ||
 		entrySum(k, key, value) != binary.LittleEndian.Uint32(value[1:]) {
@@ -192,9 +156,9 @@ func readEntry(k kind, key, value []byte) (s state, err error) {
 		rest = rest[n:]
 		switch tag {
 		case tagUser:
-			s.user = string(field)
+			s.user = field
 		case tagProperties:
-			s.properties = append(make([]byte, 0, n), field...)
+			s.properties = field
 		case tagRecent:
 			if s.recent, whole = readRecent(field); !whole {
 				return state{}, errEntry

@@ -45,6 +45,17 @@ func bucketOf(k kind) []byte {
 	return nil
 }
 
+// kindOf gives the kind whose entries a bucket holds; 0 = none.
+func kindOf(bucket string) kind {
+	switch bucket {
+	case string(bucketUsers):
+		return user
+	case string(bucketDevices):
+		return device
+	}
+	return 0
+}
+
 func fileOptions() queue.DBOptions {
 	return queue.DBOptions{MmapBytes: mmapBytes, Format: fileFormat, Buckets: []string{string(bucketUsers), string(bucketDevices)}}
 }
@@ -164,89 +175,44 @@ func (s *Store) rebuild(reason string) error {
 }
 
 // salvage copies to db every entry of a damaged file that can be reached and is what
-// was written: from the front as far as it goes, then from the back.
+// was written.
 func salvage(db *bolt.DB, damaged string) (saved int, err error) {
-	o := fileOptions()
-	o.ReadOnly, o.MmapBytes = true, 0
-	old, err := queue.OpenDB(damaged, o)
-	if errors.Is(err, queue.ErrDamaged) {
-		return 0, nil // nothing in it can be found
-	}
-	if err != nil {
-		return 0, err
-	}
 	var reach uint64
-	for _, k := range []kind{user, device} {
-		n, err := salvageBucket(db, old, k, &reach)
-		if saved += n; err != nil {
-			return saved, errors.Join(err, old.Close())
-		}
+	var k kind
+	var keys, values [][]byte
+	put := func() error {
+		n, err := putSaved(db, k, keys, values, &reach)
+		saved += n
+		keys, values = keys[:0], values[:0]
+		return err
 	}
-	err = db.Update(func(tx *bolt.Tx) error {
+	err = queue.Salvage(damaged, func(bucket string, key, value []byte) error {
+		of := kindOf(bucket)
+		if of == 0 {
+			return nil
+		}
+		if of != k || len(keys) == writeEntries {
+			if err := put(); err != nil {
+				return err
+			}
+			k = of
+		}
+		keys, values = append(keys, key), append(values, value)
+		return nil
+	})
+	if err = errors.Join(err, put()); err != nil {
+		return saved, err
+	}
+	return saved, db.Update(func(tx *bolt.Tx) error {
 		return tx.Bucket(bucketMeta).Put(keyReach, binary.BigEndian.AppendUint64(nil, reach))
 	})
-	return saved, errors.Join(err, old.Close())
-}
-
-func salvageBucket(db, old *bolt.DB, k kind, reach *uint64) (saved int, err error) {
-	first := func(c *bolt.Cursor) ([]byte, []byte) { return c.First() }
-	next := func(c *bolt.Cursor) ([]byte, []byte) { return c.Next() }
-	last := func(c *bolt.Cursor) ([]byte, []byte) { return c.Last() }
-	prev := func(c *bolt.Cursor) ([]byte, []byte) { return c.Prev() }
-	var reached []byte // the last key that was read from the front
-	for _, way := range []struct {
-		start, step func(*bolt.Cursor) ([]byte, []byte)
-		front       bool
-	}{{first, next, true}, {last, prev, false}} {
-		for at, whole := []byte(nil), true; whole; {
-			var keys, values [][]byte
-			whole = false // until the end of what is read below
-			err := queue.Guard(func() error {
-				return old.View(func(tx *bolt.Tx) error {
-					c := tx.Bucket(bucketOf(k)).Cursor()
-					start := way.start
-					if at != nil {
-						c.Seek(at)
-						start = way.step
-					}
-					for key, value := start(c); ; key, value = way.step(c) {
-						if key == nil || !way.front && reached != nil && bytes.Compare(key, reached) <= 0 {
-							at = nil
-							break
-						}
-						at = bytes.Clone(key)
-						keys, values = append(keys, at), append(values, bytes.Clone(value))
-						if len(keys) == writeEntries {
-							break
-						}
-					}
-					whole = true
-					return nil
-				})
-			})
-			if err != nil && !errors.Is(err, queue.ErrDamaged) {
-				return saved, err
-			}
-			n, err := putSaved(db, k, keys, values, reach)
-			if saved += n; err != nil {
-				return saved, err
-			}
-			if way.front && len(keys) > 0 {
-				reached = keys[len(keys)-1]
-			}
-			if whole && at == nil {
-				if way.front {
-					return saved, nil // all of it
-				}
-				break
-			}
-		}
-	}
-	return saved, nil
 }
 
 // putSaved stores those of the values that are what was written.
 func putSaved(db *bolt.DB, k kind, keys, values [][]byte, reach *uint64) (saved int, err error) {
+	if len(keys) == 0 {
+		return 0, nil
+	}
 	err = db.Update(func(tx *bolt.Tx) error {
 		for i, key := range keys {
 			st, err := readEntry(k, key, values[i])

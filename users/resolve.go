@@ -3,6 +3,7 @@ package users
 import (
 	"context"
 	"fmt"
+	"unsafe"
 
 	"ampcio/mapping"
 	"ampcio/queue"
@@ -94,32 +95,36 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 		if t.device, err = s.entry(p, device, ev.DeviceID); err != nil {
 			return err
 		}
-		t.device.expire(t.hour, s.unlinkedHours)
+		d := s.block(t.device)
+		d.expire(t.hour, s.unlinkedHours)
 		if userID == "" {
-			userID = t.device.user
+			s.userBuf = append(s.userBuf[:0], d.user()...)
+			userID = text(s.userBuf)
 		}
 	}
 	if userID != "" {
-		if t.user, err = s.userOf(p, t.device, userID); err != nil {
+		if t.user, err = s.entry(p, user, userID); err != nil {
 			return err
 		}
-		t.user.expire(t.hour, s.unlinkedHours)
+		s.block(t.user).expire(t.hour, s.unlinkedHours)
 	}
 	known := t.device // who remembers the insert_id
-	if known == nil {
+	if known == nobody {
 		known = t.user
 	}
-	named := known != nil && ev.InsertID != ""
-	if named && known.recent != nil && known.recent.has(part(b.ids[i]), t.hour) {
-		b.duplicates++
-		s.duplicates++
-		return nil
+	named := known != nobody && ev.InsertID != ""
+	if named {
+		if r := s.block(known).recent(); r.has(part(b.ids[i]), t.hour) {
+			b.duplicates++
+			s.duplicates++
+			return nil
+		}
 	}
 
 	place := w.Next()
 	t.seq = place.Seq
 	owner := t.user
-	if owner == nil {
+	if owner == nobody {
 		owner = t.device
 	}
 	s.takeOver(&t)
@@ -128,36 +133,41 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 		Received: a.Received, UserID: userID, DeviceID: ev.DeviceID,
 		Time: mapping.EventTime(ev.Time, a.Uploaded, a.Received), Source: a.Source, Address: a.Address, Raw: ev.Raw,
 	}
-	lane := laneOfNobody
-	if owner != nil {
-		lane = owner.key
-	}
 	switch {
-	case owner == nil || ev.SkipUserPropertiesSync:
+	case owner == nobody || ev.SkipUserPropertiesSync:
 		r.Properties = s.own(ev)
 	default:
 		s.apply(owner, &t, ev.UserProperties)
-		r.Properties = owner.properties
+		r.Properties = s.block(owner).properties()
 	}
 	s.seen(&t)
 	if len(r.Properties) > s.o.CarryBytes {
 		r.Properties, r.Partial = s.carried(a.Project, r.Properties), true
 		s.partial++
-	} else if r.Properties == nil {
+	} else if len(r.Properties) == 0 {
 		r.Properties = noProperties
 	}
+	s.bodyBuf = r.AppendBody(s.bodyBuf[:0])
+	// From here on r.Properties is not looked at: the block may move.
 	id := b.ids[i]
 	if named {
 		s.remember(known, &t, id)
 	} else {
 		id = mapping.PlaceID(place.Nonce, place.Index)
 	}
-	s.bodyBuf = r.AppendBody(s.bodyBuf[:0])
+	lane := laneOfNobody
+	if owner != nobody {
+		lane = text(s.block(owner).key())
+	}
 	w.Put(queue.Record{Project: p.name, Lane: lane, Received: a.Received, ID: id, Body: s.bodyBuf})
 	s.resolved = t.seq
 	s.sinceCut += int64(len(s.bodyBuf))
 	return nil
 }
+
+// text is b without a copy of it, for who looks at it before b changes and does not
+// keep it: two of them for each event would be most of what the committer allocates.
+func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // laneOfNobody is the lane of events that name neither user nor device.
 const laneOfNobody = "g"

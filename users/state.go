@@ -2,7 +2,6 @@ package users
 
 import (
 	"bytes"
-	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -27,48 +26,56 @@ func hourOf(ms int64) uint32 {
 type step struct {
 	seq  uint64
 	hour uint32
-	// device and user are the entries that the event moves; nil when it has none, or,
+	// device and user are the entries that the event moves; nobody when it has none, or,
 	// in a replay, when users.db already has what it did to them.
-	device, user *entry
+	device, user entry
 	login        string // the user_id that the event itself names; "" = none
 }
 
 // takeOver lets the user have the anonymous properties of a device on which nobody
 // has logged in before; what the user has already wins. The anonymous state is then gone.
 func (s *Store) takeOver(t *step) {
-	d, u := t.device, t.user
-	if d == nil || t.login == "" || d.user != "" || d.properties == nil {
+	if t.device == nobody || t.login == "" {
 		return
 	}
-	if u != nil {
-		if merged, err := mapping.TakeOver(u.properties, d.properties); err != nil {
+	d := s.block(t.device)
+	if len(d.user()) > 0 || len(d.properties()) == 0 {
+		return
+	}
+	if t.user != nobody {
+		if merged, err := mapping.TakeOver(s.block(t.user).properties(), d.properties()); err != nil {
 			s.unappliable++
 		} else {
-			s.setProperties(u, t, merged)
+			s.setProperties(t.user, t, merged)
 		}
 	}
-	s.touch(d)
-	d.properties = nil
-	s.mark(d, t)
+	s.touch(t.device)
+	s.block(t.device).setProperties(nil)
+	s.mark(t.device, t)
 	s.takeOvers++
 }
 
 // link makes a device its user's.
 func (s *Store) link(t *step) {
-	if d := t.device; d != nil && t.login != "" && d.user != t.login {
-		s.touch(d)
-		d.user = strings.Clone(t.login)
-		s.mark(d, t)
-		s.links++
+	if t.device == nobody || t.login == "" || string(s.block(t.device).user()) == t.login {
+		return
 	}
+	s.touch(t.device)
+	b := s.block(t.device)
+	st := b.state()
+	st.user = append(s.loginBuf[:0], t.login...)
+	s.loginBuf = st.user
+	s.resize(t.device, &st, b.places())
+	s.mark(t.device, t)
+	s.links++
 }
 
 // apply lets an event's operations change the properties of who it belongs to.
-func (s *Store) apply(owner *entry, t *step, operations []byte) {
+func (s *Store) apply(owner entry, t *step, operations []byte) {
 	if len(operations) == 0 {
 		return
 	}
-	after, err := mapping.ApplyOperations(owner.properties, operations)
+	after, err := mapping.ApplyOperations(s.block(owner).properties(), operations)
 	if err != nil {
 		s.unappliable++
 		return
@@ -76,46 +83,63 @@ func (s *Store) apply(owner *entry, t *step, operations []byte) {
 	s.setProperties(owner, t, after)
 }
 
-// setProperties keeps after, which nobody changes from here on.
-func (s *Store) setProperties(e *entry, t *step, after []byte) {
+// setProperties keeps a copy of after. That may be, or share the memory of, what the
+// entry has.
+func (s *Store) setProperties(e entry, t *step, after []byte) {
 	if string(after) == "{}" {
 		after = nil
 	}
-	if bytes.Equal(after, e.properties) {
+	before := s.block(e).properties()
+	if bytes.Equal(after, before) {
 		return
 	}
-	if len(after) > maxPropertiesBytes && len(after) > len(e.properties) {
+	if len(after) > maxPropertiesBytes && len(after) > len(before) {
 		s.oversize++
 		return
 	}
 	s.touch(e)
-	e.properties = after
+	b := s.block(e)
+	// A set that has become much smaller gives its memory back.
+	if needs := b.afterRing() + len(after); needs < len(b)/2 && len(b) > 2*minBlock || !b.setProperties(after) {
+		st := b.state()
+		st.properties = after
+		s.resize(e, &st, b.places())
+	}
 	s.mark(e, t)
 }
 
 // remember puts an event's id into the memory for duplicates.
-func (s *Store) remember(e *entry, t *step, id [16]byte) {
+func (s *Store) remember(e entry, t *step, id [16]byte) {
 	s.touch(e)
-	if e.recent == nil {
-		e.recent = new(recent)
+	b := s.block(e)
+	r := b.recent()
+	if places := r.room(); places > b.places() {
+		st := b.state()
+		s.resize(e, &st, places)
+		b = s.block(e)
+		r = b.recent()
 	}
-	e.recent.add(part(id), t.hour)
+	r.add(part(id), t.hour)
+	b.setRecent(&r)
 	s.mark(e, t)
 }
 
 // seen keeps an unlinked device with properties from expiring.
 func (s *Store) seen(t *step) {
-	if d := t.device; d != nil && d.user == "" && d.properties != nil && d.seen < t.hour {
-		s.touch(d)
-		s.mark(d, t)
+	if t.device == nobody {
+		return
+	}
+	if d := s.block(t.device); len(d.user()) == 0 && len(d.properties()) > 0 && d.seen() < t.hour {
+		s.touch(t.device)
+		s.mark(t.device, t)
 	}
 }
 
-// mark notes what changed an entry, and what it costs now.
-func (s *Store) mark(e *entry, t *step) {
-	e.seq = t.seq
-	e.seen = max(e.seen, t.hour)
-	s.account(e)
+// mark notes what changed an entry.
+func (s *Store) mark(e entry, t *step) {
+	b := s.block(e)
+	b.setSeq(t.seq)
+	b.setSeen(max(b.seen(), t.hour))
 }
 
 // carried gives of a very large set what the rules name.

@@ -1,6 +1,7 @@
 package users
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,8 @@ type Options struct {
 	CacheBytes int64
 	// A checkpoint starts when CheckpointBytes of memory are held by changes (half of
 	// CacheBytes); else at the earliest after CheckpointEvery (1 s), when it is small
-	// against what the log has taken since the last one; else after eight times that.
+	// against what the log has taken since the last one; else after 250,000 records, or
+	// thirty times that.
 	CheckpointEvery time.Duration
 	CheckpointBytes int64
 	// UnlinkedExpiry is how long the properties of a device without a user are kept
@@ -78,12 +80,15 @@ type Store struct {
 	resolved uint64     // the last sequence that has moved the state
 	good     uint64     // every record at or below is in users.db
 	reach    uint64     // as Open found it: no entry in users.db is of a later sequence
-	sinceCut int64      // bytes of record bodies
+	lastCut  uint64     // sequence of the last cut
+	sinceCut int64      // bytes of record bodies since then
 	ticks    int        // of CheckpointEvery, since the last cut
 	cutting  *cut       // the checkpoint that is being written
 	waits    string     // why it could not be, so far; "" = nothing is in its way
 	bodyBuf  []byte
 	carryBuf []byte
+	loginBuf []byte
+	userBuf  []byte
 	cache
 	counters
 
@@ -91,8 +96,9 @@ type Store struct {
 	repair  *Repair // as Open found it
 	// interrupt, when a test has set it, is called between the steps of a checkpoint;
 	// what it returns ends the checkpoint there, as a crash would.
-	interrupt func(step string) error
-	perWrite  int // entries in one transaction
+	interrupt  func(step string) error
+	perWrite   int    // entries in one transaction
+	mostReplay uint64 // records between two cuts
 }
 
 type counters struct {
@@ -123,10 +129,10 @@ func Open(ctx context.Context, log *queue.Log, o Options) (*Store, error) {
 func open(ctx context.Context, log *queue.Log, o Options) (*Store, error) {
 	s := &Store{
 		o: o, log: log, unlinkedHours: uint32(o.UnlinkedExpiry / time.Hour),
-		wake: make(chan struct{}, 1), perWrite: writeEntries,
+		wake: make(chan struct{}, 1), perWrite: writeEntries, mostReplay: replayRecords,
 	}
 	s.written = sync.NewCond(&s.mu)
-	s.projects, s.epoch = map[string]*project{}, 1
+	s.cache = newCache()
 	if err := s.openFile(); err != nil {
 		return nil, err
 	}
@@ -143,6 +149,7 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.broken = queue.ErrClosed
+	s.slab.close()
 	if s.torn {
 		return nil // it would wait for itself; the process is about to end
 	}
@@ -236,22 +243,19 @@ func (s *Store) known(projectName string, k kind, id string) (Known, error) {
 	if err != nil {
 		return Known{}, s.broke(fmt.Errorf("look into %s: %w", s.o.Path, err))
 	}
-	e.expire(hour, s.unlinkedHours)
-	out := Known{UserID: e.user, Properties: noProperties}
+	b := s.block(e)
+	b.expire(hour, s.unlinkedHours)
+	out := Known{UserID: string(b.user()), InsertIDs: b.ids()}
 	if k == user {
 		out.UserID = id
-	}
-	if e.recent != nil {
-		out.InsertIDs = e.recent.n
-	}
-	if e.user != "" {
-		if e, err = s.entry(p, user, e.user); err != nil {
+	} else if out.UserID != "" {
+		if e, err = s.entry(p, user, out.UserID); err != nil {
 			return Known{}, s.broke(fmt.Errorf("look into %s: %w", s.o.Path, err))
 		}
+		b = s.block(e)
 	}
-	if e.properties != nil {
-		out.Properties = e.properties
+	if out.Properties = bytes.Clone(b.properties()); len(out.Properties) == 0 {
+		out.Properties = bytes.Clone(noProperties)
 	}
-	out.Properties = append([]byte(nil), out.Properties...)
 	return out, nil
 }

@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
 		flag.Set("rapid.checks", "30")
 	}
+	// Pages on the Go heap, so that the race detector watches them. TestArena has those of
+	// the system.
+	newArena = func(int) []byte { return nil }
 	goleak.VerifyTestMain(m)
 }
 
