@@ -15,6 +15,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 // roles are what the test binary does when it is started again as another process.
@@ -393,7 +394,7 @@ func copySparse(from, to string) error {
 	}
 	block := make([]byte, 1<<20)
 	for at := int64(0); at < st.Size(); {
-		data, err := in.Seek(at, 3) // SEEK_DATA
+		data, err := in.Seek(at, unix.SEEK_DATA)
 		if err != nil {
 			return nil // no more
 		}
