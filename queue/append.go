@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -15,7 +16,7 @@ import (
 // are caught up. A request is never split, so a transaction may be larger by one.
 const (
 	commitBytes = 2 << 20
-	recentBytes = 16 << 20
+	recentBytes = 8 << 20
 	waiting     = 4096 // requests that may wait for the committer
 )
 
@@ -136,7 +137,7 @@ func (l *Log) round(first *pending) error {
 		}
 	}
 	l.refused.Store(0)
-	w := newWriter(l.end)
+	w := newWriter(l.end, l.writeBuf)
 	for _, p := range taken {
 		if err := p.batch.Resolve(&w); err != nil {
 			err = fmt.Errorf("resolve: %w", err)
@@ -145,6 +146,7 @@ func (l *Log) round(first *pending) error {
 		}
 	}
 	chunks := w.finish()
+	l.writeBuf = w.buf
 	if len(chunks) == 0 {
 		answer(nil)
 		return nil
@@ -163,8 +165,14 @@ func (l *Log) round(first *pending) error {
 func (l *Log) commit(chunks []*Chunk, end logEnd) error {
 	f := l.writing
 	err := Guard(func() error {
-		return f.db.Update(func(tx *bolt.Tx) error { return putCommit(tx, chunks, end) })
+		return f.db.Update(func(tx *bolt.Tx) (err error) {
+			l.sealBuf, err = putCommit(tx, chunks, end, l.sealBuf[:0])
+			return err
+		})
 	})
+	if cap(l.sealBuf) > 4*commitBytes { // after a very large request
+		l.sealBuf = nil
+	}
 	if errors.Is(err, ErrDamaged) {
 		f.breakDown()
 	}
@@ -230,13 +238,14 @@ type Writer struct {
 	next   uint64
 	counts map[string]uint64
 	open   *Chunk
+	buf    []byte // the records of the open chunk; used again for the next
 	done   []*Chunk
 }
 
 // Next is the place that the next record will have.
 func (w *Writer) Next() Place {
-	if w.open != nil && len(w.open.raw) >= chunkBytes {
-		w.done, w.open = append(w.done, w.open), nil
+	if w.open != nil && len(w.buf) >= chunkBytes {
+		w.close()
 	}
 	if w.open == nil {
 		w.open = &Chunk{First: w.next, Before: maps.Clone(w.counts)}
@@ -248,19 +257,27 @@ func (w *Writer) Next() Place {
 // Put adds a record at the place that Next gave; its Seq is ignored, its bytes copied.
 func (w *Writer) Put(r Record) {
 	w.Next()
-	w.open.raw = appendRecord(w.open.raw, &r)
+	w.buf = appendRecord(w.buf, &r)
 	w.open.Count++
 	w.counts[r.Project]++
 	w.next++
 }
 
-func newWriter(end logEnd) Writer {
-	return Writer{next: end.seq + 1, counts: maps.Clone(end.counts)}
+// close ends the open chunk. It gets its own bytes, no more than it needs: readers
+// may keep it for long.
+func (w *Writer) close() {
+	w.open.raw = bytes.Clone(w.buf)
+	w.done, w.open, w.buf = append(w.done, w.open), nil, w.buf[:0]
+}
+
+// newWriter begins behind end; buf is one that may be used up.
+func newWriter(end logEnd, buf []byte) Writer {
+	return Writer{next: end.seq + 1, counts: maps.Clone(end.counts), buf: buf[:0]}
 }
 
 func (w *Writer) finish() []*Chunk {
 	if w.open != nil && w.open.Count > 0 {
-		w.done = append(w.done, w.open)
+		w.close()
 	}
 	w.open = nil
 	return w.done

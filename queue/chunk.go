@@ -114,13 +114,14 @@ func checkRecords(b []byte, count int) error {
 	return d.err
 }
 
-// sealChunk gives the stored value of a chunk.
-func sealChunk(c *Chunk) []byte {
+// sealChunk appends the stored value of a chunk to dst and gives both.
+func sealChunk(dst []byte, c *Chunk) (all, value []byte) {
 	size := chunkHeader + binary.MaxVarintLen64
 	for n := range c.Before {
 		size += len(n) + 2*binary.MaxVarintLen64
 	}
-	v := make([]byte, chunkHeader, size+s2.MaxEncodedLen(len(c.raw)))
+	dst = slices.Grow(dst, size+s2.MaxEncodedLen(len(c.raw)))
+	v := dst[len(dst) : len(dst)+chunkHeader : cap(dst)]
 	v[0] = chunkFormat
 	binary.BigEndian.PutUint32(v[5:], uint32(c.Count))
 	copy(v[9:], c.nonce[:])
@@ -128,7 +129,7 @@ func sealChunk(c *Chunk) []byte {
 	packed := s2.Encode(v[len(v):cap(v)], c.raw)
 	v = v[:len(v)+len(packed)]
 	binary.BigEndian.PutUint32(v[1:], chunkSum(c.First, v))
-	return v
+	return dst[:len(dst)+len(v)], v
 }
 
 func appendTallies(b []byte, t map[string]uint64) []byte {

@@ -3,7 +3,6 @@ package queue
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -96,7 +95,7 @@ func (c *Consumer) claimLocked() (*Claim, time.Time) {
 	for i, e := range cl.entries {
 		cl.records[i] = e.rec
 	}
-	l.records = l.records[n:]
+	l.taken = n
 	l.claimed = true
 	c.inFlight += n
 	return cl, next
@@ -149,13 +148,12 @@ func (cl *Claim) Trim(n int) {
 	cl.giveBack(n)
 }
 
-// giveBack puts the entries from n on before what waits in the lane.
+// giveBack leaves the entries from n on to the lane, where they still stand.
 func (cl *Claim) giveBack(n int) {
-	back := cl.entries[n:]
-	cl.lane.records = slices.Concat(back, cl.lane.records)
+	cl.c.inFlight -= len(cl.entries) - n
+	cl.lane.taken = n
 	cl.lane.parked, cl.wanted = cl.wanted, ""
 	cl.entries, cl.records = cl.entries[:n:n], cl.records[:n:n]
-	cl.c.inFlight -= len(back)
 }
 
 // Return gives everything back as it was: due at once or, after a Hold that was
@@ -199,10 +197,11 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 	defer c.mu.Unlock()
 	for i, o := range outcomes {
 		c.enter(cl.entries[i], o)
-		cl.entries[i] = nil // the lane's slice may live on for long: the record must not
+		l.records[i] = nil // the lane's slice may live on for long: the record must not
 	}
 	ended := len(outcomes)
 	c.inFlight -= ended
+	l.records = l.records[ended:]
 	cl.entries, cl.records = cl.entries[ended:], cl.records[ended:]
 	if ended > 0 {
 		c.advance()
@@ -214,7 +213,7 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 	if len(cl.entries) > 0 {
 		cl.giveBack(0)
 	}
-	l.claimed = false
+	l.claimed, l.taken = false, 0
 	c.lanes.drop(cl.held)
 	c.lanes.schedule(l)
 	c.wake()

@@ -116,10 +116,10 @@ func TestFlippedBitsInLogFiles(t *testing.T) {
 
 // The checksum covers key and value: no flip of a chunk's value passes.
 func TestNoFlippedBitOfAChunkPasses(t *testing.T) {
-	w := newWriter(logEnd{seq: 41, counts: map[string]uint64{"app": 20, "web": 21}})
+	w := newWriter(logEnd{seq: 41, counts: map[string]uint64{"app": 20, "web": 21}}, nil)
 	must(t, batch("a:"+noise(1, 300), "b:"+noise(2, 300), "a:"+noise(3, 300)).Resolve(&w))
 	c := w.finish()[0]
-	v := sealChunk(c)
+	_, v := sealChunk(nil, c)
 	if got, err := openChunk(42, v); err != nil || !bytes.Equal(got.raw, c.raw) || got.Before["web"] != 21 || got.nonce != c.nonce {
 		t.Fatal(got, err)
 	}

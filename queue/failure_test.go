@@ -110,7 +110,7 @@ func TestACommitThatFailsAndIsStored(t *testing.T) {
 	stop()
 	must(t, <-done)
 	// As round does it, but for the answer of the disk, which is lost.
-	w := newWriter(l.end)
+	w := newWriter(l.end, nil)
 	must(t, batch("a:2-").Resolve(&w))
 	must(t, l.commit(w.finish(), logEnd{w.next - 1, w.counts}))
 	must(t, l.Close())

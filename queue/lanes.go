@@ -24,7 +24,8 @@ const (
 // place that keeps the order of a user.
 type lane struct {
 	key     string
-	records []*entry // waiting, oldest first; those of the claim are not among them
+	records []*entry // oldest first; the first of them may be in the claim
+	taken   int      // how many are
 	claimed bool
 	queued  bool // in lanes.ready
 	retry   retryState

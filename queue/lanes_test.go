@@ -308,7 +308,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	}()
 	// As the log's reader does it, without the disk: its own wake-ups are next.
 	for i := range rounds {
-		w := newWriter(logEnd{seq: uint64(i), counts: map[string]uint64{"app": uint64(i)}})
+		w := newWriter(logEnd{seq: uint64(i), counts: map[string]uint64{"app": uint64(i)}}, nil)
 		must(t, batch("a1").Resolve(&w))
 		must(t, c.take(w.finish()[0]))
 		select {

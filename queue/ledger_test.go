@@ -129,7 +129,7 @@ func TestWhatWasSentIsSeenThroughCheckpoints(t *testing.T) {
 		}
 	})
 	for i := range rounds {
-		w := newWriter(logEnd{seq: uint64(i), counts: map[string]uint64{"app": uint64(i)}})
+		w := newWriter(logEnd{seq: uint64(i), counts: map[string]uint64{"app": uint64(i)}}, nil)
 		must(t, batch("a1").Resolve(&w))
 		must(t, c.take(w.finish()[0]))
 		cl := c.TryClaim()

@@ -76,6 +76,8 @@ type Log struct {
 	writing  *logFile
 	openedAt time.Time  // when the first record of the file that is written was received
 	spare    chan error // answers when the next file has been prepared; nil = not asked for
+	// Buffers of one commit, used again by the next: a chunk's records, and the values.
+	writeBuf, sealBuf []byte
 }
 
 // logEnd says where the log ends: its last sequence, and how many records of each

@@ -231,19 +231,23 @@ func (f *logFile) lastKnown() (e *logEnd, err error) {
 	return &logEnd{last.Last(), counts}, err
 }
 
-// putCommit writes the chunks of a commit and the end of the log behind them.
-func putCommit(tx *bolt.Tx, chunks []*Chunk, end logEnd) error {
+// putCommit writes the chunks of a commit and the end of the log behind them. The
+// stored values are made in buf; what it gives back must not be used for anything
+// else before the transaction has ended.
+func putCommit(tx *bolt.Tx, chunks []*Chunk, end logEnd, buf []byte) ([]byte, error) {
 	top := tx.Bucket(bucketLog)
 	top.FillPercent = 1 // keys only ever rise
 	b, err := top.CreateBucket(seqKey(chunks[0].First))
 	if err != nil {
-		return err
+		return buf, err
 	}
 	b.FillPercent = 1
 	for _, c := range chunks {
-		if err := b.Put(seqKey(c.First), sealChunk(c)); err != nil {
-			return err
+		var value []byte
+		buf, value = sealChunk(buf, c)
+		if err := b.Put(seqKey(c.First), value); err != nil {
+			return buf, err
 		}
 	}
-	return put(tx.Bucket(bucketMeta), keyEnd, end.append(nil))
+	return buf, put(tx.Bucket(bucketMeta), keyEnd, end.append(nil))
 }

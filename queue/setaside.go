@@ -189,7 +189,10 @@ func saveChunks(o *Options, path string, end *logEnd) (saved int, err error) {
 			end.reach(c.Last(), after)
 			saved += c.Count
 		}
-		return to.Update(func(tx *bolt.Tx) error { return putCommit(tx, chunks, *end) })
+		return to.Update(func(tx *bolt.Tx) error {
+			_, err := putCommit(tx, chunks, *end, nil)
+			return err
+		})
 	})
 	if err == nil {
 		err = to.Update(func(tx *bolt.Tx) error { return put(tx.Bucket(bucketMeta), keyEnd, end.append(nil)) })

@@ -55,7 +55,7 @@ func (c *Consumer) Stats() (ConsumerStats, error) {
 	st.Books = booksOf(&s, count, uint64(c.pending)+unread)
 	for key, r := range c.retries {
 		if l := c.lanes.byKey[key]; l != nil && l.heap >= 0 {
-			n := uint64(len(l.records))
+			n := uint64(len(l.records) - l.taken)
 			st.Retry += n
 			st.note(r, n)
 		}
