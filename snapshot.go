@@ -52,6 +52,9 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 	if w := d.users.Warning(); w != nil {
 		snap.Notes = append(snap.Notes, w.Error())
 	}
+	if w := d.users.Stats().Waits; w != "" {
+		snap.Notes = append(snap.Notes, "users.db is not written at the moment, which loses nothing: "+w)
+	}
 	snap.Door = doorOf(d.cfg, d.door.Door())
 	return snap, nil
 }

@@ -1,0 +1,163 @@
+//go:build linux && !race
+
+// Memory and time mean nothing under the race detector, and /proc is Linux's.
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ampcio/recordings"
+	"ampcio/sandbox"
+)
+
+// A million events wait for a Customer.io that is down: the daemon starts as fast and
+// is as small as with none, and when the outage is over the disk space comes back.
+func TestAMillionQueued(t *testing.T) {
+	const (
+		million     = 1_000_000
+		people      = 10_000
+		each        = 1000 // events of a request
+		startLimit  = time.Second
+		memoryLimit = 150 << 20
+		statsLimit  = 200 * time.Millisecond
+	)
+	down := sandbox.Faults{Outages: []sandbox.Outage{{Length: time.Hour}}}
+	r := rehearse(t, rehearsalSettings{
+		sandbox: sandbox.Options{Faults: down, MaxKeptEvents: -1},
+		storage: "keep = \"0s\"\nrotate_bytes = \"16MiB\"\n",
+		sync:    "requests_per_second = 1000\n",
+	})
+	up(t, r)
+	ctx := within(t, 100*time.Second)
+
+	began := time.Now()
+	var senders errgroup.Group
+	const lanes = 4
+	for s := range lanes {
+		senders.Go(func() error {
+			for n := s * each; n < million; n += lanes * each {
+				if err := r.post(ctx, "/2/httpapi", [][2]string{{"Content-Type", "application/json"}}, manyEvents(n, each, people, lanes)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := senders.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("stored in %s; memory then %d MiB", time.Since(began).Round(time.Millisecond), resident(t, r)>>20)
+	full := logBytes(t, r)
+
+	if err := r.kill(); err != nil {
+		t.Fatal(err)
+	}
+	began = time.Now()
+	up(t, r)
+	took := time.Since(began)
+	snap, err := r.stats(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := snap.Syncs[0].Books; b.Pending != million || !b.Balanced {
+		t.Fatalf("books: %+v", b)
+	}
+	best := time.Hour
+	for range 3 {
+		began := time.Now()
+		if got := run(t, "queue-stats", "--json", "--config", r.configPath); got.code != 0 {
+			t.Fatal(got.stderr)
+		}
+		best = min(best, time.Since(began))
+	}
+	memory := resident(t, r)
+	t.Logf("start after kill -9 %s, queue-stats %s, memory %d MiB, log %d MiB",
+		took.Round(time.Millisecond), best.Round(time.Millisecond), memory>>20, full>>20)
+	if took > startLimit {
+		t.Errorf("start-up took %s", took)
+	}
+	if best > statsLimit {
+		t.Errorf("queue-stats took %s", best)
+	}
+	if memory > memoryLimit {
+		t.Errorf("%d MiB resident", memory>>20)
+	}
+
+	began = time.Now()
+	r.sandbox.SetFaults(sandbox.Faults{})
+	if _, err := r.drained(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("drained in %s", time.Since(began).Round(time.Millisecond))
+	if rep := r.sandbox.Report(); rep.Events.Unique != million || rep.Order.OutOfOrder != 0 || rep.Order.Missing != 0 {
+		t.Errorf("the sandbox has %+v %+v", rep.Events, rep.Order)
+	}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for logBytes(t, r) > 2*16<<20 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("the log still takes %d MiB of %d", logBytes(t, r)>>20, full>>20)
+		}
+	}
+}
+
+// manyEvents is a request with events first to first+n. Users take turns within a
+// sender's requests, so that a user's seq rises without gaps.
+func manyEvents(first, n, people, lanes int) []byte {
+	sender, round := first/n%lanes, first/n/lanes
+	own := people / lanes
+	var b strings.Builder
+	fmt.Fprintf(&b, `{"api_key":%q,"events":[`, recordings.Key)
+	for i := range n {
+		turn := round*n + i
+		u := turn%own*lanes + sender
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"event_type":"Order Completed","user_id":"person-%06d","device_id":"device-%06d","insert_id":"i%d","time":1795432617045,`+
+			`"event_properties":{"seq":%d,"total":12.5,"currency":"EUR","coupon":"amber basin cedar delta"}}`, u, u, first+i, turn/own+1)
+	}
+	b.WriteString("]}")
+	return []byte(b.String())
+}
+
+// resident is the daemon's resident memory in bytes, file pages included.
+func resident(t *testing.T, r *rehearsal) int64 {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.daemon.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmRSS:")
+	kb, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kb << 10
+}
+
+// logBytes is what the log files occupy.
+func logBytes(t *testing.T, r *rehearsal) (sum int64) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(r.dir, "storage", "log", "0*.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if st, err := os.Stat(f); err == nil {
+			sum += st.Size()
+		}
+	}
+	return sum
+}
