@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -59,15 +60,19 @@ func demo(ctx context.Context, out io.Writer, keep bool) (err error) {
 	if err != nil {
 		return exit(exitCantCreate, err)
 	}
-	r, err := newRehearsal(dir, func(args ...string) *exec.Cmd { return exec.Command(self, args...) },
+	r, err := newRehearsal(dir, func(args ...string) *exec.Cmd {
+		c := exec.Command(self, args...)
+		c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which stops its daemon itself
+		return c
+	},
 		rehearsalSettings{sandbox: sandbox.Options{Seed: 1, Faults: faraway()}, storage: "min_free = \"16MiB\"\n"})
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
 	}
 	defer func() {
 		err = errors.Join(err, r.close())
-		if err == nil {
-			err = os.RemoveAll(dir)
+		if err == nil || ctx.Err() != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
 		} else {
 			fmt.Fprintf(out, "everything that was written is kept in %s\n", dir)
 		}
@@ -79,17 +84,21 @@ func demo(ctx context.Context, out io.Writer, keep bool) (err error) {
 		s.terminal = term.IsTerminal(int(f.Fd()))
 	}
 	v, err := s.play(limited)
+	if err != nil && ctx.Err() != nil {
+		s.say("stopped before the end")
+		return errors.New("the demo was stopped: nothing is proved")
+	}
 	if err != nil {
 		return err
 	}
 	s.sayVerdict(v)
 	if keep {
-		return s.stay(ctx)
+		err = s.stay(ctx)
 	}
 	if len(v.problems) > 0 {
-		return errors.New("the demo has found ampcio wanting")
+		err = errors.Join(err, errors.New("the demo has found ampcio wanting"))
 	}
-	return nil
+	return err
 }
 
 // faraway lets the sandbox answer as slowly as a host across the internet, so that

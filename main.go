@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/journal"
 	"github.com/urfave/cli/v2"
 	"github.com/xrash/smetrics"
 
@@ -60,7 +61,11 @@ func main() {
 	if err == nil {
 		return
 	}
-	fmt.Fprintln(os.Stderr, "ampcio:", err)
+	priority := ""
+	if underJournal, _ := journal.StderrIsJournalStream(); underJournal {
+		priority = "<3>"
+	}
+	fmt.Fprintf(os.Stderr, "%sampcio: %v\n", priority, err)
 	code := exitFailed
 	if e, ok := errors.AsType[*exitError](err); ok {
 		code = e.code
@@ -78,7 +83,6 @@ func app(stdout, stderr io.Writer) *cli.App {
 		HideHelpCommand: true,
 		ExitErrHandler:  func(*cli.Context, error) {}, // main alone exits
 		OnUsageError:    usageError,
-		CommandNotFound: nil,
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return unknownVerb(c)

@@ -97,6 +97,7 @@ type daemon struct {
 	users     *users.Store
 	syncs     map[string]*delivery.Sync // those that deliver
 	door      *ingest.Handler
+	address   string // that the public listener really has
 }
 
 // openStorage opens what is on disk, in the order in which it depends on another.
@@ -338,6 +339,7 @@ func (d *daemon) run(ctx context.Context, ls listeners) error {
 			return nil
 		})
 	}
+	d.address = ls.public[0].Addr().String()
 	public := ingest.NewServer(d.door, d.log)
 	for _, l := range ls.public {
 		watch(&flow, exitUnavailable, func() error { return serveHTTP(public, l) })
@@ -350,7 +352,7 @@ func (d *daemon) run(ctx context.Context, ls listeners) error {
 	storage.Go(func() error { d.keepDoorBook(storing); return nil })
 	storage.Go(func() error { d.notify(storing); return nil })
 
-	d.log.Info("ampcio takes events", "version", version().version, "listen", ls.public[0].Addr().String(), "storage", d.cfg.Storage.Dir, "pid", os.Getpid())
+	d.log.Info("ampcio takes events", "version", version().version, "listen", d.address, "storage", d.cfg.Storage.Dir, "pid", os.Getpid())
 	d.ready(ctx)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -380,8 +382,7 @@ func (d *daemon) run(ctx context.Context, ls listeners) error {
 		err = errors.Join(flowErr, storageErr)
 	}
 	if err != nil {
-		d.log.Error("ampcio stops: what it has accepted is on disk, and the next start goes on from there", "error", err)
-		return err
+		return fmt.Errorf("stopped; what was accepted is on disk, and the next start goes on from there: %w", err)
 	}
 	d.log.Info("ampcio has stopped; what is pending stays in the queue")
 	return nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -40,7 +41,7 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 			snap.Notes = append(snap.Notes, fmt.Sprintf("the ledger of sync %s was damaged and is kept at %s", name, a.Path))
 		}
 		_, configured := d.cfg.Sync[name]
-		y.Status = idleStatus(configured)
+		y.Status, y.Advice = idle(configured, name)
 		if s := d.syncs[name]; s != nil {
 			applyStatus(&y, s.Status(), now)
 		}
@@ -52,10 +53,24 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 	if w := d.users.Warning(); w != nil {
 		snap.Notes = append(snap.Notes, w.Error())
 	}
-	if w := d.users.Stats().Waits; w != "" {
-		snap.Notes = append(snap.Notes, "users.db is not written at the moment, which loses nothing: "+w)
+	known := d.users.Stats()
+	if known.Waits != "" {
+		snap.Notes = append(snap.Notes, "users.db is not written at the moment, which loses nothing: "+known.Waits)
 	}
-	snap.Door = doorOf(d.cfg, d.door.Door())
+	for _, n := range []struct {
+		count uint64
+		what  string
+	}{
+		{known.Partial, "events of users with very many properties carry only those that the rules name"},
+		{known.Oversize, "property updates were not applied: the user has too many or too large properties"},
+		{known.Unappliable, "property updates could not be applied to what was stored"},
+		{known.DamagedKeys, "entries of users.db were damaged and count as none"},
+	} {
+		if n.count > 0 {
+			snap.Notes = append(snap.Notes, fmt.Sprintf("%d %s", n.count, n.what))
+		}
+	}
+	snap.Door = doorOf(d.address, d.door.Door())
 	return snap, nil
 }
 
@@ -83,9 +98,9 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 	snap.Notes = notes(st)
 	for _, stats := range consumers {
 		y := syncOf(stats, now)
-		y.Status = admin.StatusStopped
+		y.Status, y.Advice = admin.StatusStopped, "start ampcio (systemctl start ampcio)"
 		if _, ok := cfg.Sync[stats.Name]; !ok {
-			y.Status = admin.StatusOrphaned
+			y.Status, y.Advice = idle(false, stats.Name)
 		}
 		hold(&y)
 		snap.Syncs = append(snap.Syncs, y)
@@ -94,7 +109,7 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 	if err != nil {
 		return snap, err
 	}
-	snap.Door = doorOf(cfg, door)
+	snap.Door = doorOf(cfg.Server.Listen, door)
 	return snap, nil
 }
 
@@ -103,11 +118,13 @@ func newSnapshot(cfg *config.Config, source string, now time.Time) admin.Snapsho
 		Syncs: []admin.Sync{}, Notes: []string{}}
 }
 
-func idleStatus(configured bool) string {
+// idle is the status of a sync that does not deliver because of the configuration, and
+// what to do about it.
+func idle(configured bool, name string) (status, advice string) {
 	if configured {
-		return admin.StatusDisabled
+		return admin.StatusDisabled, fmt.Sprintf("set sync.%s.enabled = true and restart to go on", name)
 	}
-	return admin.StatusOrphaned
+	return admin.StatusOrphaned, fmt.Sprintf("put [sync.%s] back into the configuration and restart to go on", name)
 }
 
 func notes(st queue.LogStats) []string {
@@ -146,7 +163,7 @@ func syncOf(st queue.ConsumerStats, now time.Time) admin.Sync {
 	}
 	for _, reason := range sortedKeys(st.Waiting) {
 		w := st.Waiting[reason]
-		y.Waiting = append(y.Waiting, admin.Waiting{Reason: reason, Users: w.Lanes, Records: w.Records, NextAttempt: waitUntil(w.NextDue, now)})
+		y.Waiting = append(y.Waiting, admin.Waiting{Reason: reason, Users: w.Lanes, Records: recordsOf(w), NextAttempt: waitUntil(w.NextDue, now)})
 	}
 	for _, key := range sortedKeys(st.Tallies) {
 		kind, rest, _ := strings.Cut(key, "/")
@@ -164,6 +181,15 @@ func syncOf(st queue.ConsumerStats, now time.Time) admin.Sync {
 		slices.SortStableFunc(rs, func(a, b admin.Reason) int { return cmp.Compare(b.Count, a.Count) })
 	}
 	return y
+}
+
+// recordsOf is how many records wait; null when only the users are known, as when
+// ampcio is stopped.
+func recordsOf(w queue.Wait) *uint64 {
+	if w.Records == 0 {
+		return nil
+	}
+	return &w.Records
 }
 
 // applyStatus adds what the delivery of a sync says of itself.
@@ -195,8 +221,15 @@ func drain(y admin.Sync) *int64 {
 	return &s
 }
 
-func doorOf(cfg *config.Config, s ingest.DoorStats) admin.Door {
-	door := admin.Door{URL: "http://" + cfg.Server.Listen + "/2/httpapi", Requests: s.Requests, Events: s.Events, Duplicates: s.Duplicates,
+// doorOf is the door's state; the URL is that of the address that is listened on, with
+// the word HOST where that is every address of the machine.
+func doorOf(address string, s ingest.DoorStats) admin.Door {
+	if host, port, err := net.SplitHostPort(address); err == nil {
+		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+			address = net.JoinHostPort("HOST", port)
+		}
+	}
+	door := admin.Door{URL: "http://" + address + "/2/httpapi", Requests: s.Requests, Events: s.Events, Duplicates: s.Duplicates,
 		LastSeen: map[string]string{}, Refused: []admin.Refused{}}
 	for project, at := range s.LastSeen {
 		door.LastSeen[project] = at.UTC().Format(time.RFC3339)

@@ -40,8 +40,8 @@ func night() Snapshot {
 				Depth:     Depth{Retry: 32, Held: 18_052, Dead: 7},
 				OldestAge: ptr(int64(41*60 + 12)), NextAttempt: ptr(int64(18)), RateIn: ptr(22.14), RateOut: ptr(0.0),
 				Waiting: []Waiting{
-					{Reason: "http_503", Users: 12, Records: 30, NextAttempt: ptr(int64(18))},
-					{Reason: "timeout", Users: 1, Records: 2},
+					{Reason: "http_503", Users: 12, Records: ptr(uint64(30)), NextAttempt: ptr(int64(18))},
+					{Reason: "timeout", Users: 1},
 				},
 				Filtered: []Reason{
 					{Kind: "event", Reason: "not_selected", Count: 902, Newest: ptr(noon.Add(-3 * time.Second)), Example: "Page Viewed"},
@@ -253,4 +253,30 @@ func TestAskRefusesAnotherSchema(t *testing.T) {
 	}
 	stop()
 	<-done
+}
+
+// Two installations of one machine share a runtime folder by default; and a path may
+// be mistyped. Neither somebody's socket nor somebody's file is taken away.
+func TestListenSocketTakesNothingAway(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "precious")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := ListenSocket(file); err == nil {
+		l.Close()
+		t.Error("took the place of a file")
+	} else if _, err := os.Stat(file); err != nil {
+		t.Error(err)
+	}
+	path := filepath.Join(dir, "admin.sock")
+	first, err := ListenSocket(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	if l, err := ListenSocket(path); err == nil {
+		l.Close()
+		t.Error("took the place of a socket that answers")
+	}
 }

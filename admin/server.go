@@ -81,11 +81,24 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 }
 
 // ListenSocket opens the admin unix socket, for the service's user and group. A
-// socket that a killed process left behind is replaced; the caller holds the lock of
-// the storage folder, so no other process of ours listens there.
+// socket that a killed process left behind is replaced; one that answers, and what is
+// no socket, is an error.
 func ListenSocket(path string) (net.Listener, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	st, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
 		return nil, fmt.Errorf("admin socket: %w", err)
+	case st.Mode()&fs.ModeSocket == 0:
+		return nil, fmt.Errorf("admin socket: %s is there already and is no socket: choose another path", path)
+	default:
+		if c, err := net.Dial("unix", path); err == nil {
+			c.Close()
+			return nil, fmt.Errorf("admin socket: another ampcio answers at %s: give this one another server.socket", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("admin socket: %w", err)
+		}
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {

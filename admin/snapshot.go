@@ -78,10 +78,10 @@ type Depth struct {
 
 // Waiting is what waits for one reason.
 type Waiting struct {
-	Reason      string `json:"reason"`
-	Users       int    `json:"users"`
-	Records     uint64 `json:"records"`
-	NextAttempt *int64 `json:"next_attempt_s"`
+	Reason      string  `json:"reason"`
+	Users       int     `json:"users"`
+	Records     *uint64 `json:"records"`
+	NextAttempt *int64  `json:"next_attempt_s"`
 }
 
 // Reason counts what was not sent, or refused, for one reason.

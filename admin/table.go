@@ -11,8 +11,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 )
 
-// WriteTable writes a snapshot for people, in lines of at most 80 columns unless a
-// name or an address is longer. Colour is used only when color is set.
+// WriteTable writes a snapshot for people, in lines of about 80 columns. Colour is used only when color is set.
 func WriteTable(w io.Writer, s Snapshot, color bool) error {
 	p := printer{w: w, now: s.At, color: color}
 	p.line("%s  %s  ampcio %s%s", p.source(s.Source), s.At.Format("2006-01-02 15:04:05 UTC"), s.Version, p.uptime(s.Uptime))
@@ -110,7 +109,11 @@ func (p *printer) sync(y Sync) {
 		p.line("  next probe in %s", age(y.NextProbe))
 	}
 	for i, w := range y.Waiting {
-		p.line("%s %s: %s records of %s users, next try in %s", heading(i, "waiting"), w.Reason, count(w.Records), count(uint64(w.Users)), age(w.NextAttempt))
+		records := ""
+		if w.Records != nil {
+			records = count(*w.Records) + " records of "
+		}
+		p.line("%s %s: %s%s users, next try in %s", heading(i, "waiting"), w.Reason, records, count(uint64(w.Users)), age(w.NextAttempt))
 	}
 	for i, r := range y.Filtered {
 		p.line("%s %s %s: %s%s", heading(i, "not sent"), r.Kind, r.Reason, count(r.Count), p.newest(r))
@@ -170,7 +173,11 @@ func (p *printer) door(s Snapshot) {
 		}
 		p.line("%s %s: %s%s", heading(i, "refused"), r.Reason, count(r.Count), last)
 	}
-	if d.Events == 0 {
+	taken := uint64(0)
+	for _, y := range s.Syncs {
+		taken += y.Books.Taken
+	}
+	if d.Events == 0 && taken == 0 {
 		p.line("  no events have come. Give an SDK this server URL:")
 		p.line("             %s", d.URL)
 	}

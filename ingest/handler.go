@@ -53,8 +53,8 @@ type Options struct {
 	Log *slog.Logger     // slog.Default() when nil; hears of 5xx answers only, never of bodies or keys
 }
 
-// answerWithin is how long an append may take. Server SDKs give up after 10 s and some then
-// forget the events silently; a 503 in time makes all of them try again.
+// answerWithin is how long a request may wait for its turn to be stored; a 503 in time makes
+// all SDKs try again. Once its turn has come the answer is the disk's, however long that takes.
 const answerWithin = 9 * time.Second
 
 // Handler answers the public listener. Safe for concurrent use.

@@ -17,7 +17,10 @@ import (
 const (
 	commitBytes = 2 << 20
 	recentBytes = 8 << 20
-	waiting     = 4096 // requests that may wait for the committer
+	// Records carry what is known of their users, so that a small request may resolve to
+	// much: the transaction ends behind the request that makes it larger than this.
+	resolvedBytes = 8 << 20
+	waiting       = 4096 // requests that may wait for the committer
 )
 
 // pending is a batch that waits for its commit.
@@ -137,28 +140,42 @@ func (l *Log) round(first *pending) error {
 		}
 	}
 	l.refused.Store(0)
-	w := newWriter(l.end, l.writeBuf)
-	for _, p := range taken {
-		if err := p.batch.Resolve(&w); err != nil {
-			err = fmt.Errorf("resolve: %w", err)
-			answer(err)
+	for rest := taken; len(rest) > 0; {
+		n, err := l.store(rest)
+		for _, p := range rest[:n] {
+			p.done <- err
+		}
+		if rest = rest[n:]; err != nil {
+			for _, p := range rest {
+				p.done <- ErrClosed // not looked at
+			}
 			return err
+		}
+	}
+	return l.rotateWhenLarge()
+}
+
+// store makes one commit of the first batches, as many as resolve to about
+// resolvedBytes, and says how many those were.
+func (l *Log) store(taken []*pending) (n int, err error) {
+	w := newWriter(l.end, l.writeBuf)
+	for n < len(taken) && w.bytes < resolvedBytes {
+		n++
+		if err := taken[n-1].batch.Resolve(&w); err != nil {
+			return n, fmt.Errorf("resolve: %w", err)
 		}
 	}
 	chunks := w.finish()
 	l.writeBuf = w.buf
 	if len(chunks) == 0 {
-		answer(nil)
-		return nil
+		return n, nil
 	}
 	end := logEnd{w.next - 1, w.counts}
 	if err := l.commit(chunks, end); err != nil {
-		answer(err)
-		return err
+		return n, err
 	}
 	l.publish(chunks, end)
-	answer(nil)
-	return l.rotateWhenLarge()
+	return n, nil
 }
 
 // commit writes chunks in one transaction. When it returns nil they are on stable storage.
@@ -239,6 +256,7 @@ type Writer struct {
 	counts map[string]uint64
 	open   *Chunk
 	buf    []byte // the records of the open chunk; used again for the next
+	bytes  int    // of all records so far
 	done   []*Chunk
 }
 
@@ -257,7 +275,9 @@ func (w *Writer) Next() Place {
 // Put adds a record at the place that Next gave; its Seq is ignored, its bytes copied.
 func (w *Writer) Put(r Record) {
 	w.Next()
+	before := len(w.buf)
 	w.buf = appendRecord(w.buf, &r)
+	w.bytes += len(w.buf) - before
 	w.open.Count++
 	w.counts[r.Project]++
 	w.next++

@@ -60,15 +60,44 @@ func (c *Consumer) checkpoint() error {
 		c.broken = true
 		suspect(ledgerPath(c.log.o.Dir, c.o.Name))
 	}
+	if noSpace(err) {
+		c.putOff(err, sent, dead, retries, tallies)
+	}
 	if err != nil {
 		return fmt.Errorf("checkpoint of sync %s: %w", c.o.Name, err)
 	}
 	c.mu.Lock()
 	c.sentWriting = nil
+	if c.full != "" {
+		c.full = ""
+		c.wake()
+	}
 	c.mu.Unlock()
 	// Only now, when a power cut cannot take the mark back.
 	c.log.Release(c.holder(), s.low)
 	return nil
+}
+
+// putOff takes back what a checkpoint could not write for lack of space, so that the
+// next one does. Until then nothing more is claimed: what could not be remembered as
+// delivered would only be sent again.
+func (c *Consumer) putOff(err error, sent map[string][]byte, dead []DeadLetter, retries map[string]retryState, tallies map[string]Count) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k, v := range sent {
+		if _, newer := c.sentNew[k]; !newer {
+			c.sentNew[k] = v
+		}
+	}
+	c.sentWriting = nil
+	c.deadNew = append(dead, c.deadNew...)
+	for k := range retries {
+		c.retriesNew[k] = true
+	}
+	for k := range tallies {
+		c.talliesNew[k] = true
+	}
+	c.changed, c.full = true, err.Error()
 }
 
 func putSent(b *bolt.Bucket, sent map[string][]byte) error {

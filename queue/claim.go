@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -81,6 +82,9 @@ func (c *Consumer) TryClaim() *Claim {
 }
 
 func (c *Consumer) claimLocked() (*Claim, time.Time) {
+	if c.full != "" {
+		return nil, time.Time{}
+	}
 	next := c.lanes.promote(time.Now())
 	l := c.lanes.take()
 	if l == nil {
@@ -214,7 +218,12 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 		cl.giveBack(0)
 	}
 	l.claimed, l.taken = false, 0
+	turn := l.turn
+	l.turn = ""
 	c.lanes.drop(cl.held)
+	if turn != "" && c.lanes.holds[turn] == nil && !slices.Contains(cl.held, turn) {
+		c.lanes.passOn(turn) // it was woken for this and did not need it
+	}
 	c.lanes.schedule(l)
 	c.wake()
 }

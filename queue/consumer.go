@@ -66,6 +66,7 @@ type Consumer struct {
 	changedBytes int64
 	sentNew      map[string][]byte
 	sentWriting  map[string][]byte // what the running checkpoint writes
+	full         string            // why the last checkpoint found no space; then nothing is claimed
 	deadNew      []DeadLetter
 	retriesNew   map[string]bool
 	talliesNew   map[string]bool
@@ -187,11 +188,21 @@ func (c *Consumer) begin() error {
 		s.low, s.lowCount = tail, count
 	}
 	s.project = c.o.Project
+	spans := len(s.spans)
+	on := spans > 0 && s.spans[spans-1].to == 0
 	s.spans = toggled(s.spans, c.o.Enabled, tail, count)
+	moved := spans == 0 || on != c.o.Enabled // a span that begins or ends here has to be durable first
 	s.seen, s.seenCount = max(s.seen, tail), max(s.seenCount, count)
 	c.read, c.readCount = s.low, s.lowCount
 	c.changed = true
-	return c.checkpoint()
+	err := c.checkpoint()
+	if noSpace(err) && c.log.GiveReserve() {
+		err = c.checkpoint()
+	}
+	if noSpace(err) && !moved {
+		return nil // nothing in it is new; Run tries again until there is space
+	}
+	return err
 }
 
 // toggled ends the last span at the tail, or begins one there, so that one is open
@@ -224,10 +235,11 @@ func (c *Consumer) Run(ctx context.Context) error {
 		stop()
 		return errors.Join(err, <-reader)
 	}
-	if err := <-reader; err != nil {
-		return errors.Join(err, c.checkpoint())
+	err = errors.Join(<-reader, c.checkpoint())
+	if noSpace(err) {
+		return nil // what was not written is sent again after the next start
 	}
-	return c.checkpoint()
+	return err
 }
 
 // keepLedger makes checkpoints until ctx ends or the reader does (nil; the reader's
@@ -244,13 +256,37 @@ func (c *Consumer) keepLedger(ctx context.Context, reader chan error) error {
 			return nil
 		case <-idle.C:
 		case <-c.dirty:
-			if err := c.checkpoint(); err != nil {
+			if err := c.patientCheckpoint(ctx); err != nil {
 				return err
 			}
 			c.rest(ctx)
 		}
 		if c.o.Beat != nil {
 			c.o.Beat()
+		}
+	}
+}
+
+// patientCheckpoint is checkpoint; where the disk is full it gives up the log's
+// reserve, and then waits for space, for as long as it takes.
+func (c *Consumer) patientCheckpoint(ctx context.Context) error {
+	for {
+		err := c.checkpoint()
+		if !noSpace(err) {
+			return err
+		}
+		if c.log.GiveReserve() {
+			continue
+		}
+		if c.o.Beat != nil {
+			c.o.Beat() // a full disk is not a stuck one
+		}
+		again := time.NewTimer(time.Second)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			again.Stop()
+			return nil // what was not written is sent again after the next start
 		}
 	}
 }

@@ -32,6 +32,7 @@ type lane struct {
 	due     time.Time // the head is not due before, by the monotonic clock; zero = now
 	heap    int       // position in lanes.waiting, -1 = not there
 	parked  string    // the identifier that the head needs and another claim holds
+	turn    string    // the identifier for which it was woken, before others that need it
 }
 
 // lanes holds what is in the window, by lane. It is guarded by the consumer.
@@ -109,17 +110,29 @@ func (ls *lanes) take() *lane {
 	return l
 }
 
-// drop lets go of what a claim holds and wakes the lanes that need it.
+// drop lets go of what a claim holds.
 func (ls *lanes) drop(held []string) {
 	for _, id := range held {
 		delete(ls.holds, id)
-		woken := ls.parked[id]
-		delete(ls.parked, id)
-		for _, l := range woken {
-			l.parked = ""
-			ls.schedule(l)
+		ls.passOn(id)
+	}
+}
+
+// passOn wakes one lane that needs an identifier, since only one can have it; the
+// next is woken when that one's claim ends. Lanes that wait for a retry are not
+// waited for: they look for themselves when they are due.
+func (ls *lanes) passOn(id string) {
+	for len(ls.parked[id]) > 0 {
+		l := ls.parked[id][0]
+		ls.parked[id][0] = nil
+		ls.parked[id] = ls.parked[id][1:]
+		l.parked = ""
+		if ls.schedule(l); l.queued {
+			l.turn = id
+			return
 		}
 	}
+	delete(ls.parked, id)
 }
 
 // laneHeap orders lanes by the time their head is due.

@@ -134,6 +134,7 @@ func Open(o Options) (*Log, error) {
 	if err := l.open(); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+	l.keepReserve()
 	return l, nil
 }
 
@@ -364,6 +365,10 @@ func (l *Log) Seen(seq uint64) error {
 	l.mu.Unlock()
 	return l.startFile(from)
 }
+
+// Refusing says that the last append was refused for lack of space: whoever holds
+// files of the log should let go of what it can.
+func (l *Log) Refusing() bool { return l.refused.Load() > 0 }
 
 // Tail is the last sequence on stable storage; 0 when there is none.
 func (l *Log) Tail() uint64 {

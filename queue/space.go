@@ -32,7 +32,7 @@ func lockFolder(dir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("storage folder %s: %w", dir, err)
 	}
-	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil {
+	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil && !noSpace(err) { // it is for people only
 		return nil, errors.Join(fmt.Errorf("storage folder: %w", err), f.Close())
 	}
 	return f, nil
@@ -101,10 +101,10 @@ func freeBytes(dir string) (int64, error) {
 	return int64(st.Bavail) * int64(st.Bsize), nil
 }
 
-// folderBytes is what the files below dir occupy. Files that vanish meanwhile count nothing.
+// folderBytes is what the files below dir occupy, the reserve apart. Files that vanish meanwhile count nothing.
 func folderBytes(dir string) (sum int64) {
 	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && e.Type().IsRegular() {
+		if err == nil && e.Type().IsRegular() && e.Name() != reserveName {
 			if b, err := diskBytes(path); err == nil {
 				sum += b
 			}
@@ -151,6 +151,7 @@ func (l *Log) keepHouse(ctx context.Context) {
 			return
 		case <-tick.C:
 			l.clean()
+			l.keepReserve()
 		}
 	}
 }

@@ -214,7 +214,7 @@ func (l *Log) inspectLedger(name string) (ConsumerStats, error) {
 		return st, err
 	}
 	for _, r := range c.retries {
-		st.note(r, 1) // at least: the records of the lane are not counted here
+		st.note(r, 0) // its records are not counted: that would mean to read them
 	}
 	return st, nil
 }

@@ -138,6 +138,7 @@ func (s *Store) noRoom(err error) error {
 	if !diskFull(err) {
 		return err
 	}
+	s.log.GiveReserve()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.waits = err.Error()
@@ -203,6 +204,8 @@ func (s *Store) due() bool {
 		return true
 	case s.ticks < 1:
 		return false
+	case s.log.Refusing(): // the log's files are wanted back
+		return true
 	}
 	return s.ticks >= patience || s.sinceCut >= worth*s.dirtyBytes
 }

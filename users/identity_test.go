@@ -212,8 +212,8 @@ func TestLargeSets(t *testing.T) {
 	r := w.records()
 	want := []string{
 		`(nobody) {"email":"a@b.c","odd \"name\"":1.50,"small":1}`,
-		`(nobody) {"email":"a@b.c","odd \"name\"":1.50}`,
-		`ann {"email":"a@b.c","odd \"name\"":1.50}`,
+		`(nobody) {"odd \"name\"":1.50,"email":"a@b.c"}`,
+		`ann {"odd \"name\"":1.50,"email":"a@b.c"}`,
 		`ann {"email":"a@b.c","odd \"name\"":1.50,"small":2}`,
 	}
 	if diff := cmp.Diff(want, lines(r)); diff != "" {
@@ -256,5 +256,21 @@ func TestPropertiesAreBounded(t *testing.T) {
 	}
 	if want := `{"b":"` + big + `","e":1}`; string(k.Properties) != want {
 		t.Errorf("%d bytes of properties, want %d: a smaller set is always taken", len(k.Properties), len(want))
+	}
+}
+
+// A small request of a user with a very large set must not become a large one in the
+// log: each of its events carries what is named, but only so much of it.
+func TestSmallRequestsStaySmall(t *testing.T) {
+	w := start(t, t.TempDir(), Options{Carry: func(string, string) bool { return true }}).run()
+	defer w.stop()
+	w.send(`/ann - {"email":"a@b.c","huge":"` + strings.Repeat("x", 100_000) + `"}`)
+	for range 20 {
+		w.send(`/ann -`)
+	}
+	for _, r := range w.records() {
+		if p := string(r.Properties); len(p) > carryMost || !strings.Contains(p, `"email":"a@b.c"`) {
+			t.Errorf("%d bytes: %.80s", len(p), p)
+		}
 	}
 }

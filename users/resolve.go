@@ -16,8 +16,7 @@ import (
 //
 // Errors are those of queue's Append: *queue.FullError, queue.ErrBusy and
 // queue.ErrClosed mean that nothing was stored; after any other the outcome is unknown.
-// The arrival's memory must not be used again by the caller, even after an error. Safe
-// for concurrent use.
+// The arrival's memory is the caller's again when Append returns. Safe for concurrent use.
 func (s *Store) Append(ctx context.Context, a mapping.Arrival) (duplicates int, err error) {
 	b := newBatch(s, a)
 	if err := s.log.Append(ctx, b); err != nil {

@@ -2,6 +2,8 @@ package users
 
 import (
 	"bytes"
+	"cmp"
+	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -12,7 +14,7 @@ import (
 // set larger does not change it, and is counted. Amplitude's own limits (1,000
 // properties of 1,024 characters) end before. Each event of a user costs time in
 // proportion to the set, in the one goroutine that all requests wait for.
-const maxPropertiesBytes = 1 << 20
+const maxPropertiesBytes = 128 << 10
 
 const msPerHour = 60 * 60 * 1000
 
@@ -142,20 +144,36 @@ func (s *Store) mark(e entry, t *step) {
 	b.setSeen(max(b.seen(), t.hour))
 }
 
-// carried gives of a very large set what the rules name.
+// carryMost bounds what a record carries of a very large set: every event of the user
+// carries it, and Customer.io takes no operation above 32,000 bytes anyway.
+const carryMost = 32_000
+
+// carried gives of a very large set what the rules name, the smallest values first,
+// as far as carryMost goes. What is left out counts as not set.
 func (s *Store) carried(project string, properties []byte) []byte {
-	out := append(s.carryBuf[:0], '{')
+	type member struct {
+		name  string
+		value []byte
+	}
+	var named []member
 	mapping.Members(properties, func(name string, value []byte) error {
-		if s.o.Carry == nil || !s.o.Carry(project, name) {
-			return nil
+		if s.o.Carry != nil && s.o.Carry(project, name) {
+			named = append(named, member{name, value})
+		}
+		return nil
+	})
+	slices.SortStableFunc(named, func(a, b member) int { return cmp.Compare(len(a.value), len(b.value)) })
+	out := append(s.carryBuf[:0], '{')
+	for _, m := range named {
+		if len(out)+len(m.name)+len(m.value) > carryMost {
+			break
 		}
 		if len(out) > 1 {
 			out = append(out, ',')
 		}
-		out, _ = jsontext.AppendQuote(out, name) // of a name that was read from JSON
-		out = append(append(out, ':'), value...)
-		return nil
-	})
+		out, _ = jsontext.AppendQuote(out, m.name) // of a name that was read from JSON
+		out = append(append(out, ':'), m.value...)
+	}
 	s.carryBuf = append(out, '}')
 	return s.carryBuf
 }
