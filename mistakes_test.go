@@ -148,7 +148,7 @@ func TestCommandLine(t *testing.T) {
 		{"unknown verb", []string{"frobnicate"}, exitUsage, nil, []string{`no command "frobnicate"`, "--help"}},
 		{"unknown flag", []string{"serve", "--port", "80"}, exitUsage, nil, []string{"port", "ampcio serve --help"}},
 		{"an argument too many", []string{"queue-stats", "now"}, exitUsage, nil, []string{`queue-stats takes no arguments: "now"`}},
-		{"a watch too fast", []string{"queue-stats", "--config", "config.toml.example", "--watch", "1ms"}, exitConfig, nil, nil},
+		{"a watch too fast", []string{"queue-stats", "--config", "config.toml.example", "--watch", "1ms"}, exitUsage, nil, []string{"at least 100ms"}},
 		{"no configuration", []string{"serve", "--config", missing}, exitConfig, nil, []string{missing, "no such file", "config.toml.example", "--config"}},
 		{"a folder for a configuration", []string{"serve", "--config", t.TempDir()}, exitConfig, nil, []string{"is a folder"}},
 		{"the example as it is", []string{"check-config", "--config", "config.toml.example"}, exitConfig, nil, []string{"config.toml.example:5: project.app.amplitude_api_keys[0]: fill in",

@@ -31,13 +31,13 @@ func queueStatsCommand() *cli.Command {
 			&cli.DurationFlag{Name: "watch", Usage: "show it again every `DURATION`, such as 2s, until Ctrl-C"},
 		},
 		Action: func(c *cli.Context) error {
-			cfg, err := loadConfig(c, false)
-			if err != nil {
-				return err
-			}
 			every := c.Duration("watch")
 			if c.IsSet("watch") && every < 100*time.Millisecond {
 				return exit(exitUsage, fmt.Errorf("--watch %s: must be at least 100ms", every))
+			}
+			cfg, err := loadConfig(c, false)
+			if err != nil {
+				return err
 			}
 			return queueStats(c.Context, cfg, c.App.Writer, c.Bool("json"), every)
 		},
