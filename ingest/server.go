@@ -22,15 +22,23 @@ type Server struct {
 	mu        sync.Mutex
 	listeners []net.Listener
 	serving   sync.WaitGroup
-	busy      map[net.Conn]bool // new, or being answered
+	open      map[net.Conn]bool // true = new, or being answered; false = idle
+	busy      int               // how many are true
 	calm      chan struct{}     // closed when stopping and nothing is busy
+	empty     chan struct{}     // closed when stopping and nothing is open
 }
+
+// linger is how long idle connections are still served after a stop has begun. A sender
+// that comes on one in that time is answered, and told to connect anew; one whose request
+// crosses the closing of its connection is cut off, and that is then a rare coincidence
+// instead of the rule for all that send more often than this.
+const linger = 500 * time.Millisecond
 
 // NewServer returns a server for the public listener, with every time and size limited:
 // a request has 5 s for its header and 30 s in all, an idle connection is kept for 120 s.
 // What net/http has to say goes to log as warnings.
 func NewServer(h http.Handler, log *slog.Logger) *Server {
-	s := &Server{busy: map[net.Conn]bool{}}
+	s := &Server{open: map[net.Conn]bool{}}
 	s.http = http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if s.stopping.Load() {
@@ -71,15 +79,25 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) track(c net.Conn, state http.ConnState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.open[c] {
+		s.busy--
+	}
 	switch state {
 	case http.StateNew, http.StateActive:
-		s.busy[c] = true
+		s.open[c] = true
+		s.busy++
+	case http.StateIdle:
+		s.open[c] = false
 	default:
-		delete(s.busy, c)
+		delete(s.open, c)
 	}
-	if s.calm != nil && len(s.busy) == 0 {
+	if s.calm != nil && s.busy == 0 {
 		close(s.calm)
 		s.calm = nil
+	}
+	if s.empty != nil && len(s.open) == 0 {
+		close(s.empty)
+		s.empty = nil
 	}
 }
 
@@ -94,19 +112,32 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Unlock()
 	s.serving.Wait() // every connection that was accepted is tracked now
 
-	calm := make(chan struct{})
-	s.mu.Lock()
-	if len(s.busy) == 0 {
-		close(calm)
-	} else {
-		s.calm = calm
-	}
-	s.mu.Unlock()
+	lingering := time.NewTimer(linger)
+	defer lingering.Stop()
 	select {
-	case <-calm:
+	case <-s.when(&s.empty, func() bool { return len(s.open) == 0 }):
+	case <-lingering.C:
+	case <-ctx.Done():
+	}
+	select {
+	case <-s.when(&s.calm, func() bool { return s.busy == 0 }):
 	case <-ctx.Done():
 	}
 	return s.http.Shutdown(ctx)
+}
+
+// when gives a channel that is closed once it is so: now, or by track, which finds it
+// in signal.
+func (s *Server) when(signal *chan struct{}, so func() bool) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := make(chan struct{})
+	if so() {
+		close(c)
+	} else {
+		*signal = c
+	}
+	return c
 }
 
 // Close cuts off everything.

@@ -311,7 +311,7 @@ func TestStopAnswersWhoHasConnected(t *testing.T) {
 	c := dial(t, listener.Addr().String())
 	for accepted := false; !accepted; runtime.Gosched() {
 		server.mu.Lock()
-		accepted = len(server.busy) == 1
+		accepted = server.busy == 1
 		server.mu.Unlock()
 	}
 	stopped := make(chan error, 1)
@@ -328,6 +328,45 @@ func TestStopAnswersWhoHasConnected(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusOK || !resp.Close {
 		t.Errorf("answered %d, connection to be closed: %t", resp.StatusCode, resp.Close)
+	}
+	if err := <-stopped; err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+// A sender that keeps its connection is answered on it while the server stops, and told
+// to connect anew: closed at once, the connection would take its next request along.
+func TestStopServesIdleConnectionsForAMoment(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := NewServer(New(options(), &memory{}), slog.New(slog.DiscardHandler))
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	c := dial(t, listener.Addr().String())
+	post := func() *http.Response {
+		t.Helper()
+		body := `{"api_key":"` + key + `","events":[{"event_type":"Kept","user_id":"user-000001"}]}`
+		fmt.Fprintf(c, "POST /2/httpapi HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		resp, err := http.ReadResponse(c.r, nil)
+		if err != nil {
+			t.Fatalf("no answer: %v", err)
+		}
+		_, err = io.Copy(io.Discard, resp.Body)
+		if err = errors.Join(err, resp.Body.Close()); err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("answered %d, %v", resp.StatusCode, err)
+		}
+		return resp
+	}
+	if post().Close {
+		t.Error("told to connect anew before the stop")
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- server.Shutdown(t.Context()) }()
+	<-served
+	if !post().Close {
+		t.Error("not told to connect anew")
 	}
 	if err := <-stopped; err != nil {
 		t.Errorf("Shutdown: %v", err)
