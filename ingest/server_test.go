@@ -365,6 +365,11 @@ func TestStopServesIdleConnectionsForAMoment(t *testing.T) {
 	stopped := make(chan error, 1)
 	go func() { stopped <- server.Shutdown(t.Context()) }()
 	<-served
+	select {
+	case <-stopped:
+		t.Fatal("the idle connection was closed at once")
+	case <-time.After(linger / 5):
+	}
 	if !post().Close {
 		t.Error("not told to connect anew")
 	}

@@ -76,6 +76,10 @@ func TestACheckpointWithoutSpaceIsMadeUpFor(t *testing.T) {
 	if st.Books != want || st.DeadKept != 1 || st.Tallies["event/dead/http_400"].N != 1 {
 		t.Errorf("%+v, %d dead letters, %v", st.Books, st.DeadKept, st.Tallies)
 	}
+	letters := 0
+	if err := c.DeadLetters(func(l DeadLetter) error { letters++; return nil }); err != nil || letters != 1 {
+		t.Errorf("%d dead letters reached the disk, %v", letters, err)
+	}
 	if v, err := c.sent("id:1"); err != nil || len(v) != 300_000 {
 		t.Errorf("what was sent did not reach the disk: %d bytes, %v", len(v), err)
 	}
