@@ -132,6 +132,13 @@ func (l *Log) round(first *pending) error {
 		}
 	}
 	// Before anything is resolved: resolving moves the state of users.
+	if full := l.overfull(size); full != nil {
+		l.refused.Store(size)
+		answer(full)
+		return nil
+	}
+	limits := l.limits.Load()
+	l.disk.maxBytes, l.disk.minFree = limits.MaxBytes, limits.MinFree
 	for full := l.disk.full(size); full != nil; full = l.disk.full(size) {
 		if !l.dropOldestKept() {
 			l.refused.Store(size)
@@ -225,17 +232,17 @@ func (l *Log) publish(chunks []*Chunk, end logEnd) {
 func (l *Log) rotateWhenLarge() error {
 	l.writing.measure()
 	size := l.writing.bytes.Load()
-	if size > l.o.RotateBytes/2 && l.spare == nil {
+	if size > l.limits.Load().RotateBytes/2 && l.spare == nil {
 		l.prepareAhead()
 	}
-	if size < l.o.RotateBytes {
+	if size < l.limits.Load().RotateBytes {
 		return nil
 	}
 	return l.rotate()
 }
 
 func (l *Log) rotateWhenOld() error {
-	if l.writing.first > l.end.seq || l.o.Now().Sub(l.openedAt) < l.o.RotateAfter {
+	if l.writing.first > l.end.seq || l.o.Now().Sub(l.openedAt) < l.limits.Load().RotateAfter {
 		return nil
 	}
 	return l.rotate()

@@ -20,13 +20,15 @@ func (e Ending) String() string {
 }
 
 // Books account for every record that a consumer has taken since it began:
-// Taken = Delivered + Filtered + Dead + Discarded + Lost + Pending.
+// Taken + Rewound = Delivered + Filtered + Dead + Discarded + Lost + Pending.
 //
 // The two sides are counted apart. Taken comes from the log, which counts what it
 // stores for each project; the endings are entered one by one as they happen; and
-// Pending is counted by what the consumer holds and has yet to read.
+// Pending is counted by what the consumer holds and has yet to read. A dead letter that
+// is tried again goes from Dead to Pending, one that is given up to Discarded.
 type Books struct {
 	Taken     uint64 `json:"taken"`
+	Rewound   uint64 `json:"rewound"` // what had ended and was taken once more by a rewind
 	Delivered uint64 `json:"delivered"`
 	Filtered  uint64 `json:"filtered"`
 	Dead      uint64 `json:"dead"`
@@ -37,7 +39,7 @@ type Books struct {
 
 // Difference is what the books are out by; 0 when they balance.
 func (b Books) Difference() int64 {
-	return int64(b.Taken) - int64(b.Delivered+b.Filtered+b.Dead+b.Discarded+b.Lost+b.Pending)
+	return int64(b.Taken+b.Rewound) - int64(b.Delivered+b.Filtered+b.Dead+b.Discarded+b.Lost+b.Pending)
 }
 
 // span is a stretch of the log that a consumer takes: the records behind from, up

@@ -3,6 +3,7 @@ package queue
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -16,88 +17,205 @@ const (
 	dirtyBytes      = 4 << 20
 )
 
-// checkpoint writes everything that has changed, in one transaction, and then lets
-// the log delete what this consumer no longer needs. Before it returns nil nothing
-// of it counts; after an error the outcome is unknown.
+// changes are what one checkpoint writes, in one transaction. Deletions come before
+// what is put: the same key may have been both since the last checkpoint.
+type changes struct {
+	state    ledgerState
+	forget   bool // all of the bucket sent
+	sent     map[string][]byte
+	deadGone map[uint64]bool
+	dead     map[uint64][]byte // sealed
+	retries  map[string]retryState
+	tallies  map[string]Count
+	gone     map[laneKey]map[uint64]bool
+	fresh    []*entry
+	lanes    map[string]*asideLane // nil = nothing of it is in the side place any more
+}
+
+// Flush makes durable all that has ended before the call, and then lets the log delete
+// what this consumer no longer needs. It may be called while Run runs, and when it does
+// not. After an error the outcome is unknown, unless the disk is full, and Run ends.
+func (c *Consumer) Flush() error {
+	err := c.checkpoint()
+	if noSpace(err) && c.log.GiveReserve() {
+		err = c.checkpoint()
+	}
+	if err != nil && !noSpace(err) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.fail(err)
+	}
+	return err
+}
+
+// checkpoint writes everything that has changed, in one transaction. Before it returns
+// nil nothing of it counts; after an error the outcome is unknown.
 func (c *Consumer) checkpoint() error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	return c.checkpointLocked()
+}
+
+// checkpointLocked is checkpoint for who holds c.writing.
+func (c *Consumer) checkpointLocked() error {
 	c.mu.Lock()
 	if !c.changed {
 		c.mu.Unlock()
 		return nil
 	}
-	s := c.snapshot()
-	tail, count := c.log.endOf(c.o.Project)
-	s.seen, s.seenCount = max(s.seen, tail, c.read), max(s.seenCount, count, c.readCount)
-	c.state.seen, c.state.seenCount = s.seen, s.seenCount
-	sent, dead := c.sentNew, c.deadNew
-	retries := make(map[string]retryState, len(c.retriesNew))
-	for k := range c.retriesNew {
-		retries[k] = c.retries[k]
-	}
-	tallies := make(map[string]Count, len(c.talliesNew))
-	for k := range c.talliesNew {
-		tallies[k] = c.tallies[k]
-	}
-	// Whoever asks for what was sent finds it in sentWriting until it is in the file.
-	c.sentNew, c.sentWriting, c.deadNew = map[string][]byte{}, sent, nil
-	clear(c.retriesNew)
-	clear(c.talliesNew)
-	c.changed, c.changedBytes = false, 0
+	ch := c.takeChanges()
 	c.mu.Unlock()
 
-	err := Guard(func() error {
-		return c.db.Update(func(tx *bolt.Tx) error {
-			return errors.Join(
-				put(tx.Bucket(bucketMeta), keyState, s.append(nil)),
-				putSent(tx.Bucket(bucketSent), sent),
-				putDead(tx.Bucket(bucketDead), dead),
-				putRetries(tx.Bucket(bucketRetry), retries),
-				putTallies(tx.Bucket(bucketTally), tallies),
-			)
-		})
-	})
+	err := Guard(func() error { return c.db.Update(ch.write) })
 	if errors.Is(err, ErrDamaged) {
 		c.broken = true
 		suspect(ledgerPath(c.log.o.Dir, c.o.Name))
 	}
 	if noSpace(err) {
-		c.putOff(err, sent, dead, retries, tallies)
+		c.putOff(err, ch)
 	}
 	if err != nil {
 		return fmt.Errorf("checkpoint of sync %s: %w", c.o.Name, err)
 	}
+	c.written(ch)
+	// Only now, when a power cut cannot take the mark back.
+	c.log.Release(c.holder(), ch.state.low)
+	return nil
+}
+
+// takeChanges hands over what has changed; from here on changes are the next
+// checkpoint's. What others may ask for meanwhile is also in sentWriting, deadGoing and
+// side.going until it is in the file. The caller holds c.mu.
+func (c *Consumer) takeChanges() *changes {
+	ch := &changes{state: c.snapshot(), forget: c.forget, sent: c.sentNew, deadGone: c.deadGone, dead: c.deadNew,
+		gone: c.side.gone, fresh: c.side.fresh, retries: make(map[string]retryState, len(c.retriesNew)),
+		tallies: make(map[string]Count, len(c.talliesNew)), lanes: make(map[string]*asideLane, len(c.side.changed))}
+	tail, count := c.log.endOf(c.o.Project)
+	s := &ch.state
+	s.seen, s.seenCount = max(s.seen, tail, c.read), max(s.seenCount, count, c.readCount)
+	c.state.seen, c.state.seenCount = s.seen, s.seenCount
+	for k := range c.retriesNew {
+		ch.retries[k] = c.retries[k]
+	}
+	for k := range c.talliesNew {
+		ch.tallies[k] = c.tallies[k]
+	}
+	for k := range c.side.changed {
+		ch.lanes[k] = nil
+		if l := c.side.lanes[k]; l != nil {
+			a := *l.aside
+			ch.lanes[k] = &a
+		}
+	}
+	ch.fresh = slices.DeleteFunc(ch.fresh, func(e *entry) bool {
+		if e.over {
+			c.side.freshBytes -= e.bytes()
+		}
+		return e.over
+	})
+	c.sentNew, c.sentWriting = map[string][]byte{}, ch.sent
+	c.forget, c.forgetting = false, ch.forget
+	c.deadNew, c.deadGone, c.deadGoing = map[uint64][]byte{}, map[uint64]bool{}, ch.deadGone
+	c.side.fresh, c.side.gone, c.side.going = nil, map[laneKey]map[uint64]bool{}, ch.gone
+	clear(c.retriesNew)
+	clear(c.talliesNew)
+	clear(c.side.changed)
+	c.changed, c.changedBytes = false, 0
+	return ch
+}
+
+// written takes note that a checkpoint is in the file.
+func (c *Consumer) written(ch *changes) {
 	c.mu.Lock()
-	c.sentWriting = nil
+	defer c.mu.Unlock()
+	c.sentWriting, c.forgetting, c.deadGoing, c.side.going = nil, false, nil, nil
+	inFile := map[string]map[*entry]bool{}
+	for _, e := range ch.fresh {
+		c.side.freshBytes -= e.bytes()
+		if inFile[e.rec.Lane] == nil {
+			inFile[e.rec.Lane] = map[*entry]bool{}
+		}
+		inFile[e.rec.Lane][e] = true
+	}
+	for name, entries := range inFile {
+		if l := c.side.lanes[name]; l != nil {
+			l.aside.fresh = slices.DeleteFunc(l.aside.fresh, func(e *entry) bool { return entries[e] })
+		}
+	}
+	if len(ch.fresh) > 0 {
+		c.makeRoom()
+	}
 	if c.full != "" {
 		c.full = ""
 		c.wake()
 	}
-	c.mu.Unlock()
-	// Only now, when a power cut cannot take the mark back.
-	c.log.Release(c.holder(), s.low)
-	return nil
 }
 
 // putOff takes back what a checkpoint could not write for lack of space, so that the
 // next one does. Until then nothing more is claimed: what could not be remembered as
 // delivered would only be sent again.
-func (c *Consumer) putOff(err error, sent map[string][]byte, dead []DeadLetter, retries map[string]retryState, tallies map[string]Count) {
+func (c *Consumer) putOff(err error, ch *changes) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for k, v := range sent {
-		if _, newer := c.sentNew[k]; !newer {
-			c.sentNew[k] = v
+	older := func(into, from map[string][]byte) {
+		for k, v := range from {
+			if _, newer := into[k]; !newer {
+				into[k] = v
+			}
 		}
 	}
-	c.sentWriting = nil
-	c.deadNew = append(dead, c.deadNew...)
-	for k := range retries {
+	if !c.forget {
+		older(c.sentNew, ch.sent)
+		c.forget = ch.forget
+	}
+	for seq, v := range ch.dead {
+		if _, newer := c.deadNew[seq]; !newer && !c.deadGone[seq] {
+			c.deadNew[seq] = v
+		}
+	}
+	maps.Copy(c.deadGone, ch.deadGone)
+	for lane, gone := range ch.gone {
+		if c.side.gone[lane] == nil {
+			c.side.gone[lane] = gone
+		} else {
+			maps.Copy(c.side.gone[lane], gone)
+		}
+	}
+	c.side.fresh = append(ch.fresh, c.side.fresh...)
+	for k := range ch.lanes {
+		c.side.changed[k] = true
+	}
+	for k := range ch.retries {
 		c.retriesNew[k] = true
 	}
-	for k := range tallies {
+	for k := range ch.tallies {
 		c.talliesNew[k] = true
 	}
+	c.sentWriting, c.forgetting, c.deadGoing, c.side.going = nil, false, nil, nil
 	c.changed, c.full = true, err.Error()
+}
+
+// write is the transaction of a checkpoint.
+func (ch *changes) write(tx *bolt.Tx) error {
+	sent := tx.Bucket(bucketSent)
+	if ch.forget {
+		if err := tx.DeleteBucket(bucketSent); err != nil {
+			return err
+		}
+		var err error
+		if sent, err = tx.CreateBucket(bucketSent); err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		put(tx.Bucket(bucketMeta), keyState, ch.state.append(nil)),
+		putSent(sent, ch.sent),
+		ch.putDead(tx.Bucket(bucketDead)),
+		putRetries(tx.Bucket(bucketRetry), ch.retries),
+		putTallies(tx.Bucket(bucketTally), ch.tallies),
+		ch.putAside(tx.Bucket(bucketAside)),
+		ch.putAsideLanes(tx.Bucket(bucketAsideLane)),
+	)
 }
 
 func putSent(b *bolt.Bucket, sent map[string][]byte) error {
@@ -109,9 +227,14 @@ func putSent(b *bolt.Bucket, sent map[string][]byte) error {
 	return nil
 }
 
-func putDead(b *bolt.Bucket, dead []DeadLetter) error {
-	for i := range dead {
-		if err := put(b, seqKey(dead[i].Record.Seq), dead[i].append(nil)); err != nil {
+func (ch *changes) putDead(b *bolt.Bucket) error {
+	for _, seq := range slices.Sorted(maps.Keys(ch.deadGone)) {
+		if err := b.Delete(seqKey(seq)); err != nil {
+			return err
+		}
+	}
+	for _, seq := range slices.Sorted(maps.Keys(ch.dead)) {
+		if err := b.Put(seqKey(seq), ch.dead[seq]); err != nil {
 			return err
 		}
 	}
@@ -141,14 +264,37 @@ func putTallies(b *bolt.Bucket, tallies map[string]Count) error {
 	return nil
 }
 
+func (ch *changes) putAside(b *bolt.Bucket) error {
+	for lane, gone := range ch.gone {
+		for _, seq := range slices.Sorted(maps.Keys(gone)) {
+			if err := b.Delete(asideKey(lane, seq)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, e := range ch.fresh {
+		if err := put(b, asideKey(laneKeyOf(e.rec.Lane), e.rec.Seq), appendAside(nil, e)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (ch *changes) putAsideLanes(b *bolt.Bucket) error {
+	for _, name := range sortedKeys(ch.lanes) {
+		k, a := retryKey(name), ch.lanes[name]
+		err := b.Delete(k)
+		if a != nil {
+			err = put(b, k, a.append(nil, name))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func put(b *bolt.Bucket, k, v []byte) error { return b.Put(k, seal(k, v)) }
 
 // sortedKeys lists keys in the order in which bbolt likes to be written.
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -44,13 +44,24 @@ type Outcome struct {
 func (c *Consumer) Claim(ctx context.Context) (*Claim, error) {
 	for {
 		c.mu.Lock()
-		cl, next := c.claimLocked()
+		l, next := c.claimLane()
 		woken := c.woken
-		c.mu.Unlock()
-		if cl != nil {
-			return cl, nil
+		if l == nil {
+			c.idle++
+			c.makeRoomIfCrowded()
 		}
-		if err := c.pause(ctx, woken, next); err != nil {
+		c.mu.Unlock()
+		if l != nil {
+			if cl := c.claim(l); cl != nil {
+				return cl, nil
+			}
+			continue
+		}
+		err := c.pause(ctx, woken, next)
+		c.mu.Lock()
+		c.idle--
+		c.mu.Unlock()
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -75,34 +86,74 @@ func (c *Consumer) pause(ctx context.Context, woken <-chan struct{}, next time.T
 
 // TryClaim claims a run if one is due now, else it gives nil.
 func (c *Consumer) TryClaim() *Claim {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	cl, _ := c.claimLocked()
-	return cl
+	for {
+		c.mu.Lock()
+		l, _ := c.claimLane()
+		c.mu.Unlock()
+		if l == nil {
+			return nil
+		}
+		if cl := c.claim(l); cl != nil {
+			return cl
+		}
+	}
 }
 
-func (c *Consumer) claimLocked() (*Claim, time.Time) {
-	if c.full != "" {
+// claimable says whether anything may be claimed. The caller holds c.mu.
+func (c *Consumer) claimable() bool {
+	return c.full == "" && c.failed == nil && c.state.paused == 0 && c.held == 0
+}
+
+// claimLane takes the next lane that is due; nil when there is none, and then the time
+// when there will be one, if that is known. The caller holds c.mu.
+func (c *Consumer) claimLane() (l *lane, next time.Time) {
+	if !c.claimable() {
 		return nil, time.Time{}
 	}
-	next := c.lanes.promote(time.Now())
-	l := c.lanes.take()
-	if l == nil {
-		return nil, next
+	next = c.lanes.promote(time.Now())
+	if l = c.lanes.take(); l != nil {
+		l.claimed = true
+		c.claims++
+	}
+	return l, next
+}
+
+// claim claims a run of a lane that claimLane gave. It is nil when nothing of the lane
+// could be read.
+func (c *Consumer) claim(l *lane) *Claim {
+	cl := &Claim{c: c, lane: l}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l.aside != nil {
+		c.mu.Unlock()
+		head, next, err := c.head(l)
+		c.mu.Lock()
+		if err != nil {
+			c.fail(err)
+		}
+		if l.records = head; l.aside != nil { // else all of it was lost
+			l.aside.next = next
+		}
+	}
+	if len(l.records) == 0 {
+		l.claimed = false
+		c.claims--
+		c.lanes.schedule(l)
+		c.wake()
+		return nil
 	}
 	n, size := 0, int64(0)
 	for n < len(l.records) && n < claimRecords && (n == 0 || size+l.records[n].bytes() <= claimBytes) {
 		size += l.records[n].bytes()
 		n++
 	}
-	cl := &Claim{c: c, lane: l, entries: l.records[:n:n], records: make([]Record, n)}
+	cl.entries, cl.records = l.records[:n:n], make([]Record, n)
 	for i, e := range cl.entries {
 		cl.records[i] = e.rec
 	}
 	l.taken = n
-	l.claimed = true
 	c.inFlight += n
-	return cl, next
+	return cl
 }
 
 // Lane is the key of the lane.
@@ -110,6 +161,12 @@ func (cl *Claim) Lane() string { return cl.lane.key }
 
 // Records are the claimed records in order, never none. They must not be changed.
 func (cl *Claim) Records() []Record { return cl.records }
+
+// Replay says whether record i is a dead letter that is tried again, and gives what was
+// answered the last time, as its Outcome had it.
+func (cl *Claim) Replay(i int) (results []byte, ok bool) {
+	return cl.entries[i].results, cl.entries[i].replay
+}
 
 // Attempts is how many tries of the head have failed so far, restarts included.
 func (cl *Claim) Attempts() int {
@@ -200,16 +257,13 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, o := range outcomes {
-		c.enter(cl.entries[i], o)
+		c.enter(l, cl.entries[i], o)
 		l.records[i] = nil // the lane's slice may live on for long: the record must not
 	}
 	ended := len(outcomes)
 	c.inFlight -= ended
 	l.records = l.records[ended:]
 	cl.entries, cl.records = cl.entries[ended:], cl.records[ended:]
-	if ended > 0 {
-		c.advance()
-	}
 	if tried {
 		c.setRetry(l, r)
 		l.due = due
@@ -218,9 +272,20 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 		cl.giveBack(0)
 	}
 	l.claimed, l.taken = false, 0
+	c.claims--
+	switch {
+	case l.aside != nil:
+		c.unload(l)
+	case r.attempts >= asideTries && c.flowing && c.delivered > l.others:
+		c.moveAside(l)
+	}
+	c.advance()
+	if ended > 0 || tried {
+		c.touch()
+	}
 	turn := l.turn
 	l.turn = ""
-	c.lanes.drop(cl.held)
+	c.lanes.letGo(cl.held)
 	if turn != "" && c.lanes.holds[turn] == nil && !slices.Contains(cl.held, turn) {
 		c.lanes.passOn(turn) // it was woken for this and did not need it
 	}

@@ -44,19 +44,29 @@ type Consumer struct {
 	dirty chan struct{} // has an element when there is something to write
 	haste chan struct{} // has an element when there is much to write
 	lanes lanes
-	// state is the ledger's: project and spans as they are; ended, newest and deadKept as
-	// of now; low and done as of the open, the window knows better; seen as of the last
-	// checkpoint.
+	side  sideplace
+	// state is the ledger's: all as of now, but for low and done, which are as of the open
+	// (the window knows better), and seen, as of the last checkpoint.
 	state ledgerState
 
 	// The window: what has been read and not passed by the low-water mark, in sequence.
 	// What has ended leaves a slot without an entry; the first slot always has one.
 	window      []slot
 	windowBytes int64
+	endedSlots  int    // slots without an entry, about
 	pending     int    // entries in the window that have not ended
-	inFlight    int    // of those, in claims
+	inFlight    int    // of those, and of the side place's, in claims
+	claims      int    // open ones
+	idle        int    // calls of Claim that wait
+	held        int    // who wants that nothing is claimed
+	flowing     bool   // Customer.io takes deliveries
+	delivered   uint64 // records, since the open
 	read        uint64 // everything up to here has been read
 	readCount   uint64 // the project's records in the log up to read
+	discardTo   uint64 // what is read up to here ends as Discarded
+	epoch       uint64 // counts how often the consumer has gone back in the log
+	reread      func() // ends the reader's wait for the log's next chunk, when epoch has changed
+	bound       bound
 
 	retries map[string]retryState // of lanes with failed tries, whether in the window or not
 	tallies map[string]Count
@@ -67,9 +77,23 @@ type Consumer struct {
 	sentNew      map[string][]byte
 	sentWriting  map[string][]byte // what the running checkpoint writes
 	full         string            // why the last checkpoint found no space; then nothing is claimed
-	deadNew      []DeadLetter
-	retriesNew   map[string]bool
-	talliesNew   map[string]bool
+	// What identifiers were sent before sentNew, or before sentWriting, counts no more.
+	forget, forgetting bool
+	deadNew            map[uint64][]byte // sealed
+	deadGone           map[uint64]bool   // before deadNew
+	deadGoing          map[uint64]bool   // what the running checkpoint deletes
+	retriesNew         map[string]bool
+	talliesNew         map[string]bool
+	failed             error // why Run ends
+
+	writing   sync.Mutex // one checkpoint at a time
+	operating sync.Mutex // one change at a time of what has ended already
+
+	// What expires dead letters: the time and bytes they have, and where the next look
+	// begins. Run's, but for the first two.
+	deadKeep   time.Duration
+	deadMost   int64
+	deadLooked uint64
 }
 
 func newConsumer(l *Log, o ConsumerOptions) *Consumer {
@@ -78,6 +102,7 @@ func newConsumer(l *Log, o ConsumerOptions) *Consumer {
 		woken: make(chan struct{}), room: make(chan struct{}), dirty: make(chan struct{}, 1), haste: make(chan struct{}, 1),
 		retries: map[string]retryState{}, tallies: map[string]Count{},
 		sentNew: map[string][]byte{}, retriesNew: map[string]bool{}, talliesNew: map[string]bool{},
+		deadNew: map[uint64][]byte{}, deadGone: map[uint64]bool{}, side: newSideplace(),
 	}
 }
 
@@ -141,9 +166,6 @@ func (c *Consumer) load(tx *bolt.Tx) (err error) {
 	if c.state, err = stateOf(tx); err != nil {
 		return err
 	}
-	if c.away != nil { // some may be missing now
-		c.state.deadKept = uint64(tx.Bucket(bucketDead).Stats().KeyN)
-	}
 	err = tx.Bucket(bucketRetry).ForEach(func(k, stored []byte) error {
 		if v, err := unseal(k, stored); err == nil {
 			if lane, r, err := readRetryState(v); err == nil {
@@ -152,6 +174,12 @@ func (c *Consumer) load(tx *bolt.Tx) (err error) {
 		}
 		return nil
 	})
+	if err == nil {
+		err = c.loadAside(tx)
+	}
+	if err == nil && c.away != nil {
+		err = c.recount(tx)
+	}
 	if err != nil {
 		return err
 	}
@@ -178,12 +206,9 @@ func (c *Consumer) begin() error {
 		return fmt.Errorf("its ledger belongs to project %q, the config says %q: give the sync another name, or its old project back", s.project, c.o.Project)
 	case len(s.spans) > 0:
 	case c.away != nil:
-		first, before, err := c.log.oldest(c.o.Project)
-		if err != nil {
+		if err := c.startOver(); err != nil {
 			return err
 		}
-		s.low, s.lowCount = first, before
-		s.spans = []span{{from: first, fromCount: before}}
 	default:
 		s.low, s.lowCount = tail, count
 	}
@@ -194,6 +219,9 @@ func (c *Consumer) begin() error {
 	moved := spans == 0 || on != c.o.Enabled // a span that begins or ends here has to be durable first
 	s.seen, s.seenCount = max(s.seen, tail), max(s.seenCount, count)
 	c.read, c.readCount = s.low, s.lowCount
+	if c.away != nil {
+		c.settleBooks(count)
+	}
 	c.changed = true
 	err := c.checkpoint()
 	if noSpace(err) && c.log.GiveReserve() {
@@ -255,11 +283,20 @@ func (c *Consumer) keepLedger(ctx context.Context, reader chan error) error {
 			reader <- err
 			return nil
 		case <-idle.C:
+			if err := c.keepHouse(); err != nil {
+				return err
+			}
 		case <-c.dirty:
 			if err := c.patientCheckpoint(ctx); err != nil {
 				return err
 			}
 			c.rest(ctx)
+		}
+		c.mu.Lock()
+		failed := c.failed
+		c.mu.Unlock()
+		if failed != nil {
+			return failed
 		}
 		if c.o.Beat != nil {
 			c.o.Beat()
@@ -302,10 +339,33 @@ func (c *Consumer) rest(ctx context.Context) {
 	}
 }
 
+// fail ends Run, since the ledger could not be read or written by someone else. The
+// caller holds c.mu.
+func (c *Consumer) fail(err error) {
+	if c.failed == nil {
+		c.failed = err
+	}
+	notify(c.dirty)
+}
+
 // readLog fills the window until ctx ends (nil) or the log cannot be read.
 func (c *Consumer) readLog(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := c.readOn(ctx); err != nil {
+			return fmt.Errorf("sync %s: read log: %w", c.o.Name, err)
+		}
+	}
+	return nil
+}
+
+// readOn reads from where the consumer is, until ctx ends or the consumer goes back in
+// the log.
+func (c *Consumer) readOn(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	c.mu.Lock()
-	r := c.log.Reader(c.read)
+	c.reread = stop
+	r, epoch := c.log.Reader(c.read), c.epoch
 	c.mu.Unlock()
 	for {
 		if c.waitForRoom(ctx) != nil {
@@ -316,10 +376,10 @@ func (c *Consumer) readLog(ctx context.Context) error {
 			return nil
 		}
 		if err == nil {
-			err = c.take(chunk)
+			err = c.take(chunk, epoch)
 		}
 		if err != nil {
-			return fmt.Errorf("sync %s: read log: %w", c.o.Name, err)
+			return err
 		}
 	}
 }
@@ -327,9 +387,10 @@ func (c *Consumer) readLog(ctx context.Context) error {
 func (c *Consumer) waitForRoom(ctx context.Context) error {
 	for {
 		c.mu.Lock()
-		full, room := c.windowBytes >= c.o.WindowBytes, c.room
+		roomy := !c.crowded() || c.relieve()
+		room := c.room
 		c.mu.Unlock()
-		if !full {
+		if roomy {
 			return ctx.Err()
 		}
 		select {
@@ -340,27 +401,31 @@ func (c *Consumer) waitForRoom(ctx context.Context) error {
 	}
 }
 
+// view is a look at the ledger's file. Panics and faults are ErrDamaged.
+func (c *Consumer) view(f func(*bolt.Tx) error) error {
+	return Guard(func() error { return c.db.View(f) })
+}
+
 // sent reads what an identifier was last sent.
 func (c *Consumer) sent(identifier string) (v []byte, err error) {
 	c.mu.Lock()
 	v, ok := c.sentNew[identifier]
-	if !ok {
+	if ok = ok || c.forget; !ok {
 		v, ok = c.sentWriting[identifier]
+		ok = ok || c.forgetting
 	}
 	c.mu.Unlock()
 	if ok {
 		return v, nil
 	}
-	err = Guard(func() error {
-		return c.db.View(func(tx *bolt.Tx) error {
-			k := []byte(identifier)
-			if stored := tx.Bucket(bucketSent).Get(k); stored != nil {
-				if whole, err := unseal(k, stored); err == nil {
-					v = append([]byte(nil), whole...)
-				} // else: taken as never sent; an identify is sent once more
-			}
-			return nil
-		})
+	err = c.view(func(tx *bolt.Tx) error {
+		k := []byte(identifier)
+		if stored := tx.Bucket(bucketSent).Get(k); stored != nil {
+			if whole, err := unseal(k, stored); err == nil {
+				v = append([]byte(nil), whole...)
+			} // else: taken as never sent; an identify is sent once more
+		}
+		return nil
 	})
 	switch {
 	case errors.Is(err, ErrDamaged): // likewise

@@ -479,7 +479,7 @@ func TestFlippedBitsInALedger(t *testing.T) {
 			}
 			chunk, err := l.Reader(0).Try()
 			must(t, err)
-			must(t, c.take(chunk))
+			must(t, c.take(chunk, 0))
 			failed := false
 			for cl := c.TryClaim(); cl != nil && !failed; cl = c.TryClaim() {
 				out := delivered(len(cl.Records()))

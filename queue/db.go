@@ -33,6 +33,9 @@ type DBOptions struct {
 	MmapBytes int
 	Buckets   []string // top-level buckets that a new file is born with
 	Format    byte     // format version; kept in the bucket "meta", checked at every open
+	// Upgrade, if set, brings a file of an older format up to Format when it is opened for
+	// writing, in one transaction, in which missing buckets have been made already.
+	Upgrade func(tx *bolt.Tx) error
 }
 
 var (
@@ -137,7 +140,16 @@ func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = Guard(func() error { return db.View(func(tx *bolt.Tx) error { return checkFormat(tx, o) }) })
+	older := false
+	err = Guard(func() error {
+		return db.View(func(tx *bolt.Tx) (err error) {
+			older, err = checkFormat(tx, o)
+			return err
+		})
+	})
+	if err == nil && older && !o.ReadOnly && o.Upgrade != nil {
+		err = Guard(func() error { return db.Update(func(tx *bolt.Tx) error { return upgrade(tx, o) }) })
+	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -174,24 +186,41 @@ func lockFile(f *os.File, how int, wait time.Duration) error {
 	}
 }
 
-func checkFormat(tx *bolt.Tx, o DBOptions) error {
+// checkFormat says whether the file is of an older format, which may lack buckets.
+func checkFormat(tx *bolt.Tx, o DBOptions) (older bool, err error) {
 	b := tx.Bucket(bucketMeta)
 	if b == nil {
-		return fmt.Errorf("no %q bucket: %w", bucketMeta, ErrDamaged)
+		return false, fmt.Errorf("no %q bucket: %w", bucketMeta, ErrDamaged)
 	}
 	v, err := unseal(keyFormat, b.Get(keyFormat))
 	if err != nil || len(v) != 1 {
-		return fmt.Errorf("no format version: %w", ErrDamaged)
+		return false, fmt.Errorf("no format version: %w", ErrDamaged)
 	}
 	if v[0] > o.Format {
-		return fmt.Errorf("format %d, this version knows up to %d: %w", v[0], o.Format, ErrNewerFormat)
+		return false, fmt.Errorf("format %d, this version knows up to %d: %w", v[0], o.Format, ErrNewerFormat)
+	}
+	if v[0] < o.Format && o.Upgrade != nil {
+		return true, nil
 	}
 	for _, name := range o.Buckets {
 		if tx.Bucket([]byte(name)) == nil {
-			return fmt.Errorf("no %q bucket: %w", name, ErrDamaged)
+			return false, fmt.Errorf("no %q bucket: %w", name, ErrDamaged)
 		}
 	}
-	return nil
+	return false, nil
+}
+
+// upgrade brings a file to o.Format. A crash before its commit leaves the older format.
+func upgrade(tx *bolt.Tx, o DBOptions) error {
+	for _, name := range o.Buckets {
+		if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
+			return err
+		}
+	}
+	if err := o.Upgrade(tx); err != nil {
+		return err
+	}
+	return put(tx.Bucket(bucketMeta), keyFormat, []byte{o.Format})
 }
 
 // damage marks the errors by which bbolt says that a file is not whole.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -36,12 +37,165 @@ func readDeadLetter(seq uint64, v []byte) (l DeadLetter, err error) {
 	return l, err
 }
 
+// bury enters a dead letter. The caller holds c.mu.
+func (c *Consumer) bury(d *DeadLetter) {
+	v := seal(seqKey(d.Record.Seq), d.append(nil))
+	c.deadNew[d.Record.Seq] = v
+	c.state.deadBytes += int64(len(v))
+	c.changedBytes += int64(len(v))
+}
+
 // DeadLetters calls f for each dead letter in the ledger, in order of sequence, and
 // ends early with f's error. Those of the last checkpoint are among them, later ones
 // not yet. What f does takes as long as it likes: it holds nothing up. After all that
 // can be read, ErrDamaged tells that some cannot. Safe for concurrent use.
 func (c *Consumer) DeadLetters(f func(DeadLetter) error) error {
-	return eachDeadLetter(func(look func(*bolt.Tx) error) error { return c.db.View(look) }, f)
+	return eachDeadLetter(c.view, f)
+}
+
+// DeadLetter gives the dead letter of a sequence, as of the last checkpoint; false when
+// there is none. ErrDamaged when it cannot be read.
+func (c *Consumer) DeadLetter(seq uint64) (d DeadLetter, ok bool, err error) {
+	err = c.view(func(tx *bolt.Tx) (err error) {
+		if v := tx.Bucket(bucketDead).Get(seqKey(seq)); v != nil {
+			ok = true
+			d, err = openDeadLetter(seqKey(seq), v)
+		}
+		return err
+	})
+	if err != nil {
+		return d, false, fmt.Errorf("dead letter %d of sync %s: %w", seq, c.o.Name, err)
+	}
+	return d, ok, nil
+}
+
+// ReplayDead makes dead letters pending again, in the side place, before all that waits
+// in their lanes. Those that are not there are passed over. n is how many there were; it
+// is durable when it returns nil.
+func (c *Consumer) ReplayDead(seqs []uint64) (n int, err error) {
+	return c.exhume(seqs, func(d *DeadLetter) {
+		e := &entry{rec: d.Record, replay: true, results: d.Results}
+		e.rec.Project = c.o.Project
+		l := c.lanes.lane(e.rec.Lane, c.restored)
+		if l.aside == nil {
+			c.moveAside(l)
+		}
+		c.setAside(l, e)
+		c.lanes.schedule(l)
+	})
+}
+
+// DropDead ends dead letters as Discarded. Those that are not there are passed over. n
+// is how many there were; it is durable when it returns nil.
+func (c *Consumer) DropDead(seqs []uint64) (n int, err error) {
+	return c.exhume(seqs, func(*DeadLetter) { c.discardedDead("dropped") })
+}
+
+// discardedDead enters a dead letter that is given up. The caller holds c.mu.
+func (c *Consumer) discardedDead(why string) {
+	c.state.ended[Discarded]++
+	c.state.newest[Discarded] = c.o.Now().UnixMilli()
+	c.count(Tally{Key: "record/discarded/dead_letter_" + why}, 1)
+}
+
+// exhume takes dead letters out of the ledger, and lets become decide, with c.mu held,
+// what becomes of each. One that is damaged stays, and the error says so.
+func (c *Consumer) exhume(seqs []uint64, become func(*DeadLetter)) (n int, err error) {
+	c.operating.Lock()
+	defer c.operating.Unlock()
+	if err := c.Flush(); err != nil {
+		return 0, err
+	}
+	var damaged []error
+	for _, seq := range seqs {
+		d, ok, err := c.DeadLetter(seq)
+		if errors.Is(err, ErrDamaged) {
+			damaged = append(damaged, err)
+			continue
+		}
+		if err != nil {
+			return n, err
+		}
+		c.mu.Lock()
+		if ok && !c.deadGone[seq] && !c.deadGoing[seq] {
+			n++
+			c.unbury(&d)
+			become(&d)
+		}
+		c.mu.Unlock()
+	}
+	return n, errors.Join(append(damaged, c.Flush())...)
+}
+
+// unbury takes a dead letter that is in the file out of the books. The caller holds c.mu.
+func (c *Consumer) unbury(d *DeadLetter) {
+	c.deadGone[d.Record.Seq] = true
+	c.state.ended[Dead]--
+	c.state.deadBytes -= int64(len(d.append(nil)) + sealBytes)
+	c.changedBytes += 64
+	c.touch()
+	c.wake()
+}
+
+// SetDeadLetterBounds says how long dead letters are kept, and in how many bytes; 0 = no
+// bound. Those that are older, and the first beyond, end as Discarded.
+func (c *Consumer) SetDeadLetterBounds(keep time.Duration, most int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadKeep, c.deadMost = keep, most
+}
+
+// deadLook is how many dead letters one look for expired ones reads: a bound, so that
+// many are passed through over many looks.
+const deadLook = 1000
+
+// expireDead gives up what is beyond the bounds. The caller holds c.operating.
+func (c *Consumer) expireDead() error {
+	c.mu.Lock()
+	keep, most, have, kept := c.deadKeep, c.deadMost, c.state.deadBytes, c.state.ended[Dead]
+	c.mu.Unlock()
+	if kept == 0 || keep == 0 && most == 0 {
+		return nil
+	}
+	from, before := c.deadLooked, c.o.Now().Add(-keep).UnixMilli()
+	tooMany := most > 0 && have > most
+	if tooMany {
+		from = 0 // the first go, whatever their age
+	}
+	var gone []DeadLetter
+	err := c.view(func(tx *bolt.Tx) error {
+		cur := tx.Bucket(bucketDead).Cursor()
+		k, v := cur.Seek(seqKey(from))
+		for n := 0; n < deadLook && k != nil; n++ {
+			d, err := openDeadLetter(k, v)
+			switch {
+			case err != nil: // who lists them tells of it
+			case most > 0 && have > most:
+				have -= int64(len(v))
+				gone = append(gone, d)
+			case keep > 0 && d.At < before:
+				gone = append(gone, d)
+			}
+			k, v = cur.Next()
+		}
+		c.deadLooked = 0
+		if k != nil && !tooMany {
+			c.deadLooked = binary.BigEndian.Uint64(k)
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, ErrDamaged) {
+		return fmt.Errorf("sync %s: read dead letters: %w", c.o.Name, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range gone {
+		if !c.deadGone[d.Record.Seq] && !c.deadGoing[d.Record.Seq] {
+			c.unbury(&d)
+			c.discardedDead("expired")
+		}
+	}
+	return nil
 }
 
 // DeadLetters reads those of a consumer that no process has open (else ErrLocked), as

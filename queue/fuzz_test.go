@@ -38,11 +38,11 @@ func FuzzReadLedgerState(f *testing.F) {
 	f.Add(s.append(nil))
 	f.Add(binary.AppendUvarint(nil, 1<<62))
 	f.Fuzz(func(t *testing.T, v []byte) {
-		s, err := readLedgerState(v)
+		s, err := readLedgerState(v, ledgerFormat)
 		if err != nil {
 			return
 		}
-		again, err := readLedgerState(s.append(nil))
+		again, err := readLedgerState(s.append(nil), ledgerFormat)
 		if err != nil || !reflect.DeepEqual(s, again) {
 			t.Fatalf("%+v, again %+v: %v", s, again, err)
 		}

@@ -5,10 +5,15 @@ import (
 	"time"
 )
 
-// entry is a record in the window.
+// entry is a pending record in memory.
 type entry struct {
 	rec Record
-	ord uint64 // its number among the records of its project
+	ord uint64 // its number among the records of its project; 0 when it was read from the side place
+
+	aside   bool // it is in the side place, not in the window
+	over    bool // it was, and is no more
+	replay  bool // a dead letter that is tried again
+	results []byte
 }
 
 func (e *entry) bytes() int64 { return int64(len(e.rec.Body)+len(e.rec.Lane)) + entryBytes }
@@ -24,8 +29,9 @@ const (
 // place that keeps the order of a user.
 type lane struct {
 	key     string
-	records []*entry // oldest first; the first of them may be in the claim
-	taken   int      // how many are
+	records []*entry   // oldest first; the first of them may be in the claim; of the side place none but these
+	taken   int        // how many are
+	aside   *asideLane // what of it is in the side place; nil = it is in the window
 	claimed bool
 	queued  bool // in lanes.ready
 	retry   retryState
@@ -33,6 +39,18 @@ type lane struct {
 	heap    int       // position in lanes.waiting, -1 = not there
 	parked  string    // the identifier that the head needs and another claim holds
 	turn    string    // the identifier for which it was woken, before others that need it
+	failed  time.Time // when the last try failed, by the monotonic clock; zero = none has since the start
+	others  uint64    // what the consumer had delivered when the first of the failed tries did
+}
+
+func (l *lane) empty() bool { return len(l.records) == 0 && l.aside == nil }
+
+// waiting counts the records that are not in a claim.
+func (l *lane) waiting() uint64 {
+	if l.aside != nil {
+		return l.aside.count - min(l.aside.count, uint64(l.taken))
+	}
+	return uint64(len(l.records) - l.taken)
 }
 
 // lanes holds what is in the window, by lane. It is guarded by the consumer.
@@ -48,15 +66,19 @@ func newLanes() lanes {
 	return lanes{byKey: map[string]*lane{}, holds: map[string]*Claim{}, parked: map[string][]*lane{}}
 }
 
-// add puts a record at the end of its lane and says whether the lane may have
-// become ready.
-func (ls *lanes) add(e *entry, restored func(key string) (retryState, time.Time)) {
-	l := ls.byKey[e.rec.Lane]
+// lane gives the lane of a key, a new one with the tries that restored remembers.
+func (ls *lanes) lane(key string, restored func(key string) (retryState, time.Time)) *lane {
+	l := ls.byKey[key]
 	if l == nil {
-		l = &lane{key: e.rec.Lane, heap: -1}
-		l.retry, l.due = restored(l.key)
-		ls.byKey[l.key] = l
+		l = &lane{key: key, heap: -1}
+		l.retry, l.due = restored(key)
+		ls.byKey[key] = l
 	}
+	return l
+}
+
+// add puts a record at the end of its lane, which is in the window.
+func (ls *lanes) add(l *lane, e *entry) {
 	l.records = append(l.records, e)
 	if len(l.records) == 1 {
 		ls.schedule(l)
@@ -68,7 +90,7 @@ func (ls *lanes) add(e *entry, restored func(key string) (retryState, time.Time)
 func (ls *lanes) schedule(l *lane) {
 	switch {
 	case l.claimed || l.queued || l.heap >= 0:
-	case len(l.records) == 0:
+	case l.empty():
 		if l.retry.attempts == 0 {
 			delete(ls.byKey, l.key)
 		}
@@ -98,6 +120,28 @@ func (ls *lanes) promote(now time.Time) time.Time {
 	return time.Time{}
 }
 
+// hasten makes every lane due now that waits for a try and whose last one failed at or
+// after since, and says how many those were.
+func (ls *lanes) hasten(since time.Time) (n int) {
+	var later laneHeap
+	for _, l := range ls.waiting {
+		l.heap = -1
+		if l.failed.Before(since) {
+			later = append(later, l)
+			continue
+		}
+		n++
+		l.due = time.Time{}
+		ls.schedule(l)
+	}
+	for i, l := range later {
+		l.heap = i
+	}
+	ls.waiting = later
+	heap.Init(&ls.waiting)
+	return n
+}
+
 // take gives the next ready lane, nil when there is none.
 func (ls *lanes) take() *lane {
 	if len(ls.ready) == 0 {
@@ -110,8 +154,20 @@ func (ls *lanes) take() *lane {
 	return l
 }
 
-// drop lets go of what a claim holds.
-func (ls *lanes) drop(held []string) {
+// drop forgets a lane that is empty and not claimed. Where it stands among the ready or
+// parked it is dropped when its turn comes.
+func (ls *lanes) drop(l *lane) {
+	if l.heap >= 0 {
+		heap.Remove(&ls.waiting, l.heap)
+	}
+	l.due = time.Time{}
+	if !l.queued && l.parked == "" {
+		delete(ls.byKey, l.key)
+	}
+}
+
+// letGo lets go of what a claim holds.
+func (ls *lanes) letGo(held []string) {
 	for _, id := range held {
 		delete(ls.holds, id)
 		ls.passOn(id)

@@ -310,7 +310,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	for i := range rounds {
 		w := newWriter(logEnd{seq: uint64(i), counts: map[string]uint64{"app": uint64(i)}}, nil)
 		must(t, batch("a1").Resolve(&w))
-		must(t, c.take(w.finish()[0]))
+		must(t, c.take(w.finish()[0], 0))
 		select {
 		case cl := <-claimed:
 			cl.Finish(delivered(1))

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -15,11 +16,16 @@ import (
 
 // A ledger is a consumer's memory: one bbolt file in the folder sync. Buckets:
 //
-//	meta   "format", and "state": the ledgerState, one value
-//	sent   identifier → what it was last sent (opaque)
-//	retry  hash of a lane → the lane, its failed tries and when the next is due
-//	dead   sequence → a dead letter, whole
-//	tally  key → a Count
+//	meta       "format", and "state": the ledgerState, one value
+//	sent       identifier → what it was last sent (opaque)
+//	retry      hash of a lane → the lane, its failed tries and when the next is due
+//	dead       sequence → a dead letter, whole
+//	tally      key → a Count
+//	aside      hash of a lane, sequence → a record of the side place, whole (aside.go)
+//	asidelane  hash of a lane → the lane, and how much of it is in the side place
+//
+// Format 1 had no side place, and nothing behind seenCount in its state but the number
+// of dead letters. It is brought up to format 2 when it is opened for writing.
 //
 // A checkpoint writes all that changed since the last one in one transaction, so
 // the low-water mark, the books, dead letters and what was last sent always agree.
@@ -27,19 +33,36 @@ import (
 // again, and sent again under the same ids. Every value ends with a checksum; an
 // entry that fails it is left out: a lane is then due at once, a count starts again,
 // an identifier counts as never sent.
-const ledgerFormat = 1
+const ledgerFormat = 2
 
 var (
-	bucketSent  = []byte("sent")
-	bucketRetry = []byte("retry")
-	bucketDead  = []byte("dead")
-	bucketTally = []byte("tally")
-	keyState    = []byte("state")
+	bucketSent      = []byte("sent")
+	bucketRetry     = []byte("retry")
+	bucketDead      = []byte("dead")
+	bucketTally     = []byte("tally")
+	bucketAside     = []byte("aside")
+	bucketAsideLane = []byte("asidelane")
+	keyState        = []byte("state")
 )
 
 func ledgerOptions() DBOptions {
-	return DBOptions{MmapBytes: 64 << 20, Format: ledgerFormat,
-		Buckets: []string{string(bucketSent), string(bucketRetry), string(bucketDead), string(bucketTally)}}
+	return DBOptions{MmapBytes: 64 << 20, Format: ledgerFormat, Upgrade: upgradeLedger,
+		Buckets: []string{string(bucketSent), string(bucketRetry), string(bucketDead), string(bucketTally),
+			string(bucketAside), string(bucketAsideLane)}}
+}
+
+// upgradeLedger writes the state of an older format in this one. Buckets that are new
+// are there already, and the format is entered by the caller, in the same transaction.
+func upgradeLedger(tx *bolt.Tx) error {
+	s, err := stateOf(tx)
+	if err != nil || s.project == "" {
+		return err
+	}
+	cur := tx.Bucket(bucketDead).Cursor()
+	for k, v := cur.First(); k != nil; k, v = cur.Next() {
+		s.deadBytes += int64(len(v))
+	}
+	return put(tx.Bucket(bucketMeta), keyState, s.append(nil))
 }
 
 func ledgerPath(storage, name string) string {
@@ -75,8 +98,23 @@ type ledgerState struct {
 	// there, so that a log that was damaged or restored from an older copy never uses a
 	// sequence twice, and what it has lost is counted.
 	seen, seenCount uint64
-	deadKept        uint64         // dead letters in the ledger
 	newest          [endings]int64 // by Ending: when the last one was entered, ms since 1970 UTC
+	deadBytes       int64          // of the dead letters in the ledger, of which there are ended[Dead]
+	rewound         uint64         // records taken once more by rewinds
+	lastRewind      int64          // ms since 1970 UTC, 0 = never
+	paused          int64          // since when, ms since 1970 UTC; 0 = it is not
+	workspace       int64          // where deliveries go, as Customer.io numbers it; 0 = not known yet
+	// id is the ledger's own, random; absorbed are those of ledgers that were taken into
+	// this one: should a crash leave such a file, it is deleted.
+	id       ledgerID
+	absorbed []ledgerID
+}
+
+type ledgerID [8]byte
+
+func newLedgerID() (id ledgerID) {
+	rand.Read(id[:]) // never fails: crypto/rand ends the process instead
+	return id
 }
 
 func (s *ledgerState) append(b []byte) []byte {
@@ -101,10 +139,20 @@ func (s *ledgerState) append(b []byte) []byte {
 	}
 	b = binary.AppendUvarint(b, s.seen)
 	b = binary.AppendUvarint(b, s.seenCount)
-	return binary.AppendUvarint(b, s.deadKept)
+	b = binary.AppendVarint(b, s.deadBytes)
+	b = binary.AppendUvarint(b, s.rewound)
+	for _, v := range []int64{s.lastRewind, s.paused, s.workspace} {
+		b = binary.AppendVarint(b, v)
+	}
+	b = append(b, s.id[:]...)
+	b = binary.AppendUvarint(b, uint64(len(s.absorbed)))
+	for _, id := range s.absorbed {
+		b = append(b, id[:]...)
+	}
+	return b
 }
 
-func readLedgerState(v []byte) (s ledgerState, err error) {
+func readLedgerState(v []byte, format byte) (s ledgerState, err error) {
 	d := decoder{b: v}
 	s.project = string(d.bytes())
 	n := d.uvarint()
@@ -127,20 +175,37 @@ func readLedgerState(v []byte) (s ledgerState, err error) {
 	}
 	s.seen = d.uvarint()
 	s.seenCount = d.uvarint()
-	s.deadKept = d.uvarint()
+	if format < 2 {
+		d.uvarint() // dead letters: s.ended[Dead]
+		s.id = newLedgerID()
+		return s, d.err
+	}
+	s.deadBytes = d.varint()
+	s.rewound = d.uvarint()
+	s.lastRewind, s.paused, s.workspace = d.varint(), d.varint(), d.varint()
+	copy(s.id[:], d.take(uint64(len(s.id))))
+	n = d.uvarint()
+	for i := uint64(0); i < n && d.err == nil; i++ {
+		s.absorbed = append(s.absorbed, ledgerID(append(d.take(8), make([]byte, 8)...)[:8]))
+	}
 	return s, d.err
 }
 
 func stateOf(tx *bolt.Tx) (ledgerState, error) {
-	v := tx.Bucket(bucketMeta).Get(keyState)
+	meta := tx.Bucket(bucketMeta)
+	v := meta.Get(keyState)
 	if v == nil {
-		return ledgerState{}, nil // created, and then the power went
+		return ledgerState{id: newLedgerID()}, nil // created, and then the power went
 	}
 	v, err := unseal(keyState, v)
 	if err != nil {
 		return ledgerState{}, fmt.Errorf("ledger state: %w", err)
 	}
-	s, err := readLedgerState(v)
+	format, err := unseal(keyFormat, meta.Get(keyFormat))
+	if err != nil {
+		return ledgerState{}, fmt.Errorf("ledger format: %w", err)
+	}
+	s, err := readLedgerState(v, format[0])
 	if err != nil {
 		return s, fmt.Errorf("ledger state: %w", err)
 	}
@@ -248,6 +313,9 @@ func readCount(v []byte) (Count, error) {
 	return c, d.err
 }
 
+// sealBytes is what seal adds.
+const sealBytes = 4
+
 // seal adds a checksum over key and value, since bbolt has none; unseal checks it
 // and gives the value, which shares v's memory.
 func seal(key, value []byte) []byte {
@@ -255,7 +323,7 @@ func seal(key, value []byte) []byte {
 }
 
 func unseal(key, v []byte) ([]byte, error) {
-	n := len(v) - 4
+	n := len(v) - sealBytes
 	if n < 0 || sealSum(key, v[:n]) != binary.BigEndian.Uint32(v[n:]) {
 		return nil, fmt.Errorf("checksum of an entry: %w", ErrDamaged)
 	}

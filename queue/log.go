@@ -60,17 +60,20 @@ type Log struct {
 	gone     chan struct{} // closed when nothing is committed any more
 	goneOnce sync.Once
 
-	disk diskSpace // the committer's
+	limits atomic.Pointer[Options] // o, with the bounds that are in force
+	disk   diskSpace               // the committer's
 
-	mu      sync.Mutex
-	files   []*logFile // oldest first; the last one is written
-	end     logEnd     // as of the last commit
-	recent  []*Chunk   // the newest chunks, oldest first, up to recentBytes
-	kept    int64      // raw bytes in recent
-	changed chan struct{}
-	holders map[string]uint64
-	setAway []SetAside
-	damaged map[uint64]bool // chunks (or positions) that could not be read, since start
+	mu       sync.Mutex
+	files    []*logFile // oldest first; the last one is written
+	end      logEnd     // as of the last commit
+	recent   []*Chunk   // the newest chunks, oldest first, up to recentBytes
+	kept     int64      // raw bytes in recent
+	changed  chan struct{}
+	holders  map[string]uint64
+	bounds   map[string]logBound // by holder
+	holdings uint64              // how many were made for a while
+	setAway  []SetAside
+	damaged  map[uint64]bool // chunks (or positions) that could not be read, since start
 
 	// Owned by the committer; before Run, by who opened the log.
 	writing  *logFile
@@ -118,11 +121,7 @@ func (e *logEnd) reach(seq uint64, counts map[string]uint64) {
 // the gap. Sequences that any ledger has seen are never used again. A file of a newer
 // format is ErrNewerFormat; then nothing was changed.
 func Open(o Options) (*Log, error) {
-	l := &Log{
-		o: o, dir: filepath.Join(o.Dir, "log"),
-		in: make(chan *pending, waiting), gone: make(chan struct{}), end: logEnd{counts: map[string]uint64{}},
-		changed: make(chan struct{}), holders: map[string]uint64{}, damaged: map[uint64]bool{},
-	}
+	l := newLog(o)
 	if err := makeFolders(o.Dir, l.dir, filepath.Join(o.Dir, "sync")); err != nil {
 		return nil, fmt.Errorf("storage folder: %w", err)
 	}
@@ -136,6 +135,25 @@ func Open(o Options) (*Log, error) {
 	}
 	l.keepReserve()
 	return l, nil
+}
+
+func newLog(o Options) *Log {
+	l := &Log{
+		o: o, dir: filepath.Join(o.Dir, "log"),
+		in: make(chan *pending, waiting), gone: make(chan struct{}), end: logEnd{counts: map[string]uint64{}},
+		changed: make(chan struct{}), holders: map[string]uint64{}, bounds: map[string]logBound{}, damaged: map[uint64]bool{},
+	}
+	l.limits.Store(&o)
+	return l
+}
+
+// SetLimits changes the bounds: MaxBytes, MinFree, Keep, KeepBytes, RotateBytes and
+// RotateAfter of o; the rest of it is ignored. Safe for concurrent use.
+func (l *Log) SetLimits(o Options) {
+	in := l.o
+	in.MaxBytes, in.MinFree, in.Keep, in.KeepBytes = o.MaxBytes, o.MinFree, o.Keep, o.KeepBytes
+	in.RotateBytes, in.RotateAfter = o.RotateBytes, o.RotateAfter
+	l.limits.Store(&in)
 }
 
 // makeFolders creates what is missing. When it returns nil, the names survive a
@@ -161,6 +179,9 @@ func (l *Log) open() error {
 		return err
 	}
 	if err := tidy(l.dir, filepath.Join(l.o.Dir, "sync")); err != nil {
+		return fmt.Errorf("tidy the storage folder: %w", err)
+	}
+	if err := dropAbsorbed(l.o.Dir); err != nil {
 		return fmt.Errorf("tidy the storage folder: %w", err)
 	}
 	known, counts, err := ledgersKnow(l.o.Dir)

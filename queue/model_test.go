@@ -159,7 +159,7 @@ func TestModel(t *testing.T) {
 					chunk, _, err := m.r.look()
 					m.check(err)
 					if chunk != nil {
-						m.check(m.c.take(chunk))
+						m.check(m.c.take(chunk, 0))
 					}
 				}
 			},

@@ -32,7 +32,7 @@ func (l *Log) keepReserve() {
 		return
 	}
 	free, err := freeBytes(l.o.Dir)
-	if err != nil || free < l.o.MinFree+2*reserveBytes {
+	if err != nil || free < l.limits.Load().MinFree+2*reserveBytes {
 		return
 	}
 	if os.WriteFile(path+newSuffix, make([]byte, reserveBytes), 0o600) != nil || os.Rename(path+newSuffix, path) != nil {

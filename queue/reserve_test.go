@@ -27,7 +27,7 @@ func standing(t *testing.T, dir string, items ...string) (*Log, *Consumer, func(
 		if chunk == nil {
 			break
 		}
-		if err := c.take(chunk); err != nil {
+		if err := c.take(chunk, 0); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -255,12 +255,25 @@ func saveEntries(path string) (saved int, err error) {
 		return 0, err
 	}
 	s := saver{to: to}
+	format := byte(ledgerFormat)
 	err = salvage(path, func(_ *tree, bucket string, k, v []byte) error {
-		if _, err := unseal(k, v); err != nil {
+		whole, err := unseal(k, v)
+		if err != nil {
 			return nil
 		}
-		if bucket == string(bucketMeta) && !bytes.Equal(k, keyState) {
-			return nil // the new one has its own format
+		if bucket == string(bucketMeta) {
+			switch {
+			case bytes.Equal(k, keyFormat) && len(whole) == 1: // it stands before the state
+				format = whole[0]
+				return nil // the new one has its own
+			case !bytes.Equal(k, keyState):
+				return nil
+			}
+			state, err := readLedgerState(whole, format)
+			if err != nil {
+				return nil
+			}
+			v = seal(k, state.append(nil))
 		}
 		return s.take(bucket, k, v)
 	})

@@ -159,6 +159,7 @@ func (l *Log) keepHouse(ctx context.Context) {
 // clean deletes the files that no holder needs and no rule keeps. A file that cannot
 // be removed is found again, and removed, after the next start.
 func (l *Log) clean() {
+	limits := l.limits.Load()
 	l.mu.Lock()
 	released := l.released()
 	bytes := int64(0)
@@ -166,7 +167,7 @@ func (l *Log) clean() {
 		bytes += f.bytes.Load()
 	}
 	drop := 0
-	for drop < released && (bytes > l.o.KeepBytes || l.age(l.files[drop]) >= l.o.Keep) {
+	for drop < released && (bytes > limits.KeepBytes || l.age(l.files[drop]) >= limits.Keep) {
 		bytes -= l.files[drop].bytes.Load()
 		drop++
 	}
@@ -214,7 +215,7 @@ func (l *Log) released() int {
 func (l *Log) age(f *logFile) time.Duration {
 	st, err := os.Stat(f.path)
 	if err != nil {
-		return l.o.Keep
+		return l.limits.Load().Keep
 	}
 	return l.o.Now().Sub(st.ModTime())
 }

@@ -29,6 +29,17 @@ type ConsumerStats struct {
 	LastDelivered int64
 	Low, Tail     uint64 // sequences: everything up to Low has ended; the log's last
 	LedgerBytes   int64
+
+	PausedSince  int64 // 0 = it is not paused
+	Workspace    int64 // of Customer.io, 0 = not known yet
+	Aside        Aside // the side place
+	PendingBytes int64 // of what is pending, on disk and about: the log from Low on, and the side place
+	MaxPending   int64 // its bound, 0 = none …
+	// … and what happens beyond it: the oldest are given up, or else new ones refused.
+	DiscardsOldest bool
+	LastRewind     int64
+	DeadBytes      int64
+	Full           string // why nothing is claimed: the disk takes no checkpoint; "" = it does
 }
 
 // Wait is what waits for one reason.
@@ -48,14 +59,16 @@ func (c *Consumer) Stats() (ConsumerStats, error) {
 	unread := c.unread(count)
 	st := ConsumerStats{
 		Name: c.o.Name, Project: c.o.Project, Enabled: c.o.Enabled,
-		InFlight: uint64(c.inFlight), DeadKept: s.deadKept,
+		InFlight: uint64(c.inFlight), DeadKept: s.ended[Dead], DeadBytes: s.deadBytes,
 		Waiting: map[string]Wait{}, Tallies: maps.Clone(c.tallies),
 		LastDelivered: s.newest[Delivered], Low: s.low, Tail: max(tail, c.read),
+		Aside: c.side.stats(), MaxPending: c.bound.most, DiscardsOldest: c.bound.discard,
+		PausedSince: s.paused, Workspace: s.workspace, LastRewind: s.lastRewind, Full: c.full,
 	}
-	st.Books = booksOf(&s, count, uint64(c.pending)+unread)
+	st.Books = booksOf(&s, count, uint64(c.pending)+c.side.records+unread)
 	for key, r := range c.retries {
 		if l := c.lanes.byKey[key]; l != nil && l.heap >= 0 {
-			n := uint64(len(l.records) - l.taken)
+			n := l.waiting()
 			st.Retry += n
 			st.note(r, n)
 		}
@@ -64,15 +77,21 @@ func (c *Consumer) Stats() (ConsumerStats, error) {
 	if len(c.window) > 0 {
 		st.Oldest = c.window[0].e.rec.Received
 	}
+	if side := st.Aside.Oldest; side != 0 && (st.Oldest == 0 || side < st.Oldest) {
+		st.Oldest = side
+	}
 	read, from := c.read, c.readCount
 	c.mu.Unlock()
-	if st.Oldest == 0 && unread > 0 {
+	if st.Oldest == 0 && unread > 0 { // what is aside was taken before what is unread
 		var err error
 		if st.Oldest, err = c.oldestUnread(&s, read, from); err != nil {
 			return st, err
 		}
 	}
 	st.LedgerBytes, _ = diskBytes(ledgerPath(c.log.o.Dir, c.o.Name))
+	if st.Books.Pending > 0 {
+		st.PendingBytes = c.log.bytesBehind(s.low) + st.Aside.Bytes
+	}
 	return st, nil
 }
 
@@ -119,7 +138,7 @@ func (st *ConsumerStats) note(r retryState, records uint64) {
 
 func booksOf(s *ledgerState, count, pending uint64) Books {
 	return Books{
-		Taken: takenOf(s.spans, count), Pending: pending,
+		Taken: takenOf(s.spans, count), Rewound: s.rewound, Pending: pending,
 		Delivered: s.ended[Delivered], Filtered: s.ended[Filtered], Dead: s.ended[Dead],
 		Discarded: s.ended[Discarded], Lost: s.ended[Lost],
 	}
@@ -153,9 +172,12 @@ func (l *Log) Stats() LogStats {
 	l.mu.Unlock()
 	st.Used = folderBytes(l.o.Dir)
 	st.Free, _ = freeBytes(l.o.Dir)
-	look := diskSpace{dir: l.o.Dir, maxBytes: l.o.MaxBytes, minFree: l.o.MinFree}
-	if full := look.full(l.refused.Load()); full != nil {
-		st.Full = full.Reason
+	limits := l.limits.Load()
+	look := diskSpace{dir: l.o.Dir, maxBytes: limits.MaxBytes, minFree: limits.MinFree}
+	for _, full := range []*FullError{l.overfull(l.refused.Load()), look.full(l.refused.Load())} {
+		if full != nil {
+			st.Full = full.Reason
+		}
 	}
 	return st
 }
@@ -169,7 +191,7 @@ func Inspect(dir string) (LogStats, []ConsumerStats, error) {
 		return LogStats{}, nil, err
 	}
 	defer lock.Close() // nil is harmless
-	l := &Log{o: Options{Dir: dir, Now: time.Now}, dir: filepath.Join(dir, "log"), changed: make(chan struct{}), damaged: map[uint64]bool{}}
+	l := newLog(Options{Dir: dir, Now: time.Now})
 	if l.files, err = listLog(l.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return LogStats{}, nil, err
 	}

@@ -13,10 +13,14 @@ type slot struct {
 }
 
 // take puts the records of a chunk into the window. One of no records tells only
-// that what stands before it cannot be read.
-func (c *Consumer) take(chunk *Chunk) error {
+// that what stands before it cannot be read. One that was read before the consumer
+// went back in the log (epoch) tells nothing.
+func (c *Consumer) take(chunk *Chunk, epoch uint64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if epoch != c.epoch {
+		return nil
+	}
 	if chunk.First > c.read {
 		if before := chunk.Before[c.o.Project]; before > c.readCount {
 			c.lose(before)
@@ -33,6 +37,9 @@ func (c *Consumer) take(chunk *Chunk) error {
 		case inRuns(c.state.done, c.readCount):
 			// It keeps a slot, so that the next checkpoint still knows that it has ended.
 			c.addEnded(run{c.readCount, c.readCount})
+		case r.Seq <= c.discardTo:
+			c.addEnded(run{c.readCount, c.readCount})
+			c.discarded(1)
 		default:
 			c.addEntry(r)
 		}
@@ -40,20 +47,28 @@ func (c *Consumer) take(chunk *Chunk) error {
 	})
 	c.read = max(c.read, chunk.Last())
 	c.advance()
+	c.touch()
 	c.wake()
 	return err
 }
 
-// addEntry puts a record at the end of the window and of its lane.
+// addEntry puts a record at the end of the window and of its lane, or, where the lane is
+// in the side place, there.
 func (c *Consumer) addEntry(r Record) {
 	// A copy: the window holds single records, not whole chunks.
 	r.Body = append([]byte(nil), r.Body...)
 	r.Project = c.o.Project
 	e := &entry{rec: r, ord: c.readCount}
+	l := c.lanes.lane(r.Lane, c.restored)
+	if l.aside != nil {
+		c.addEnded(run{e.ord, e.ord})
+		c.setAside(l, e)
+		return
+	}
 	c.window = append(c.window, slot{run{e.ord, e.ord}, e})
 	c.windowBytes += e.bytes() + slotBytes
 	c.pending++
-	c.lanes.add(e, c.restored)
+	c.lanes.add(l, e)
 }
 
 // addEnded puts a run of records that are no longer pending at the end of the window.
@@ -95,20 +110,49 @@ func (c *Consumer) restored(key string) (retryState, time.Time) {
 	return r, time.Now().Add(time.Duration(wait) * time.Millisecond)
 }
 
-// enter ends one record.
-func (c *Consumer) enter(e *entry, o Outcome) {
+// leaveWindow lets go of a record that has ended, or moves to the side place.
+func (c *Consumer) leaveWindow(e *entry) {
 	i := sort.Search(len(c.window), func(i int) bool { return c.window[i].first >= e.ord })
 	c.window[i].e = nil
 	c.windowBytes -= e.bytes()
 	c.pending--
+	c.endedSlots++
+}
+
+// joinSlots makes one of neighbouring slots without a record, once they are many: one
+// record that waits would fill the window with those of what has ended behind it.
+func (c *Consumer) joinSlots() {
+	if int64(c.endedSlots)*slotBytes < c.o.WindowBytes/4 {
+		return
+	}
+	joined := c.window[:0:0]
+	for _, w := range c.window {
+		if n := len(joined); w.e == nil && n > 0 && joined[n-1].e == nil && joined[n-1].last+1 == w.first {
+			joined[n-1].last = w.last
+			continue
+		}
+		joined = append(joined, w)
+	}
+	c.windowBytes -= int64(len(c.window)-len(joined)) * slotBytes
+	c.window, c.endedSlots = joined, 0
+}
+
+// enter ends one record.
+func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
+	if e.aside {
+		c.leaveAside(l, e.rec.Seq, e.bytes())
+	} else {
+		c.leaveWindow(e)
+	}
 	now := c.o.Now().UnixMilli()
 	c.state.ended[o.Ending]++
 	c.state.newest[o.Ending] = now
 	c.changedBytes += 64
-	if o.Ending == Dead {
-		c.deadNew = append(c.deadNew, DeadLetter{Record: e.rec, At: now, Reason: o.Reason, Results: o.Results})
-		c.state.deadKept++
-		c.changedBytes += e.bytes()
+	switch o.Ending {
+	case Delivered:
+		c.delivered++
+	case Dead:
+		c.bury(&DeadLetter{Record: e.rec, At: now, Reason: o.Reason, Results: o.Results})
 	}
 	if o.SentKey != "" && o.Sent != nil {
 		c.sentNew[o.SentKey] = o.Sent
@@ -137,6 +181,12 @@ func (c *Consumer) setRetry(l *lane, r retryState) {
 		return
 	}
 	l.retry = r
+	if r.attempts > 0 {
+		l.failed = time.Now()
+	}
+	if r.attempts == 1 {
+		l.others = c.delivered
+	}
 	if r.attempts == 0 {
 		delete(c.retries, l.key)
 	} else {
@@ -154,9 +204,20 @@ func (c *Consumer) advance() {
 	}
 	c.window = c.window[n:]
 	c.windowBytes -= int64(n) * slotBytes
+	c.endedSlots = max(c.endedSlots-n, 0)
+	c.makeRoom()
+}
+
+// makeRoom lets the reader look again whether it may go on.
+func (c *Consumer) makeRoom() {
 	close(c.room)
 	c.room = make(chan struct{})
-	c.touch()
+}
+
+func (c *Consumer) makeRoomIfCrowded() {
+	if c.crowded() {
+		c.makeRoom()
+	}
 }
 
 // touch asks for a checkpoint.

@@ -1,0 +1,258 @@
+package queue
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// ErrNotKept says that the log does not reach back as far as was asked for.
+var ErrNotKept = errors.New("the log does not reach back so far")
+
+// Rewound is what a rewind takes again.
+type Rewound struct {
+	Records     uint64 `json:"records"`      // that had ended, dead letters apart
+	DeadLetters uint64 `json:"dead_letters"` // that are pending again and no dead letters any more
+	Pending     uint64 `json:"pending"`      // records behind that point that were pending anyhow
+	From        int64  `json:"from"`         // when the first of all these was received, ms since 1970 UTC; 0 = there is none
+}
+
+// Kept tells since when the log has records: when the oldest was received, ms since
+// 1970 UTC; 0 = it has none.
+func (l *Log) Kept() (int64, error) {
+	c, err := l.Reader(0).Try()
+	if err != nil || c == nil {
+		return 0, err
+	}
+	first := int64(0)
+	err = c.Records(func(r Record) error { first = r.Received; return errStop })
+	if errors.Is(err, errStop) {
+		err = nil
+	}
+	return first, err
+}
+
+// rewindPoint is where a rewind begins.
+type rewindPoint struct {
+	position
+	received int64 // of the first record behind it, 0 = there is none
+	gone     bool  // records of that time may have been deleted
+}
+
+// pointAt finds the position before the first record that was received at or after a
+// time. What a clock that was set back has stored behind it belongs to it too.
+func (c *Consumer) pointAt(ctx context.Context, since int64) (p rewindPoint, err error) {
+	r := c.log.Reader(0)
+	first := true
+	for {
+		if err := ctx.Err(); err != nil {
+			return p, err
+		}
+		chunk, err := r.Try()
+		if err != nil {
+			return p, err
+		}
+		if chunk == nil {
+			p.seq, p.count = c.log.endOf(c.o.Project)
+			return p, nil
+		}
+		if first {
+			p.gone = chunk.First > 1
+		}
+		p.position = position{chunk.First - 1, chunk.Before[c.o.Project]}
+		err = chunk.Records(func(r Record) error {
+			if r.Received >= since {
+				p.received = r.Received
+				return errStop
+			}
+			p.gone = false // one from before is still there
+			p.seq = r.Seq
+			if r.Project == c.o.Project {
+				p.count++
+			}
+			return nil
+		})
+		first = false
+		if errors.Is(err, errStop) {
+			return p, nil
+		}
+		if err != nil {
+			return p, err
+		}
+	}
+}
+
+// RecordsSince calls f for each record that Rewind would take again, and for those that
+// are pending behind that point, in the order of the log.
+func (c *Consumer) RecordsSince(ctx context.Context, since int64, f func(Record) error) error {
+	release := c.log.holdFor("a look back of "+c.o.Name, 0)
+	defer release()
+	p, err := c.pointAt(ctx, since)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	spans := append([]span(nil), c.state.spans...)
+	c.mu.Unlock()
+	return c.eachTaken(ctx, p.position, math.MaxUint64, func(r Record, ord uint64) error {
+		if !takes(spans, ord) {
+			return nil
+		}
+		return f(r)
+	})
+}
+
+// Rewind goes back in the log: what the consumer has taken since a time (ms since 1970
+// UTC), whatever became of it, is pending again, under the same ids and in the order of
+// the log. Its dead letters among that are none any more. It waits for claims to end, as
+// long as ctx allows. With dryRun nothing changes.
+//
+// Where records of that time have been deleted it is ErrNotKept, with what the log still
+// has in From, unless what is there is enough (partly). It is durable when it returns
+// nil; a crash before leaves everything as it was.
+func (c *Consumer) Rewind(ctx context.Context, since int64, partly, dryRun bool) (re Rewound, err error) {
+	c.operating.Lock()
+	defer c.operating.Unlock()
+	// The files that are needed must not go while they are looked for.
+	letGo := c.log.holdFor("a rewind of "+c.o.Name, 0)
+	defer letGo()
+	p, err := c.pointAt(ctx, since)
+	if err != nil {
+		return re, fmt.Errorf("sync %s: rewind: %w", c.o.Name, err)
+	}
+	re.From = p.received
+	if p.gone && !partly {
+		return re, fmt.Errorf("sync %s: rewind: %w", c.o.Name, ErrNotKept)
+	}
+	release, err := c.hold(ctx)
+	if err != nil {
+		return re, err
+	}
+	defer release()
+	if err := c.Flush(); err != nil {
+		return re, err
+	}
+	dead, deadBytes, err := c.deadBehind(p.seq)
+	if err != nil {
+		return re, err
+	}
+	sides, err := c.sideBytes()
+	if err != nil {
+		return re, err
+	}
+
+	// No checkpoint that began before may end after this one, and release the log.
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if err := c.rewindTo(p.position, &re, dead, deadBytes, sides, dryRun); err != nil || dryRun {
+		return re, err
+	}
+	return re, c.checkpointLocked()
+}
+
+// rewindTo counts, and unless it is a dry run goes back; the next checkpoint writes it.
+func (c *Consumer) rewindTo(p position, re *Rewound, dead []uint64, deadBytes int64, sides []sideRecord, dryRun bool) error {
+	_, count := c.log.endOf(c.o.Project)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	count = max(count, c.readCount)
+	behind := uint64(0)
+	for _, r := range takenRuns(c.state.spans, p.count, count) {
+		behind += r.len()
+	}
+	stay := c.side.records
+	for _, s := range sides {
+		if s.seq > p.seq {
+			stay--
+		}
+	}
+	// What is pending in the end is all behind the position, and what stays in the side place.
+	re.DeadLetters = uint64(len(dead))
+	re.Pending = c.pendingNow(count) - stay
+	if known := re.Pending + re.DeadLetters; behind < known {
+		return fmt.Errorf("sync %s: rewind: there are %d records behind that time, but %d of them are pending or dead letters: the books are wrong (ampcio audit tells more)", c.o.Name, behind, known)
+	}
+	re.Records = behind - re.Pending - re.DeadLetters
+	if dryRun || re.Records+re.DeadLetters == 0 {
+		return nil
+	}
+	for _, s := range sides {
+		if l := c.side.lanes[s.lane]; s.seq > p.seq && l != nil {
+			c.leaveAside(l, s.seq, s.bytes)
+		}
+	}
+	c.goBack(p)
+	st := &c.state
+	st.rewound += re.Records
+	st.lastRewind = c.o.Now().UnixMilli()
+	st.ended[Dead] -= re.DeadLetters
+	st.deadBytes -= deadBytes
+	for _, seq := range dead {
+		c.deadGone[seq] = true
+	}
+	c.log.holdBack(c.holder(), p.seq)
+	c.touch()
+	return nil
+}
+
+// goBack makes the reader begin behind a position, with nothing in the window. Nothing
+// is in a claim. The caller holds c.mu.
+func (c *Consumer) goBack(p position) {
+	aside := c.side.lanes
+	c.lanes = newLanes()
+	c.window, c.windowBytes, c.endedSlots, c.pending = nil, 0, 0, 0
+	for name, old := range aside {
+		l := c.lanes.lane(name, c.restored)
+		l.aside, l.failed, l.others = old.aside, old.failed, old.others
+		aside[name] = l
+		c.lanes.schedule(l)
+	}
+	c.read, c.readCount = p.seq, p.count
+	c.state.done, c.discardTo = nil, 0
+	c.epoch++
+	if c.reread != nil {
+		c.reread()
+	}
+	c.makeRoom()
+}
+
+// deadBehind lists the dead letters behind a sequence.
+func (c *Consumer) deadBehind(after uint64) (seqs []uint64, bytes int64, err error) {
+	err = c.view(func(tx *bolt.Tx) error {
+		cur := tx.Bucket(bucketDead).Cursor()
+		for k, v := cur.Seek(seqKey(after + 1)); k != nil; k, v = cur.Next() {
+			if len(k) == 8 {
+				seqs = append(seqs, binary.BigEndian.Uint64(k))
+				bytes += int64(len(v))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("sync %s: read dead letters: %w", c.o.Name, err)
+	}
+	return seqs, bytes, nil
+}
+
+// holdFor keeps files from being deleted that have records behind a sequence, until
+// release. What is gone already does not come back.
+func (l *Log) holdFor(holder string, upTo uint64) (release func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.holdings++
+	holder = fmt.Sprintf("%s (%d)", holder, l.holdings)
+	l.holders[holder] = upTo
+	return func() { l.Forget(holder) }
+}
+
+// holdBack lets a holder need what is behind a sequence again; something else holds it
+// at this moment.
+func (l *Log) holdBack(holder string, upTo uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.holders[holder] = min(l.holders[holder], upTo)
+}
