@@ -340,6 +340,9 @@ func (c *Consumer) relieve() bool {
 			c.moveLargestAside()
 		}
 	}
+	if c.side.freshBytes >= c.o.WindowBytes/2 {
+		notify(c.haste)
+	}
 	return !c.crowded()
 }
 

@@ -77,7 +77,7 @@ func (c *Consumer) ReplayDead(seqs []uint64) (n int, err error) {
 		e := &entry{rec: d.Record, replay: true, results: d.Results}
 		e.rec.Project = c.o.Project
 		l := c.lanes.lane(e.rec.Lane, c.restored)
-		if l.aside == nil {
+		if l.aside == nil && len(l.records) > 0 {
 			c.moveAside(l)
 		}
 		c.setAside(l, e)

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -26,10 +27,11 @@ type model struct {
 	enabled bool
 
 	texts   []string // of project app, by number; "" = not taken
+	seqs    []uint64
 	ended   map[int]Ending
 	durable map[int]Ending
-	last    map[string]int // by lane: the number of the last record that ended
-	lastDur map[string]int
+	// Those that had ended so, and were taken once more.
+	rewound, rewoundDurable [endings]uint64
 }
 
 func (m *model) check(err error) {
@@ -52,7 +54,25 @@ func (m *model) open() {
 	m.c, err = OpenConsumer(m.log, co)
 	m.check(err)
 	m.r = m.log.Reader(m.c.read)
-	m.durable, m.lastDur = maps.Clone(m.ended), maps.Clone(m.last)
+	m.written()
+}
+
+// written says that all of now is on disk.
+func (m *model) written() { m.durable, m.rewoundDurable = maps.Clone(m.ended), m.rewound }
+
+// claimed says whether a lane has an open claim.
+func (m *model) claimed(lane string) bool {
+	return slices.ContainsFunc(m.claims, func(cl *Claim) bool { return cl.Lane() == lane })
+}
+
+// dead picks some dead letters, by number.
+func (m *model) dead(t *rapid.T, but func(lane string) bool) (numbers []int, seqs []uint64) {
+	for number := range m.texts {
+		if m.ended[number] == Dead && !but(laneOf(m.texts[number])) && rapid.Bool().Draw(t, "this one") {
+			numbers, seqs = append(numbers, number), append(seqs, m.seqs[number])
+		}
+	}
+	return numbers, seqs
 }
 
 // crash goes on with the files as they are, and forgets the memory.
@@ -64,7 +84,7 @@ func (m *model) crash() {
 	os.RemoveAll(m.dir())
 	m.life++
 	m.claims = nil
-	m.ended, m.last = maps.Clone(m.durable), maps.Clone(m.lastDur)
+	m.ended, m.rewound = maps.Clone(m.durable), m.rewoundDurable
 }
 
 func (m *model) append(project string, texts []string) {
@@ -75,11 +95,12 @@ func (m *model) append(project string, texts []string) {
 		m.check(m.log.prepare()) // no file comes and goes while a crash copies the folder
 	}
 	if project == "app" {
-		for _, text := range texts {
+		for i, text := range texts {
 			if !m.enabled {
 				text = ""
 			}
 			m.texts = append(m.texts, text)
+			m.seqs = append(m.seqs, m.log.Tail()-uint64(len(texts)-1-i))
 		}
 	}
 }
@@ -103,15 +124,15 @@ func (m *model) end(cl *Claim, n int, ending Ending) {
 		if m.texts[number] != string(r.Body) {
 			m.t.Fatalf("%s is not record %d", r.Body, number)
 		}
-		for earlier := m.last[r.Lane] + 1; earlier < number; earlier++ {
-			if text := m.texts[earlier]; text != "" && laneOf(text) == r.Lane {
+		for earlier := range number {
+			if text := m.texts[earlier]; text != "" && laneOf(text) == r.Lane && m.ended[earlier] == 0 {
 				m.t.Fatalf("%s before %s", r.Body, text)
 			}
 		}
 		if m.ended[number] != 0 {
 			m.t.Fatalf("%s ends twice", r.Body)
 		}
-		m.ended[number], m.last[r.Lane] = ending, number
+		m.ended[number] = ending
 	}
 }
 
@@ -132,7 +153,7 @@ func TestModel(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer os.RemoveAll(root)
-		m := &model{t: t, tb: tb, root: root, enabled: true, texts: []string{""}, ended: map[int]Ending{}, last: map[string]int{}}
+		m := &model{t: t, tb: tb, root: root, enabled: true, texts: []string{""}, seqs: []uint64{0}, ended: map[int]Ending{}}
 		m.open()
 		defer func() { m.c.Close(); m.log.Close() }()
 		pick := func(t *rapid.T) *Claim {
@@ -159,7 +180,7 @@ func TestModel(t *testing.T) {
 					chunk, _, err := m.r.look()
 					m.check(err)
 					if chunk != nil {
-						m.check(m.c.take(chunk, 0))
+						m.check(m.c.take(chunk, m.c.epoch))
 					}
 				}
 			},
@@ -188,7 +209,69 @@ func TestModel(t *testing.T) {
 			"return": func(t *rapid.T) { pick(t).Return() },
 			"checkpoint": func(t *rapid.T) {
 				m.check(m.c.checkpoint())
-				m.durable, m.lastDur = maps.Clone(m.ended), maps.Clone(m.last)
+				m.written()
+			},
+			"set aside": func(t *rapid.T) {
+				lane := fmt.Sprint(rapid.IntRange(0, 4).Draw(t, "lane"))
+				m.c.mu.Lock()
+				defer m.c.mu.Unlock()
+				if l := m.c.lanes.byKey[lane]; l != nil && l.aside == nil && len(l.records) > 0 {
+					m.c.moveAside(l)
+				}
+			},
+			"replay": func(t *rapid.T) {
+				numbers, seqs := m.dead(t, m.claimed)
+				n, err := m.c.ReplayDead(append(seqs, 1<<40))
+				m.check(err)
+				if n != len(seqs) {
+					t.Fatalf("%d of %d dead letters", n, len(seqs))
+				}
+				for _, number := range numbers {
+					delete(m.ended, number)
+				}
+				m.written()
+			},
+			"drop": func(t *rapid.T) {
+				numbers, seqs := m.dead(t, func(string) bool { return false })
+				n, err := m.c.DropDead(seqs)
+				m.check(err)
+				if n != len(seqs) {
+					t.Fatalf("%d of %d dead letters", n, len(seqs))
+				}
+				for _, number := range numbers {
+					m.ended[number] = Discarded
+				}
+				m.written()
+			},
+			"rewind": func(t *rapid.T) {
+				for _, cl := range m.claims {
+					cl.Return()
+				}
+				m.claims = nil
+				from := rapid.IntRange(0, len(m.texts)-1).Draw(t, "from")
+				again := uint64(0)
+				for number := from; number < len(m.texts); number++ {
+					if e := m.ended[number]; e != 0 && e != Dead {
+						again++
+					}
+				}
+				re, err := m.c.Rewind(t.Context(), int64(m.seqs[from])*1000, false, false)
+				if errors.Is(err, ErrNotKept) {
+					return
+				}
+				m.check(err)
+				if re.Records != again {
+					t.Fatalf("%+v, want %d", re, again)
+				}
+				for number := from; number < len(m.texts); number++ {
+					if e := m.ended[number]; e != Dead { // a dead letter is none any more
+						m.rewound[e]++
+					}
+					delete(m.ended, number)
+				}
+				m.rewound[0] = 0
+				m.r = m.log.Reader(m.c.read)
+				m.written()
 			},
 			"clean": func(t *rapid.T) { m.log.clean() },
 			"crash": func(t *rapid.T) { m.crash(); m.open() },
@@ -200,7 +283,11 @@ func TestModel(t *testing.T) {
 			"": func(t *rapid.T) {
 				st, err := m.c.Stats()
 				m.check(err)
-				want := Books{}
+				past := m.rewound
+				want := Books{Delivered: past[Delivered], Filtered: past[Filtered], Discarded: past[Discarded]}
+				for _, n := range past {
+					want.Rewound += n
+				}
 				for number, text := range m.texts {
 					if text == "" {
 						continue
@@ -213,6 +300,8 @@ func TestModel(t *testing.T) {
 						want.Filtered++
 					case Dead:
 						want.Dead++
+					case Discarded:
+						want.Discarded++
 					default:
 						want.Pending++
 					}

@@ -24,7 +24,7 @@ type Rewound struct {
 // Kept tells since when the log has records: when the oldest was received, ms since
 // 1970 UTC; 0 = it has none.
 func (l *Log) Kept() (int64, error) {
-	c, err := l.Reader(0).Try()
+	c, err := l.Reader(l.beforeFiles()).Try()
 	if err != nil || c == nil {
 		return 0, err
 	}
@@ -34,6 +34,14 @@ func (l *Log) Kept() (int64, error) {
 		err = nil
 	}
 	return first, err
+}
+
+// beforeFiles is the sequence before the first that a file has. The newest chunks are in
+// memory for longer, but a start would not find them.
+func (l *Log) beforeFiles() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.files[0].first - 1
 }
 
 // rewindPoint is where a rewind begins.
@@ -46,7 +54,7 @@ type rewindPoint struct {
 // pointAt finds the position before the first record that was received at or after a
 // time. What a clock that was set back has stored behind it belongs to it too.
 func (c *Consumer) pointAt(ctx context.Context, since int64) (p rewindPoint, err error) {
-	r := c.log.Reader(0)
+	r := c.log.Reader(c.log.beforeFiles())
 	first := true
 	for {
 		if err := ctx.Err(); err != nil {
@@ -133,21 +141,21 @@ func (c *Consumer) Rewind(ctx context.Context, since int64, partly, dryRun bool)
 		return re, err
 	}
 	defer release()
-	if err := c.Flush(); err != nil {
+	// No checkpoint that began before may end after this one, and release the log; nor
+	// may one move what the reader adds to the side place meanwhile out of sight.
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if err := c.checkpointLocked(); err != nil {
 		return re, err
 	}
 	dead, deadBytes, err := c.deadBehind(p.seq)
 	if err != nil {
 		return re, err
 	}
-	sides, err := c.sideBytes()
+	sides, err := c.sideList()
 	if err != nil {
 		return re, err
 	}
-
-	// No checkpoint that began before may end after this one, and release the log.
-	c.writing.Lock()
-	defer c.writing.Unlock()
 	if err := c.rewindTo(p.position, &re, dead, deadBytes, sides, dryRun); err != nil || dryRun {
 		return re, err
 	}
@@ -160,19 +168,25 @@ func (c *Consumer) rewindTo(p position, re *Rewound, dead []uint64, deadBytes in
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	count = max(count, c.readCount)
-	behind := uint64(0)
-	for _, r := range takenRuns(c.state.spans, p.count, count) {
-		behind += r.len()
-	}
-	stay := c.side.records
-	for _, s := range sides {
-		if s.seq > p.seq {
-			stay--
+	was := c.snapshot()
+	for name, l := range c.side.lanes {
+		for _, e := range l.aside.fresh { // the reader has gone on since
+			sides = append(sides, sideRecord{name, e.rec.Seq, e.bytes()})
 		}
 	}
-	// What is pending in the end is all behind the position, and what stays in the side place.
+	behind := uint64(0)
+	for _, r := range takenRuns(was.spans, p.count, count) {
+		behind += r.len()
+	}
+	for _, r := range takenRuns(was.spans, max(p.count, was.lowCount), count) {
+		re.Pending += r.len() - overlap(was.done, r)
+	}
+	for _, s := range sides {
+		if s.seq > p.seq {
+			re.Pending++
+		}
+	}
 	re.DeadLetters = uint64(len(dead))
-	re.Pending = c.pendingNow(count) - stay
 	if known := re.Pending + re.DeadLetters; behind < known {
 		return fmt.Errorf("sync %s: rewind: there are %d records behind that time, but %d of them are pending or dead letters: the books are wrong (ampcio audit tells more)", c.o.Name, behind, known)
 	}
@@ -185,7 +199,17 @@ func (c *Consumer) rewindTo(p position, re *Rewound, dead []uint64, deadBytes in
 			c.leaveAside(l, s.seq, s.bytes)
 		}
 	}
-	c.goBack(p)
+	// What stands before the position stays as it is, also what is still pending there.
+	start, done := p, []run(nil)
+	if was.low < p.seq {
+		start = position{was.low, was.lowCount}
+		for _, r := range was.done {
+			if r = r.within(r.first, p.count); r.len() > 0 {
+				done = append(done, r)
+			}
+		}
+	}
+	c.goBack(start, done)
 	st := &c.state
 	st.rewound += re.Records
 	st.lastRewind = c.o.Now().UnixMilli()
@@ -194,14 +218,14 @@ func (c *Consumer) rewindTo(p position, re *Rewound, dead []uint64, deadBytes in
 	for _, seq := range dead {
 		c.deadGone[seq] = true
 	}
-	c.log.holdBack(c.holder(), p.seq)
+	c.log.holdBack(c.holder(), start.seq)
 	c.touch()
 	return nil
 }
 
-// goBack makes the reader begin behind a position, with nothing in the window. Nothing
-// is in a claim. The caller holds c.mu.
-func (c *Consumer) goBack(p position) {
+// goBack makes the reader begin behind a position, with nothing in the window and what
+// has ended from there on. Nothing is in a claim. The caller holds c.mu.
+func (c *Consumer) goBack(p position, done []run) {
 	aside := c.side.lanes
 	c.lanes = newLanes()
 	c.window, c.windowBytes, c.endedSlots, c.pending = nil, 0, 0, 0
@@ -212,7 +236,7 @@ func (c *Consumer) goBack(p position) {
 		c.lanes.schedule(l)
 	}
 	c.read, c.readCount = p.seq, p.count
-	c.state.done, c.discardTo = nil, 0
+	c.state.done, c.discardTo = done, 0
 	c.epoch++
 	if c.reread != nil {
 		c.reread()

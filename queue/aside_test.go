@@ -1,0 +1,229 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// flowingConsumer has a small window, and a destination that takes deliveries.
+func flowingConsumer(t *testing.T, o Options, window int64) (*house, *Consumer, func()) {
+	t.Helper()
+	co := consumerOptions("p")
+	co.WindowBytes, co.Now = window, o.Now
+	h, cs := mustOpenAs(t, o, co)
+	cs["p"].Flowing(true)
+	return h, cs["p"], func() { h.close(cs) }
+}
+
+// deliver claims until nothing is due for a moment, fails the lanes named, each time for
+// twice as long, and delivers the others.
+func deliver(t *testing.T, c *Consumer, failing string, wait time.Duration) (got []string) {
+	t.Helper()
+	for {
+		ctx, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		cl, err := c.Claim(ctx)
+		stop()
+		if err != nil {
+			return got
+		}
+		if strings.Contains(failing, cl.Lane()) {
+			cl.Retry(wait<<min(cl.Attempts(), 8), "http_500")
+			continue
+		}
+		for _, r := range cl.Records() {
+			got = append(got, string(r.Body))
+		}
+		cl.Finish(delivered(len(cl.Records())))
+	}
+}
+
+// One user fails for ever, with far more waiting than a sync reads ahead. Everybody
+// else's events get through, the log's files go, and after a restart the user's events
+// come in their order.
+func TestALaneThatFailsMovesAsideAndHoldsNobodyUp(t *testing.T) {
+	o := options(t.TempDir())
+	o.RotateBytes = 256 << 10
+	h, c, closeAll := flowingConsumer(t, o, 64<<10)
+	var want []string
+	others := 0
+	for i := range 40 {
+		var items []string
+		for j := range 100 {
+			if j%2 == 0 {
+				want = append(want, fmt.Sprintf("F:%08d%s", 100*i+j, noise(uint64(i*j), 100)))
+				items = append(items, want[len(want)-1])
+				continue
+			}
+			others++
+			items = append(items, fmt.Sprintf("%d:%08d%s", j%8, 100*i+j, noise(uint64(j), 100)))
+		}
+		h.append(items...)
+	}
+	eventually(t, "all of the others' records are delivered", func() bool {
+		others -= len(deliver(t, c, "F", time.Millisecond))
+		return others == 0
+	})
+	eventually(t, "the log's files go", func() bool {
+		h.log.clean()
+		return h.log.Stats().Files == 1
+	})
+	st := mustStats(t, c)
+	if st.Aside.Lanes != 1 || st.Aside.Records != uint64(len(want)) || st.Books.Pending != uint64(len(want)) || st.Oldest != st.Aside.Oldest || st.PendingBytes < st.Aside.Bytes {
+		t.Errorf("%+v", st)
+	}
+	if st.Waiting["http_500"].Records != uint64(len(want)) && st.Ready == 0 {
+		t.Errorf("waiting: %+v", st.Waiting)
+	}
+	c.mu.Lock()
+	if n := len(c.window); n != 0 || c.windowBytes != 0 {
+		t.Errorf("the window holds %d slots of %d bytes", n, c.windowBytes)
+	}
+	c.mu.Unlock()
+	closeAll()
+
+	h, c, closeAll = flowingConsumer(t, o, 64<<10)
+	defer closeAll()
+	h.append("F:new", "z:new")
+	if st := mustStats(t, c); st.Aside.Records < uint64(len(want)) || st.Books.Pending != uint64(len(want))+2 {
+		t.Errorf("after a restart: %+v", st)
+	}
+	got := drain(t, c)
+	if !slices.Equal(got["F"], append(want, "F:new")) {
+		t.Errorf("%d records of the lane came back, the first %.10q", len(got["F"]), got["F"][0])
+	}
+	if st := mustStats(t, c); st.Aside != (Aside{}) {
+		t.Errorf("left over: %+v", st.Aside)
+	}
+	h.append("F:back")
+	cl := mustClaim(t, c)
+	if cl.entries[0].aside || bodies(cl.Records()) != "F:back " {
+		t.Errorf("the lane is not back in the window: %s", bodies(cl.Records()))
+	}
+	cl.Finish(delivered(1))
+}
+
+// A user with more waiting than the window holds is in delivery; whoever comes behind is
+// served at once.
+func TestABusyLaneMakesWayInAFullWindow(t *testing.T) {
+	h, c, closeAll := flowingConsumer(t, options(t.TempDir()), 32<<10)
+	defer closeAll()
+	var busy []string
+	for i := range 2000 {
+		busy = append(busy, fmt.Sprintf("B:%08d%s", i, noise(uint64(i), 50)))
+	}
+	h.append(busy...)
+	inFlight := mustClaim(t, c)
+	h.append("x:1")
+	cl := mustClaim(t, c) // waits in vain unless the window makes way
+	if cl.Lane() != "x" {
+		t.Fatalf("claimed %s", cl.Lane())
+	}
+	cl.Finish(delivered(1))
+	got := []string{}
+	for _, r := range inFlight.Records() {
+		got = append(got, string(r.Body))
+	}
+	inFlight.Finish(delivered(len(got)))
+	if got = append(got, drain(t, c)["B"]...); !slices.Equal(got, busy) {
+		t.Errorf("%d records, want %d in order", len(got), len(busy))
+	}
+}
+
+// While Customer.io takes nothing there is no sense in copying the queue: the reader
+// stops.
+func TestTheReaderStopsWhileNothingFlows(t *testing.T) {
+	h, c, closeAll := flowingConsumer(t, options(t.TempDir()), 32<<10)
+	defer closeAll()
+	c.Flowing(false)
+	for range 5 {
+		h.fill("app", 1000, 100)
+	}
+	deliver(t, c, "01234567", time.Hour)
+	if st := mustStats(t, c); st.Aside.Lanes != 0 || st.Books.Pending != 5000 {
+		t.Errorf("%+v", st)
+	}
+	c.mu.Lock()
+	if c.windowBytes > 2*c.o.WindowBytes+chunkBytes {
+		t.Errorf("the window grew to %d", c.windowBytes)
+	}
+	c.mu.Unlock()
+	c.Flowing(true)
+	c.Hasten(time.Time{})
+	if n := len(deliver(t, c, "", 0)); n != 5000 {
+		t.Errorf("%d delivered", n)
+	}
+}
+
+// Five failures while others get through are enough, also in an empty window: a lane
+// that waits must not keep files of the log.
+func TestALaneThatKeepsFailingMovesAsideByItself(t *testing.T) {
+	h, c, closeAll := flowingConsumer(t, options(t.TempDir()), 1<<20)
+	defer closeAll()
+	h.append("F:1")
+	for i := range asideTries {
+		cl := mustClaim(t, c)
+		cl.Retry(0, "http_500")
+		if side := mustStats(t, c).Aside.Lanes; side != 0 {
+			t.Errorf("aside after %d tries although nobody else was served", i+1)
+		}
+	}
+	h.append("g:1")
+	deliver(t, c, "F", time.Hour)
+	c.Hasten(time.Time{})
+	deliver(t, c, "F", time.Hour)
+	if side := mustStats(t, c).Aside; side.Lanes != 1 {
+		t.Errorf("%+v", side)
+	}
+	caughtUp(t, h, c)
+	eventually(t, "the low-water mark passes it", func() bool { return h.log.held("sync/p") == h.log.Tail() })
+	if n := c.Hasten(time.Now().Add(time.Hour)); n != 0 {
+		t.Errorf("%d lanes have failed in an hour", n)
+	}
+	if n := c.Hasten(time.Time{}); n != 1 {
+		t.Errorf("%d lanes to hasten", n)
+	}
+	cl := mustClaim(t, c)
+	if cl.Attempts() != asideTries+2 {
+		t.Errorf("%d attempts", cl.Attempts())
+	}
+	cl.Finish(delivered(1))
+}
+
+// What a damaged side place has lost is counted, and the rest goes on.
+func TestDamagedRecordsOfTheSidePlaceAreLost(t *testing.T) {
+	o := options(t.TempDir())
+	h, c, closeAll := flowingConsumer(t, o, 1<<20)
+	h.append("F:1", "F:2", "F:3")
+	caughtUp(t, h, c)
+	c.mu.Lock()
+	c.moveAside(c.lanes.byKey["F"])
+	c.mu.Unlock()
+	closeAll()
+	db, err := OpenDB(ledgerPath(o.Dir, "p"), ledgerOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := db.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := asideKey(laneKeyOf("F"), 2)
+	v := slices.Clone(tx.Bucket(bucketAside).Get(k))
+	v[5] ^= 1
+	if err := errors.Join(tx.Bucket(bucketAside).Put(k, v), tx.Commit(), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_, c, closeAll = flowingConsumer(t, o, 1<<20)
+	defer closeAll()
+	if got := drain(t, c)["F"]; !slices.Equal(got, []string{"F:1", "F:3"}) {
+		t.Errorf("got %v", got)
+	}
+	if st := mustStats(t, c); st.Books.Lost != 1 || st.Books.Delivered != 2 {
+		t.Errorf("%+v", st.Books)
+	}
+}
