@@ -118,6 +118,22 @@ func newLedgerID() (id ledgerID) {
 }
 
 func (s *ledgerState) append(b []byte) []byte {
+	b = s.appendFormat1(b)
+	b = binary.AppendVarint(b, s.deadBytes)
+	b = binary.AppendUvarint(b, s.rewound)
+	for _, v := range []int64{s.lastRewind, s.paused, s.workspace} {
+		b = binary.AppendVarint(b, v)
+	}
+	b = append(b, s.id[:]...)
+	b = binary.AppendUvarint(b, uint64(len(s.absorbed)))
+	for _, id := range s.absorbed {
+		b = append(b, id[:]...)
+	}
+	return b
+}
+
+// appendFormat1 writes what format 1 has too, and at the same place.
+func (s *ledgerState) appendFormat1(b []byte) []byte {
 	b = appendBytes(b, s.project)
 	b = binary.AppendUvarint(b, uint64(len(s.spans)))
 	for _, r := range s.spans {
@@ -138,18 +154,7 @@ func (s *ledgerState) append(b []byte) []byte {
 		b = binary.AppendVarint(b, s.newest[i])
 	}
 	b = binary.AppendUvarint(b, s.seen)
-	b = binary.AppendUvarint(b, s.seenCount)
-	b = binary.AppendVarint(b, s.deadBytes)
-	b = binary.AppendUvarint(b, s.rewound)
-	for _, v := range []int64{s.lastRewind, s.paused, s.workspace} {
-		b = binary.AppendVarint(b, v)
-	}
-	b = append(b, s.id[:]...)
-	b = binary.AppendUvarint(b, uint64(len(s.absorbed)))
-	for _, id := range s.absorbed {
-		b = append(b, id[:]...)
-	}
-	return b
+	return binary.AppendUvarint(b, s.seenCount)
 }
 
 func readLedgerState(v []byte, format byte) (s ledgerState, err error) {
