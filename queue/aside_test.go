@@ -227,3 +227,34 @@ func TestDamagedRecordsOfTheSidePlaceAreLost(t *testing.T) {
 		t.Errorf("%+v", st.Books)
 	}
 }
+
+// A large side place leaves a ledger that gives its space back.
+func TestALedgerGivesSpaceBack(t *testing.T) {
+	o := options(t.TempDir())
+	h, c, closeAll := flowingConsumer(t, o, 1<<20)
+	defer func() { closeAll() }()
+	large := noise(1, 1<<20)
+	for i := range 24 {
+		h.append(fmt.Sprintf("F:%02d%s", i, large))
+		caughtUp(t, h, c)
+		c.mu.Lock()
+		if l := c.lanes.byKey["F"]; l.aside == nil {
+			c.moveAside(l)
+		}
+		c.mu.Unlock()
+		must(t, c.Flush())
+	}
+	drain(t, c)
+	must(t, c.Flush())
+	h.append("g:1")
+	mustClaim(t, c).Finish([]Outcome{{Ending: Delivered, SentKey: "id:g", Sent: []byte("kept")}})
+	eventually(t, "the ledger is small", func() bool { return mustStats(t, c).LedgerBytes < 2<<20 })
+	closeAll()
+	_, c, closeAll = flowingConsumer(t, o, 1<<20)
+	if v, err := c.sent("id:g"); string(v) != "kept" || err != nil {
+		t.Errorf("%q, %v", v, err)
+	}
+	if st := mustStats(t, c); st.Books.Delivered != 25 {
+		t.Errorf("%+v", st.Books)
+	}
+}

@@ -55,7 +55,10 @@ func (c *Consumer) keepHouse() error {
 	c.mu.Lock()
 	c.tellBound()
 	c.mu.Unlock()
-	return c.expireDead()
+	if err := c.expireDead(); err != nil {
+		return err
+	}
+	return c.compact()
 }
 
 // discardOldest gives up the oldest of what is pending while it is more than the bound,

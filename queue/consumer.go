@@ -86,7 +86,8 @@ type Consumer struct {
 	talliesNew         map[string]bool
 	failed             error // why Run ends
 
-	writing   sync.Mutex // one checkpoint at a time
+	using     sync.RWMutex // of db and file, which change when the ledger is written anew
+	writing   sync.Mutex   // one checkpoint at a time
 	operating sync.Mutex // one change at a time of what has ended already
 
 	// What expires dead letters: the time and bytes they have, and where the next look
@@ -94,6 +95,8 @@ type Consumer struct {
 	deadKeep   time.Duration
 	deadMost   int64
 	deadLooked uint64
+
+	compactAfter time.Time // Run's
 }
 
 func newConsumer(l *Log, o ConsumerOptions) *Consumer {
@@ -403,6 +406,8 @@ func (c *Consumer) waitForRoom(ctx context.Context) error {
 
 // view is a look at the ledger's file. Panics and faults are ErrDamaged.
 func (c *Consumer) view(f func(*bolt.Tx) error) error {
+	c.using.RLock()
+	defer c.using.RUnlock()
 	return Guard(func() error { return c.db.View(f) })
 }
 
@@ -429,7 +434,7 @@ func (c *Consumer) sent(identifier string) (v []byte, err error) {
 	})
 	switch {
 	case errors.Is(err, ErrDamaged): // likewise
-		suspect(c.db.Path())
+		suspect(ledgerPath(c.log.o.Dir, c.o.Name))
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("sync %s: read what was sent: %w", c.o.Name, err)

@@ -1,0 +1,72 @@
+package queue
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// bbolt gives nothing back to the disk: a ledger whose side place or dead letters were
+// large keeps its size. So it is written anew when most of it is free.
+const (
+	compactFree  = 16 << 20 // bytes that must be free, and more than half of the file
+	compactMost  = 512 << 20
+	compactEvery = 10 * time.Minute
+)
+
+// compact writes the ledger anew when that gives much back to the disk. Checkpoints
+// wait for it; looks do not. A crash leaves the ledger as it was, or the new one.
+func (c *Consumer) compact() error {
+	if now := time.Now(); now.Before(c.compactAfter) {
+		return nil
+	}
+	free := int64(c.db.Stats().FreePageN) * int64(c.db.Info().PageSize)
+	st, err := c.file.Stat()
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", c.o.Name, err)
+	}
+	if live := st.Size() - free; free < compactFree || free < live || live > compactMost {
+		return nil
+	}
+	c.compactAfter = time.Now().Add(compactEvery)
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	path := ledgerPath(c.log.o.Dir, c.o.Name)
+	fresh := path + newSuffix
+	err = Guard(func() error { return compactTo(fresh, c.db) })
+	if err != nil {
+		os.Remove(fresh)
+		if noSpace(err) {
+			return nil
+		}
+		if errors.Is(err, ErrDamaged) {
+			suspect(path) // the next start looks; until then it goes on as it is
+			return nil
+		}
+		return fmt.Errorf("sync %s: compact the ledger: %w", c.o.Name, err)
+	}
+	c.using.Lock()
+	defer c.using.Unlock()
+	if err := c.db.Close(); err != nil {
+		return fmt.Errorf("sync %s: close the ledger: %w", c.o.Name, err)
+	}
+	if err := renameDurably(fresh, path); err != nil {
+		return fmt.Errorf("sync %s: %w", c.o.Name, err)
+	}
+	c.db, c.file, err = openDB(path, ledgerOptions())
+	return err
+}
+
+func compactTo(path string, from *bolt.DB) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	to, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType, NoSync: true})
+	if err != nil {
+		return err
+	}
+	return errors.Join(bolt.Compact(to, from, 1<<20), to.Sync(), to.Close())
+}
