@@ -178,35 +178,32 @@ func (s *Sync) lastAsked(ctx context.Context) time.Time {
 // watch keeps the door: it opens it when the region endpoint agrees, and while it
 // is shut asks again: by backoff when there is no answer, at most once a minute
 // when the answer was no, and whenever somebody asks for it. It returns when ctx
-// ends; an error is of the ledger.
-func (s *Sync) watch(ctx context.Context) error {
+// ends.
+func (s *Sync) watch(ctx context.Context) {
 	failures := 0
 	next := s.door.resume()
 	for {
 		q, ok := s.nextQuestion(ctx, next)
 		if !ok {
-			return nil
+			return
 		}
 		asked := s.o.Now()
 		account, err := s.ask(ctx, asked)
 		if ctx.Err() != nil {
 			q.reply(ctx.Err())
-			return nil
+			return
 		}
+		var unwritten error
 		if err == nil {
-			var broken error
-			if err, broken = s.enterWorkspace(account, q.adopt); broken != nil {
-				q.reply(broken)
-				return broken
-			}
+			err, unwritten = s.enterWorkspace(account, q.adopt)
 		}
 		switch {
 		case err == nil:
 			failures = 0
 			s.door.agree(account)
-			q.reply(nil)
+			q.reply(unwritten)
 			if !s.waitShut(ctx) {
-				return nil
+				return
 			}
 			// A first block is asked about at once: it may be Customer.io's mistake.
 			// One that follows upon a question waits its minute.
@@ -231,8 +228,9 @@ func (s *Sync) watch(ctx context.Context) error {
 
 // enterWorkspace compares the workspace that the keys lead to with the one that the
 // ledger's events were accepted for. Another one, with events pending, needs a
-// person's word (adopt). broken is of the ledger.
-func (s *Sync) enterWorkspace(account Account, adopt bool) (e *AccountError, broken error) {
+// person's word (adopt). unwritten is the ledger's: the disk is full, and a crash may
+// forget what is in force now; any other trouble of it ends the consumer.
+func (s *Sync) enterWorkspace(account Account, adopt bool) (e *AccountError, unwritten error) {
 	from, to := s.source.Workspace(), account.EnvironmentID
 	if to == 0 { // Customer.io has not told
 		return nil, nil
@@ -242,7 +240,8 @@ func (s *Sync) enterWorkspace(account Account, adopt bool) (e *AccountError, bro
 	case errors.Is(err, queue.ErrOtherWorkspace):
 		return otherWorkspace(s.o.Name, from, to), nil
 	case err != nil:
-		return nil, fmt.Errorf("deliver %s: enter workspace %d: %w", s.o.Name, to, err)
+		s.o.Log.Warn("the workspace is not written down yet", "workspace", to, "error", err)
+		return nil, fmt.Errorf("write down workspace %d: %w", to, err)
 	case from != 0 && from != to && adopt:
 		s.o.Log.Warn("another workspace was adopted; what is pending goes to it", "from", from, "to", to)
 	case from != 0 && from != to:

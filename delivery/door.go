@@ -19,6 +19,7 @@ type door struct {
 	now       func() time.Time
 	log       *slog.Logger
 	mayRefuse func(bool) // told whether a full queue may refuse new events: not where nobody empties it
+	flow      func(open bool)
 
 	mu       sync.Mutex
 	isOpen   bool
@@ -39,7 +40,7 @@ type left struct {
 }
 
 func newDoor(o *Options) *door {
-	d := &door{now: o.Now, log: o.Log, mayRefuse: func(bool) {}, open: make(chan struct{}), shut: make(chan struct{})}
+	d := &door{now: o.Now, log: o.Log, mayRefuse: func(bool) {}, flow: func(bool) {}, open: make(chan struct{}), shut: make(chan struct{})}
 	close(d.shut)
 	d.status = Status{Sync: o.Name, State: Stopped, Since: o.Now()}
 	return d
@@ -81,6 +82,7 @@ func (d *door) close() {
 		d.isOpen = false
 		d.open = make(chan struct{})
 		close(d.shut)
+		d.flow(false)
 	}
 }
 
@@ -169,6 +171,7 @@ func (d *door) agree(account Account) {
 	d.openedAt = d.now()
 	d.shut = make(chan struct{})
 	close(d.open)
+	d.flow(true)
 	before, since := d.status.State, d.status.Since
 	d.status.Account = account
 	d.status.Failures = 0

@@ -34,6 +34,7 @@ type gate struct {
 	o    *Options
 	log  *slog.Logger
 	base string
+	flow func(open bool) // told whether it is open
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed, and made anew, when those who wait should look again
@@ -46,6 +47,7 @@ type gate struct {
 	failures int       // requests in a row that failed
 	first    time.Time // of the first of them
 	lane     string    // that the only one was about, "" = several
+	blamed   int       // lanes that are at fault, since the newest good answer
 
 	// While it is closed.
 	reason  string
@@ -68,6 +70,7 @@ type told struct {
 	pass    pass
 	reading reading
 	lane    string // that all its operations are of, "" = of several
+	suspect bool   // one of the lanes has failed before
 	// expected is a failure that was foreseen: something of this request is at fault,
 	// and which is being looked for, or known. It says nothing of the destination.
 	expected bool
@@ -76,6 +79,7 @@ type told struct {
 // news is what an answer has changed.
 type news struct {
 	worked bool      // the answer before this one was a good one
+	blamed bool      // the request's one lane is at fault
 	opened bool      // the gate has been opened by it
 	since  time.Time // of opened: when the failures began
 }
@@ -87,7 +91,7 @@ const (
 )
 
 func newGate(o *Options, base string) *gate {
-	return &gate{o: o, log: o.Log, base: base, changed: make(chan struct{}), state: GateOpen, since: o.Now()}
+	return &gate{o: o, log: o.Log, base: base, flow: func(bool) {}, changed: make(chan struct{}), state: GateOpen, since: o.Now()}
 }
 
 // wake lets all who wait look again; with mu held.
@@ -201,7 +205,7 @@ func (g *gate) answered(t told) news {
 		if old {
 			return n // it tells nothing of what has failed since
 		}
-		g.works, g.failures = true, 0
+		g.works, g.failures, g.blamed = true, 0, 0
 		if g.state == GateOpening {
 			if g.limit *= 2; g.limit >= g.o.Concurrency {
 				g.enterState(GateOpen, g.o.Now())
@@ -213,7 +217,13 @@ func (g *gate) answered(t told) news {
 	case r.wait > 0, r.blameless() && !old:
 		g.count(t)
 		g.shut(r)
-	case !old && !t.expected:
+	case old || t.expected:
+	case t.suspect && t.lane != "" && r.ambiguous() && n.worked && g.blamed < closeAfter:
+		// Alone it fails again, and all others get through. But not for ever: where
+		// everybody has failed before, it may be the destination once more.
+		g.blamed++
+		n.blamed = true
+	default:
 		if g.count(t); g.failures >= closeAfter {
 			g.shut(r)
 		}
@@ -258,6 +268,14 @@ func (g *gate) failedWhileClosed(t told, old bool) {
 
 func (g *gate) enterState(s GateState, since time.Time) {
 	g.state, g.since = s, since
+	g.flow(s != GateClosed)
+}
+
+// begin is called when Run begins.
+func (g *gate) begin() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.flow(g.state != GateClosed)
 }
 
 // shut closes the gate, whose failures began at first.
@@ -265,7 +283,7 @@ func (g *gate) shut(r *reading) {
 	g.enterState(GateClosed, g.first)
 	g.era++
 	g.inFlight, g.probing, g.probes = 0, false, 0
-	g.works = false
+	g.works, g.blamed = false, 0
 	g.reason, g.patient = r.reason, r.asksToWait()
 	g.tried = map[string]bool{}
 	g.next = g.o.Now().Add(g.o.delay(0, r.wait))
@@ -281,7 +299,7 @@ func (g *gate) open() {
 	}
 	g.enterState(GateOpening, now)
 	g.limit = 1
-	g.works, g.failures = true, 0
+	g.works, g.failures, g.blamed = true, 0, 0
 	g.tried = nil
 	if g.o.Concurrency == 1 {
 		g.enterState(GateOpen, now)

@@ -86,7 +86,7 @@ func (s *Sync) exchange(ctx context.Context, b *batch, operations []*operation) 
 		return s.bisect(ctx, b, operations)
 	}
 	postpone(operations, r)
-	if (b.bisecting || b.alone) && r.ambiguous() && s.gate.holds(b.pass) {
+	if before.blamed || (b.bisecting || b.alone) && r.ambiguous() && s.gate.holds(b.pass) {
 		t := operations[0].of
 		t.atFault, t.atHead = true, b.alone && (b.bisecting || len(t.parts) == 1)
 		return true
@@ -102,7 +102,7 @@ func (s *Sync) answered(b *batch, operations []*operation, r reading, accepted i
 	if r.verdict == blocked {
 		return news{} // that is the door's
 	}
-	n := s.gate.answered(told{pass: b.pass, reading: r, lane: laneOf(operations), expected: expected})
+	n := s.gate.answered(told{pass: b.pass, reading: r, lane: laneOf(operations), suspect: suspect(operations), expected: expected})
 	if n.opened {
 		// Whoever failed because of the outage does not wait for it any longer.
 		s.source.Hasten(n.since.Truncate(time.Millisecond)) // the ledger's times are whole milliseconds

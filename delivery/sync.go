@@ -98,6 +98,7 @@ type Sync struct {
 	client *client
 	door   *door
 	gate   *gate
+	flow   flow
 	pace   *pace
 	desk   desk
 
@@ -125,6 +126,8 @@ func New(source *queue.Consumer, rules *mapping.Rules, o Options) *Sync {
 	s.burials = rate.Sometimes{First: 5, Interval: 10 * time.Second}
 	s.door.mayRefuse = source.MayRefuse
 	s.gate = newGate(&s.o, s.client.shown)
+	s.flow.tell = source.Flowing
+	s.door.flow, s.gate.flow = s.flow.door, s.flow.gate
 	s.culprits.lanes = map[string]culprit{}
 	s.questions = make(chan question)
 	s.ended = make(chan struct{})
@@ -133,6 +136,26 @@ func New(source *queue.Consumer, rules *mapping.Rules, o Options) *Sync {
 		s.o.Before = nil // its own may not be kept for ever
 	}
 	return s
+}
+
+// flow tells the consumer whether what it gives out is delivered: both the door and the
+// gate are open.
+type flow struct {
+	mu             sync.Mutex
+	tell           func(bool)
+	isDoor, isGate bool
+}
+
+func (f *flow) door(open bool) { f.set(&f.isDoor, open) }
+func (f *flow) gate(open bool) { f.set(&f.isGate, open) }
+
+func (f *flow) set(which *bool, open bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if *which != open {
+		*which = open
+		f.tell(f.isDoor && f.isGate)
+	}
 }
 
 // takeOver goes on with what the generation before has counted and, where the
@@ -158,6 +181,7 @@ func (s *Sync) Run(ctx context.Context) error {
 	s.cut = cut
 	defer s.client.close()
 	s.door.begin()
+	s.gate.begin()
 	defer close(s.ended)
 	defer s.door.end()
 
@@ -183,7 +207,7 @@ func (s *Sync) Run(ctx context.Context) error {
 		case <-beating.Done():
 		}
 	})
-	workers.Go(func() error { return s.watch(ctx) })
+	workers.Go(func() error { s.watch(ctx); return nil })
 	for i := range s.o.Concurrency {
 		workers.Go(func() error { return s.work(ctx, &s.ledger[i]) })
 	}
