@@ -118,6 +118,7 @@ type event struct {
 	n          int    // event property n, by which the sandbox checks the order
 	properties string // user properties after it, "" = {}
 	more       string // further event properties: `,"x":1`
+	age        time.Duration
 }
 
 // records appends events to the log as ingest would.
@@ -139,7 +140,7 @@ func (b *records) Resolve(w *queue.Writer) error {
 		}
 		raw := fmt.Sprintf(`{"user_id":%q,"event_type":%q,"event_properties":{"n":%d%s}}`, e.user, e.name, e.n, e.more)
 		place := w.Next()
-		r := mapping.Record{UserID: e.user, Time: b.now, Properties: []byte(e.properties), Raw: []byte(raw)}
+		r := mapping.Record{UserID: e.user, Time: b.now - e.age.Milliseconds(), Properties: []byte(e.properties), Raw: []byte(raw)}
 		w.Put(queue.Record{
 			Project: b.project, Lane: "user/" + e.user, Received: b.now,
 			ID: mapping.PlaceID(place.Nonce, place.Index), Body: r.AppendBody(nil),
@@ -163,6 +164,7 @@ type house struct {
 	parts    sync.WaitGroup
 	lines    *lines
 	closed   bool
+	buried   []queue.DeadLetter // in the end
 }
 
 func rules(t testing.TB, change func(*mapping.Spec)) *mapping.Rules {
@@ -255,6 +257,7 @@ func (h *house) close() {
 	h.check(<-h.stopped)
 	h.stop()
 	h.parts.Wait()
+	h.buried = h.letters()
 	h.check(h.consumer.Close())
 	h.check(h.log.Close())
 	h.wire.running.Wait()
@@ -280,6 +283,25 @@ func (h *house) stats() queue.ConsumerStats {
 		h.t.Errorf("books are out by %d: %+v", d, s.Books)
 	}
 	return s
+}
+
+// dead waits for so many dead letters in the ledger.
+func (h *house) dead(n int) (list []queue.DeadLetter) {
+	h.t.Helper()
+	h.within(10*time.Second, fmt.Sprintf("%d dead letters are written", n), func() bool {
+		list = h.letters()
+		return len(list) == n
+	})
+	return list
+}
+
+func (h *house) letters() (list []queue.DeadLetter) {
+	h.t.Helper()
+	h.check(h.consumer.DeadLetters(func(d queue.DeadLetter) error {
+		list = append(list, d)
+		return nil
+	}))
+	return list
 }
 
 // within waits in virtual time until the condition holds.
