@@ -188,6 +188,9 @@ func (s *Sync) watch(ctx context.Context) {
 			return
 		}
 		asked := s.o.Now()
+		if s.door.blocked() { // a stop in the middle does not make the next generation ask again
+			s.door.probeAt(asked.Add(probeEvery))
+		}
 		account, err := s.ask(ctx, asked)
 		if ctx.Err() != nil {
 			q.reply(ctx.Err())
@@ -337,7 +340,7 @@ func (s *Sync) Adopt(ctx context.Context) error {
 func (s *Sync) RetryNow() {
 	select {
 	case s.questions <- question{}:
-	default: // it is being asked now, or Run has not begun or has ended
+	default: // somebody has asked already
 	}
 	s.gate.probeNow()
 	s.source.Hasten(time.Time{})

@@ -111,7 +111,7 @@ func (d *door) resume() (next time.Time) {
 	d.mu.Lock()
 	l := d.left
 	d.mu.Unlock()
-	if l == nil || !d.now().Before(l.nextProbe) {
+	if l == nil {
 		return time.Time{}
 	}
 	d.block(l.why, d.now())

@@ -78,7 +78,7 @@ type told struct {
 
 // news is what an answer has changed.
 type news struct {
-	worked bool      // the answer before this one was a good one
+	worked bool      // the answer before this one was a good one: the destination works
 	blamed bool      // the request's one lane is at fault
 	opened bool      // the gate has been opened by it
 	since  time.Time // of opened: when the failures began
@@ -191,7 +191,9 @@ func (g *gate) probeNow() {
 func (g *gate) answered(t told) news {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n := news{worked: g.works && g.failures == 0}
+	// What one lane alone has met before tells nothing against the destination when it is
+	// that lane's turn again.
+	n := news{worked: g.works && (g.failures == 0 || g.lane != "" && g.lane == t.lane)}
 	old := t.pass.era != g.era
 	r := &t.reading
 	switch {

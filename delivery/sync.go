@@ -129,7 +129,7 @@ func New(source *queue.Consumer, rules *mapping.Rules, o Options) *Sync {
 	s.flow.tell = source.Flowing
 	s.door.flow, s.gate.flow = s.flow.door, s.flow.gate
 	s.culprits.lanes = map[string]culprit{}
-	s.questions = make(chan question)
+	s.questions = make(chan question, 1)
 	s.ended = make(chan struct{})
 	if before := o.Before; before != nil {
 		s.takeOver(before)
