@@ -3,12 +3,15 @@ package delivery
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
+
+	"ampcio/queue"
 )
 
 // probeEvery is the least time between two questions to the region endpoint while
@@ -31,6 +34,7 @@ type AccountError struct {
 	Blocked bool   // a person must mend it; else it is tried again and may pass by itself
 
 	retryAfter time.Duration
+	other      OtherWorkspace
 }
 
 func (e *AccountError) Error() string { return e.Detail + ": " + e.Advice }
@@ -127,6 +131,8 @@ func unreachable(reason, detail string, retryAfter time.Duration) *AccountError 
 		advice = "check this machine's network, and endpoint if one is set; it is tried again"
 	case "tls":
 		advice = "check what stands between this machine and Customer.io, its clock and its CA certificates; it is tried again"
+	case "http_429":
+		advice = "nothing needs to be done, it goes on more slowly; lower requests_per_second if it lasts"
 	case "bad_answer":
 		advice = "check endpoint, and whether a proxy or a login page answers instead; it is tried again"
 	}
@@ -171,26 +177,41 @@ func (s *Sync) lastAsked(ctx context.Context) time.Time {
 
 // watch keeps the door: it opens it when the region endpoint agrees, and while it
 // is shut asks again: by backoff when there is no answer, at most once a minute
-// when the answer was no. It returns when ctx ends.
+// when the answer was no, and whenever somebody asks for it. It returns when ctx
+// ends.
 func (s *Sync) watch(ctx context.Context) {
 	failures := 0
-	next := s.o.Now()
-	for s.sleepUntil(ctx, next) {
+	next := s.door.resume()
+	for {
+		q, ok := s.nextQuestion(ctx, next)
+		if !ok {
+			return
+		}
 		asked := s.o.Now()
+		if s.door.blocked() { // a stop in the middle does not make the next generation ask again
+			s.door.probeAt(asked.Add(probeEvery))
+		}
 		account, err := s.ask(ctx, asked)
 		if ctx.Err() != nil {
+			q.reply(ctx.Err())
 			return
+		}
+		var unwritten error
+		if err == nil {
+			err, unwritten = s.enterWorkspace(account, q.adopt)
 		}
 		switch {
 		case err == nil:
 			failures = 0
 			s.door.agree(account)
-			if !s.door.waitShut(ctx) {
+			q.reply(unwritten)
+			if !s.waitShut(ctx) {
 				return
 			}
 			// A first block is asked about at once: it may be Customer.io's mistake.
 			// One that follows upon a question waits its minute.
 			next = s.lastAsked(ctx).Add(probeEvery)
+			continue
 		case err.Blocked:
 			failures = 0
 			s.door.block(err, asked)
@@ -204,18 +225,123 @@ func (s *Sync) watch(ctx context.Context) {
 			}
 			next = s.o.Now().Add(wait)
 		}
+		q.reply(err)
 	}
 }
 
-// sleepUntil waits for the time of the next question; false when ctx ended first.
-func (s *Sync) sleepUntil(ctx context.Context, next time.Time) bool {
+// enterWorkspace compares the workspace that the keys lead to with the one that the
+// ledger's events were accepted for. Another one, with events pending, needs a
+// person's word (adopt). unwritten is the ledger's: the disk is full, and a crash may
+// forget what is in force now; any other trouble of it ends the consumer.
+func (s *Sync) enterWorkspace(account Account, adopt bool) (e *AccountError, unwritten error) {
+	from, to := s.source.Workspace(), account.EnvironmentID
+	if to == 0 { // Customer.io has not told
+		return nil, nil
+	}
+	err := s.source.EnterWorkspace(to, adopt)
+	switch {
+	case errors.Is(err, queue.ErrOtherWorkspace):
+		return otherWorkspace(s.o.Name, from, to), nil
+	case err != nil:
+		s.o.Log.Warn("the workspace is not written down yet", "workspace", to, "error", err)
+		return nil, fmt.Errorf("write down workspace %d: %w", to, err)
+	case from != 0 && from != to && adopt:
+		s.o.Log.Warn("another workspace was adopted; what is pending goes to it", "from", from, "to", to)
+	case from != 0 && from != to:
+		s.o.Log.Info("the keys are of another workspace now; nothing was pending for the old one", "from", from, "to", to)
+	}
+	return nil, nil
+}
+
+func otherWorkspace(sync string, from, to int64) *AccountError {
+	return &AccountError{
+		Reason: "other_workspace", Blocked: true, other: OtherWorkspace{From: from, To: to},
+		Detail: fmt.Sprintf("events are pending for workspace %d, and the Site ID and key are of workspace %d", from, to),
+		Advice: fmt.Sprintf("these events were accepted for workspace %d; ampcio sync adopt %s delivers them to workspace %d, or put the old Site ID and key back", from, sync, to),
+	}
+}
+
+// A question is somebody's wish that the region endpoint be asked now.
+type question struct {
+	adopt  bool         // and its workspace be taken, whatever is pending
+	answer chan<- error // has room for one; nil = nobody waits for it
+}
+
+func (q question) reply(err error) {
+	if q.answer != nil {
+		q.answer <- err
+	}
+}
+
+// nextQuestion waits for the time of the next question, or until somebody has one;
+// false when ctx ended first.
+func (s *Sync) nextQuestion(ctx context.Context, next time.Time) (question, bool) {
+	if next.IsZero() {
+		next = s.o.Now()
+	}
 	s.door.probeAt(next)
 	timer := time.NewTimer(next.Sub(s.o.Now()))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return ctx.Err() == nil
+		return question{}, ctx.Err() == nil
+	case q := <-s.questions:
+		return q, true
 	case <-ctx.Done():
-		return false
+		return question{}, false
 	}
+}
+
+// waitShut waits while the door is open. Questions need no asking then. False when
+// ctx ended first.
+func (s *Sync) waitShut(ctx context.Context) bool {
+	shut := s.door.untilShut()
+	for {
+		select {
+		case <-shut:
+			return ctx.Err() == nil
+		case q := <-s.questions:
+			q.reply(nil)
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// errNotRunning is the answer to those who want something of a sync that is stopped.
+var errNotRunning = errors.New("the sync is not delivering: it is stopped")
+
+// Adopt lets what is pending go to the workspace that the keys lead to now, although
+// it was accepted for another one: the region endpoint is asked again, and its
+// workspace is taken. Where nothing is blocked it does nothing. An error that is an
+// *AccountError says why the door stays shut.
+func (s *Sync) Adopt(ctx context.Context) error {
+	answer := make(chan error, 1)
+	select {
+	case s.questions <- question{adopt: true, answer: answer}:
+	case <-s.ended:
+		return errNotRunning
+	case <-ctx.Done():
+		return fmt.Errorf("adopt the workspace: %w", ctx.Err())
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-s.ended:
+		return errNotRunning
+	case <-ctx.Done():
+		return fmt.Errorf("adopt the workspace: %w", ctx.Err())
+	}
+}
+
+// RetryNow tries all that waits at once: the region endpoint is asked if the door is
+// shut, the gate lets its next probe go, and every lane is due. The rate limit holds.
+// It does not wait for what comes of it.
+func (s *Sync) RetryNow() {
+	select {
+	case s.questions <- question{}:
+	default: // somebody has asked already
+	}
+	s.gate.probeNow()
+	s.source.Hasten(time.Time{})
 }

@@ -2,6 +2,9 @@ package delivery
 
 import (
 	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
 
 	"ampcio/mapping"
 	"ampcio/queue"
@@ -15,6 +18,8 @@ const maxBatchRecords = 4096
 // the operations that these map to, which will be one request (more when parts of
 // it are refused). Used by one goroutine.
 type batch struct {
+	pass       pass
+	ledger     *atomic.Int64
 	taken      []*taken
 	operations []*operation // those to be sent, in lane order
 	bytes      int          // of the request that they make, less the wrapper
@@ -23,6 +28,13 @@ type batch struct {
 	paid       bool // a turn of the pace was taken for the first request
 	suspect    bool // it met a 403 that is about what is in it
 	err        error
+
+	alone bool         // it is of a culprit
+	next  *queue.Claim // of a culprit that was met on the way: the next batch
+
+	bisecting bool // who is at fault is being looked for
+	expected  bool // the next request may fail for what is in it
+	failed    int  // requests of it
 }
 
 // taken is a claim and what became of its records.
@@ -31,6 +43,11 @@ type taken struct {
 	parts   []part
 	people  map[string]*person // by identifier key; the claim holds them
 	stopped bool               // one operation must wait: none after it may be sent in this batch
+	settled bool
+
+	failedBefore bool // its first record has
+	atFault      bool // it made a request fail, alone, while the destination worked
+	atHead       bool // of atFault: it is known which record does
 }
 
 // person is an identifier in a claim.
@@ -46,6 +63,7 @@ type part struct {
 	decision   mapping.Decision
 	operations []*operation // including those refused before sending
 	unreadable *refusal     // the record could not be read or mapped
+	again      *again       // it is a dead letter that is tried again
 }
 
 // operation is one element of a request.
@@ -60,23 +78,48 @@ type operation struct {
 
 // fill adds claims to the batch until it is full or no lane is due; first may be
 // nil. There is no waiting for more: what is there leaves now. Claims of which
-// nothing has to be sent are settled on the way. After an error of the ledger
-// (b.err) nothing more is added, and the batch must not be sent.
+// nothing has to be sent are settled on the way. A probe, and a culprit, is one
+// claim and no more. After an error of the ledger (b.err) nothing more is added, and
+// the batch must not be sent.
 func (s *Sync) fill(b *batch, first *queue.Claim) {
 	claim := first
 	if claim == nil && !b.full {
 		claim = s.source.TryClaim()
 	}
 	for claim != nil {
-		if t := s.add(b, claim); t != nil {
+		alone := false
+		if known, ok := s.culprits.of(claim.Lane()); ok && !b.pass.probe {
+			if len(b.taken) > 0 {
+				b.next, b.full = claim, true
+				return
+			}
+			if alone = s.culprits.enter(max(1, s.o.Concurrency/2)); !alone {
+				claim.Retry(s.o.delay(claim.Attempts(), 0), known.reason)
+				claim = s.source.TryClaim()
+				continue
+			}
+			if known.head {
+				claim.Trim(1)
+			}
+		}
+		t := s.add(b, claim)
+		sends := t != nil && t.sends()
+		if t != nil {
 			b.records += len(t.parts)
 			b.full = b.full || b.records >= maxBatchRecords || len(b.operations) >= s.o.BatchOperations
-			if t.sends() {
+			if sends {
 				b.taken = append(b.taken, t)
 			} else {
 				s.settle(t)
 			}
 		}
+		switch {
+		case alone && sends:
+			b.alone, b.full = true, true
+		case alone:
+			s.culprits.leave()
+		}
+		b.full = b.full || b.pass.probe && sends
 		if b.full || b.err != nil {
 			return
 		}
@@ -87,10 +130,10 @@ func (s *Sync) fill(b *batch, first *queue.Claim) {
 // add maps the records of a claim, as many as fit; the rest goes back to the head
 // of its lane, or all of it, and then add returns nil.
 func (s *Sync) add(b *batch, claim *queue.Claim) *taken {
-	t := &taken{claim: claim, people: map[string]*person{}}
+	t := &taken{claim: claim, people: map[string]*person{}, failedBefore: claim.Attempts() > 0}
 	records := claim.Records()
 	for i := range records {
-		p, fits := s.part(b, t, &records[i])
+		p, fits := s.part(b, t, i)
 		if !fits {
 			if i == 0 {
 				claim.Return()
@@ -108,15 +151,28 @@ func (s *Sync) add(b *batch, claim *queue.Claim) *taken {
 // when it is too much for this request; when another claim holds its identifier;
 // or when it would be the second identify of a person in this batch: Customer.io
 // orders them by whole seconds, so those of one request could not be told apart.
-func (s *Sync) part(b *batch, t *taken, q *queue.Record) (p part, fits bool) {
+func (s *Sync) part(b *batch, t *taken, i int) (p part, fits bool) {
+	q := &t.claim.Records()[i]
 	p.seq = q.Seq
+	if results, ok := t.claim.Replay(i); ok {
+		p.again = readResults(results)
+	}
 	r := mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
 	if err := r.DecodeBody(q.Body); err != nil {
 		p.unreadable = &refusal{Reason: "unreadable_record", Message: clip(err.Error())}
 		return p, true
 	}
+	now := r
+	if p.again != nil {
+		if now, b.err = s.current(r); b.err != nil {
+			return p, false
+		}
+	}
 	var who *person
-	id, reason := s.rules.Identifier(&r)
+	id, reason := s.rules.Identifier(&now)
+	if reason != "" && p.again != nil {
+		id, reason = s.rules.Identifier(&r)
+	}
 	if reason != "" {
 		p.decision = s.rules.NoIdentifier(&r, reason)
 	} else {
@@ -133,24 +189,28 @@ func (s *Sync) part(b *batch, t *taken, q *queue.Record) (p part, fits bool) {
 			}
 			t.people[p.key] = who
 		}
-		if p.decision, err = s.rules.Map(&r, id, who.sent); err != nil {
+		if p.again != nil {
+			p.decision, err = p.again.decide(s.rules, &r, &now, id, who.sent)
+		} else {
+			p.decision, err = s.rules.Map(&r, id, who.sent)
+		}
+		if err != nil {
 			p.unreadable = &refusal{Reason: "not_mappable", Message: clip(err.Error())}
 			return p, true
 		}
 	}
 
+	late := p.again == nil && s.late(&r)
+	if late && s.o.LatePolicy == LateFilter {
+		withoutEvent(&p.decision)
+	}
 	bytes, sending, identifies := 0, 0, false
 	for _, o := range p.decision.Operations {
 		op := &operation{of: t, action: o.Action, body: o.Body}
 		p.operations = append(p.operations, op)
 		identifies = identifies || o.Action == "identify"
-		if len(o.Body) > maxOperationBytes {
-			op.verdict = refused
-			op.refused = []refusal{{
-				Reason:  "operation_too_large",
-				Message: fmt.Sprintf("%d bytes; Customer.io takes %d", len(o.Body), maxOperationBytes),
-			}}
-			op.body = nil
+		if why := s.unsendable(o, late); why != nil {
+			op.verdict, op.refused, op.body = refused, []refusal{*why}, nil
 			continue
 		}
 		sending++
@@ -179,6 +239,46 @@ func (s *Sync) part(b *batch, t *taken, q *queue.Record) (p part, fits bool) {
 	}
 	b.bytes += bytes
 	return p, true
+}
+
+// unsendable is why an operation is refused without being sent; nil when it is not.
+func (s *Sync) unsendable(o mapping.Operation, late bool) *refusal {
+	switch {
+	case late && o.Action != "identify":
+		return &refusal{Reason: reasonLate, Message: fmt.Sprintf("older than %v when it was to be delivered", s.o.LateAfter)}
+	case len(o.Body) > maxOperationBytes:
+		return &refusal{
+			Reason:  "operation_too_large",
+			Message: fmt.Sprintf("%d bytes; Customer.io takes %d", len(o.Body), maxOperationBytes),
+		}
+	}
+	return nil
+}
+
+// What is done with an event that is older than Options.LateAfter when it is to be
+// delivered: it could not start campaigns any more.
+const (
+	LateDeliver    = "deliver"     // the same as with any other
+	LateFilter     = "filter"      // it is not sent
+	LateDeadLetter = "dead_letter" // it is refused without being sent, and kept
+)
+
+const reasonLate = "late"
+
+// late tells whether an event is too old, and that matters. The user's update is
+// never late.
+func (s *Sync) late(r *mapping.Record) bool {
+	return s.o.LateAfter > 0 && s.o.LatePolicy != LateDeliver && s.o.LatePolicy != "" &&
+		s.o.Now().Sub(time.UnixMilli(r.Time)) > s.o.LateAfter
+}
+
+// withoutEvent takes the event out of a decision, if there is one: it is late.
+func withoutEvent(d *mapping.Decision) {
+	if d.EventReason != "" {
+		return
+	}
+	d.EventReason = reasonLate
+	d.Operations = slices.DeleteFunc(d.Operations, func(o mapping.Operation) bool { return o.Action != "identify" })
 }
 
 // sends tells whether any operation of the claim has to be sent.

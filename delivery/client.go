@@ -102,6 +102,11 @@ func newTransport(concurrency int) *http.Transport {
 	}
 }
 
+// sameAccount tells whether both ask the same address with the same credentials.
+func (c *client) sameAccount(other *client) bool {
+	return c.base == other.base && c.site == other.site && c.key == other.key
+}
+
 // close lets go of the idle connections.
 func (c *client) close() { c.http.CloseIdleConnections() }
 

@@ -7,44 +7,57 @@ import (
 	"time"
 )
 
-// Requests that fail in a row, of whichever users: so many, over so long, and the
-// destination rather than a request is to blame.
-const (
-	unreachableFailures = 3
-	unreachableAfter    = 5 * time.Second
-)
-
 const remindEvery = 10 * time.Minute // in the log, of what is still wrong
 
 // door is what the workers pass before they claim: open once the region endpoint
 // has agreed, closed by an answer that says that keys, region or endpoint are
 // wrong. Every request's answer passes here as well, so it is also what keeps
 // Status and what logs: when something changes, and every ten minutes for as long
-// as it lasts. Safe for concurrent use.
-//
-// The destination-wide gate (failures of the destination itself, one probe at a
-// time) is the second thing that can stand between wait and the workers; answered
-// sees all that it would need to know.
+// as it lasts. Behind it stands the gate, which minds failures of the destination
+// itself. Safe for concurrent use.
 type door struct {
-	now  func() time.Time
-	log  *slog.Logger
-	base string
+	now       func() time.Time
+	log       *slog.Logger
+	mayRefuse func(bool) // told whether a full queue may refuse new events: not where nobody empties it
+	flow      func(open bool)
 
 	mu       sync.Mutex
 	isOpen   bool
 	open     chan struct{} // closed while the door is open
 	shut     chan struct{} // closed while the door is shut
 	openedAt time.Time
-	status   Status // all but Rate and InFlight
+	status   Status // all but Rate, InFlight and what the gate adds
 	logged   time.Time
-	failing  time.Time // of the first of status.Failures
+	why      *AccountError // of Blocked
+	left     *left         // how the generation before ended, if it was blocked, by the same account; then how this one did
 }
 
-func newDoor(o *Options, base string) *door {
-	d := &door{now: o.Now, log: o.Log, base: base, open: make(chan struct{}), shut: make(chan struct{})}
+// left is a block that outlives a generation.
+type left struct {
+	why       *AccountError
+	since     time.Time
+	nextProbe time.Time
+}
+
+func newDoor(o *Options) *door {
+	d := &door{now: o.Now, log: o.Log, mayRefuse: func(bool) {}, flow: func(bool) {}, open: make(chan struct{}), shut: make(chan struct{})}
 	close(d.shut)
 	d.status = Status{Sync: o.Name, State: Stopped, Since: o.Now()}
 	return d
+}
+
+// takeOver goes on with the counts of the generation before; and where the account
+// is the same, with a block of it.
+func (d *door) takeOver(before *door, same bool) {
+	before.mu.Lock()
+	defer before.mu.Unlock()
+	s, b := &d.status, &before.status
+	s.LastSuccess, s.LastAnswer, s.LastAnswerAt = b.LastSuccess, b.LastAnswer, b.LastAnswerAt
+	s.Requests, s.FailedRequests, s.Operations = b.Requests, b.FailedRequests, b.Operations
+	if same {
+		s.Failures, s.Account = b.Failures, b.Account
+		d.left = before.left
+	}
 }
 
 // enter changes the state, with mu held, and says whether that is worth a line.
@@ -55,6 +68,8 @@ func (d *door) enter(state State, reason, detail, advice string) (news bool) {
 		s.State, s.Since = state, d.now()
 	}
 	s.Reason, s.Detail, s.Advice = reason, detail, advice
+	s.OtherWorkspace = OtherWorkspace{}
+	d.mayRefuse(state == Delivering || state == Unreachable)
 	if now := d.now(); news || now.Sub(d.logged) >= remindEvery {
 		d.logged = now
 		return true
@@ -67,6 +82,7 @@ func (d *door) close() {
 		d.isOpen = false
 		d.open = make(chan struct{})
 		close(d.shut)
+		d.flow(false)
 	}
 }
 
@@ -81,8 +97,28 @@ func (d *door) end() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.close()
+	d.left = nil
+	if d.status.State == Blocked {
+		d.left = &left{d.why, d.status.Since, d.status.NextProbe}
+	}
 	d.enter(Stopped, "", "", "")
 	d.status.NextProbe = time.Time{}
+}
+
+// resume blocks the sync as the generation before was, and says when to ask next;
+// zero = at once.
+func (d *door) resume() (next time.Time) {
+	d.mu.Lock()
+	l := d.left
+	d.mu.Unlock()
+	if l == nil {
+		return time.Time{}
+	}
+	d.block(l.why, d.now())
+	d.mu.Lock()
+	d.status.Since = l.since
+	d.mu.Unlock()
+	return l.nextProbe
 }
 
 // wait returns when the door is open, or with an error when ctx has ended.
@@ -98,17 +134,11 @@ func (d *door) wait(ctx context.Context) error {
 	}
 }
 
-// waitShut returns true when the door is shut, false when ctx ended first.
-func (d *door) waitShut(ctx context.Context) bool {
+// untilShut is closed when the door is shut.
+func (d *door) untilShut() <-chan struct{} {
 	d.mu.Lock()
-	shut := d.shut
-	d.mu.Unlock()
-	select {
-	case <-shut:
-		return ctx.Err() == nil
-	case <-ctx.Done():
-		return false
-	}
+	defer d.mu.Unlock()
+	return d.shut
 }
 
 func (d *door) passable() bool {
@@ -134,12 +164,14 @@ func (d *door) probeAt(t time.Time) {
 func (d *door) agree(account Account) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.isOpen {
-		d.isOpen = true
-		d.openedAt = d.now()
-		d.shut = make(chan struct{})
-		close(d.open)
+	if d.isOpen {
+		return
 	}
+	d.isOpen = true
+	d.openedAt = d.now()
+	d.shut = make(chan struct{})
+	close(d.open)
+	d.flow(true)
 	before, since := d.status.State, d.status.Since
 	d.status.Account = account
 	d.status.Failures = 0
@@ -162,8 +194,11 @@ func (d *door) block(e *AccountError, began time.Time) {
 		return
 	}
 	d.close()
-	if d.enter(Blocked, e.Reason, e.Detail, e.Advice) {
-		d.log.Error("delivery is blocked; events are kept", "reason", e.Reason, "detail", e.Detail, "do", e.Advice)
+	d.why = e
+	news := d.enter(Blocked, e.Reason, e.Detail, e.Advice)
+	d.status.OtherWorkspace = e.other
+	if news {
+		d.log.Error("delivery is blocked; events are kept", "reason", e.Reason, "detail", e.Detail, "do", e.Advice, "since", d.status.Since)
 	}
 }
 
@@ -197,24 +232,9 @@ func (d *door) answered(r reading, accepted int) {
 		s.LastSuccess = s.LastAnswerAt
 	}
 	if r.verdict != retry {
-		if d.isOpen && s.State == Unreachable {
-			failures, since := s.Failures, s.Since
-			d.enter(Delivering, "", "", "")
-			d.log.Info("Customer.io answers again", "failed", failures, "after", d.now().Sub(since).Round(time.Second))
-		}
 		s.Failures = 0
 		return
 	}
 	s.FailedRequests++
-	if s.Failures++; s.Failures == 1 {
-		d.failing = s.LastAnswerAt
-	}
-	if d.isOpen && s.Failures >= unreachableFailures && d.now().Sub(d.failing) >= unreachableAfter {
-		e := unreachable(r.reason, d.base+" does not take data ("+r.reason+")", 0)
-		news := d.enter(Unreachable, e.Reason, e.Detail, e.Advice)
-		s.Since = d.failing
-		if news {
-			d.log.Warn("Customer.io does not take data; it is tried again", "reason", r.reason, "failed", s.Failures)
-		}
-	}
+	s.Failures++
 }

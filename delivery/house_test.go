@@ -3,11 +3,13 @@ package delivery_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +32,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // exchanged while requests come in.
 type wire struct {
 	handler atomic.Pointer[http.Handler]
+	broken  atomic.Pointer[error] // what every request meets instead, when set
 	running sync.WaitGroup
 }
 
@@ -41,7 +44,19 @@ func newWire(h http.Handler) *wire {
 
 func (w *wire) to(h http.Handler) { w.handler.Store(&h) }
 
+// cut makes every request fail with err from now on; nil mends it.
+func (w *wire) cut(err error) {
+	if err == nil {
+		w.broken.Store(nil)
+		return
+	}
+	w.broken.Store(&err)
+}
+
 func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := w.broken.Load(); err != nil {
+		return nil, *err
+	}
 	var body []byte
 	if r.Body != nil {
 		body, _ = io.ReadAll(r.Body)
@@ -103,6 +118,7 @@ type event struct {
 	n          int    // event property n, by which the sandbox checks the order
 	properties string // user properties after it, "" = {}
 	more       string // further event properties: `,"x":1`
+	age        time.Duration
 }
 
 // records appends events to the log as ingest would.
@@ -124,7 +140,7 @@ func (b *records) Resolve(w *queue.Writer) error {
 		}
 		raw := fmt.Sprintf(`{"user_id":%q,"event_type":%q,"event_properties":{"n":%d%s}}`, e.user, e.name, e.n, e.more)
 		place := w.Next()
-		r := mapping.Record{UserID: e.user, Time: b.now, Properties: []byte(e.properties), Raw: []byte(raw)}
+		r := mapping.Record{UserID: e.user, Time: b.now - e.age.Milliseconds(), Properties: []byte(e.properties), Raw: []byte(raw)}
 		w.Put(queue.Record{
 			Project: b.project, Lane: "user/" + e.user, Received: b.now,
 			ID: mapping.PlaceID(place.Nonce, place.Index), Body: r.AppendBody(nil),
@@ -136,6 +152,8 @@ func (b *records) Resolve(w *queue.Writer) error {
 // house is a log, one consumer of it and the sync that delivers it, running.
 type house struct {
 	t        testing.TB
+	ctx      context.Context // of all but the sync
+	o        delivery.Options
 	log      *queue.Log
 	consumer *queue.Consumer
 	sync     *delivery.Sync
@@ -146,6 +164,7 @@ type house struct {
 	parts    sync.WaitGroup
 	lines    *lines
 	closed   bool
+	buried   []queue.DeadLetter // in the end
 }
 
 func rules(t testing.TB, change func(*mapping.Spec)) *mapping.Rules {
@@ -192,16 +211,33 @@ func open(t testing.TB, dir string, handler http.Handler, r *mapping.Rules, chan
 	if change != nil {
 		change(&o)
 	}
-	h.sync = delivery.New(h.consumer, r, o)
-	var ctx context.Context
-	ctx, h.stop = context.WithCancel(context.Background())
-	h.parts.Go(func() { h.check(h.log.Run(ctx)) })
-	h.parts.Go(func() { h.check(h.consumer.Run(ctx)) })
-	syncing, stop := context.WithCancel(ctx)
-	h.stopSync = stop
-	go func() { h.stopped <- h.sync.Run(syncing) }()
+	h.o = o
+	h.ctx, h.stop = context.WithCancel(context.Background())
+	h.parts.Go(func() { h.check(h.log.Run(h.ctx)) })
+	h.parts.Go(func() { h.check(h.consumer.Run(h.ctx)) })
+	h.deliver(r)
 	t.Cleanup(h.close)
 	return h
+}
+
+// deliver starts a generation of the sync.
+func (h *house) deliver(r *mapping.Rules) {
+	s := delivery.New(h.consumer, r, h.o)
+	ctx, stop := context.WithCancel(h.ctx)
+	h.sync, h.stopSync = s, stop
+	go func() { h.stopped <- s.Run(ctx) }()
+}
+
+// reload ends the generation of the sync and starts another.
+func (h *house) reload(r *mapping.Rules, change func(*delivery.Options)) {
+	h.t.Helper()
+	h.stopSync()
+	h.check(<-h.stopped)
+	h.o.Before = h.sync
+	if change != nil {
+		change(&h.o)
+	}
+	h.deliver(r)
 }
 
 func (h *house) check(err error) {
@@ -221,6 +257,7 @@ func (h *house) close() {
 	h.check(<-h.stopped)
 	h.stop()
 	h.parts.Wait()
+	h.buried = h.letters()
 	h.check(h.consumer.Close())
 	h.check(h.log.Close())
 	h.wire.running.Wait()
@@ -246,6 +283,25 @@ func (h *house) stats() queue.ConsumerStats {
 		h.t.Errorf("books are out by %d: %+v", d, s.Books)
 	}
 	return s
+}
+
+// dead waits for so many dead letters in the ledger.
+func (h *house) dead(n int) (list []queue.DeadLetter) {
+	h.t.Helper()
+	h.within(10*time.Second, fmt.Sprintf("%d dead letters are written", n), func() bool {
+		list = h.letters()
+		return len(list) == n
+	})
+	return list
+}
+
+func (h *house) letters() (list []queue.DeadLetter) {
+	h.t.Helper()
+	h.check(h.consumer.DeadLetters(func(d queue.DeadLetter) error {
+		list = append(list, d)
+		return nil
+	}))
+	return list
 }
 
 // within waits in virtual time until the condition holds.
@@ -306,4 +362,77 @@ func faults(t testing.TB, spec string) sandbox.Faults {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// watched is one request of data as the sandbox's side saw it.
+type watched struct {
+	at         time.Time
+	operations int
+	people     []string // in the order of their first operations
+	inFlight   int      // requests of data, this one included, when it began
+	status     int      // 0 = not answered
+}
+
+// watcher notes every request of data to inner.
+type watcher struct {
+	t        testing.TB
+	inner    http.Handler
+	mu       sync.Mutex
+	seen     []*watched
+	inFlight int
+}
+
+func (w *watcher) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost {
+		w.inner.ServeHTTP(rw, r)
+		return
+	}
+	body, _ := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	operations := operationsOf(w.t, body)
+	one := &watched{at: time.Now(), operations: len(operations)}
+	for _, raw := range operations {
+		var o struct{ Identifiers struct{ ID string } }
+		if err := json.Unmarshal(raw, &o); err != nil {
+			w.t.Error(err)
+		}
+		if !slices.Contains(one.people, o.Identifiers.ID) {
+			one.people = append(one.people, o.Identifiers.ID)
+		}
+	}
+	w.mu.Lock()
+	w.inFlight++
+	one.inFlight = w.inFlight
+	w.seen = append(w.seen, one)
+	w.mu.Unlock()
+	answered := &statusWriter{ResponseWriter: rw}
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.inFlight--
+		one.status = answered.status
+	}()
+	w.inner.ServeHTTP(answered, r)
+}
+
+// requests are those since a time, and what is known of them now.
+func (w *watcher) requests(since time.Time) (list []watched) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, one := range w.seen {
+		if !one.at.Before(since) {
+			list = append(list, *one)
+		}
+	}
+	return list
+}
+
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
 }

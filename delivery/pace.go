@@ -30,6 +30,16 @@ func newPace(o *Options) *pace {
 // wait takes a turn; an error means that ctx ended before it came.
 func (p *pace) wait(ctx context.Context) error { return p.limiter.Wait(ctx) }
 
+// takeOver goes on at the speed that the generation before had, at most at its own.
+func (p *pace) takeOver(before *pace) {
+	before.mu.Lock()
+	defer before.mu.Unlock()
+	if slowed := before.limiter.Limit(); slowed < before.full {
+		p.limiter.SetLimit(min(slowed, p.full))
+		p.changed = before.changed
+	}
+}
+
 func (p *pace) allowed() float64 { return float64(p.limiter.Limit()) }
 
 // answered adjusts the rate, at most once a second: the answers to requests that

@@ -1,6 +1,9 @@
 package delivery
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // send brings the batch's operations to a verdict each, with as many requests as
 // that takes. What is still unsent afterwards goes back into the queue as if it
@@ -34,9 +37,11 @@ func (s *Sync) exchange(ctx context.Context, b *batch, operations []*operation) 
 		return false
 	}
 	b.paid = false
-	if ctx.Err() != nil || !s.door.passable() {
+	if ctx.Err() != nil || !s.mayGoOn(b.pass) {
 		return false
 	}
+	expected := b.expected || b.alone
+	b.expected = false
 	a := s.post(operations)
 	if a.err != nil && s.cut.Err() != nil {
 		return false // we hung up ourselves, at the end of StopGrace
@@ -47,8 +52,9 @@ func (s *Sync) exchange(ctx context.Context, b *batch, operations []*operation) 
 	if r.verdict == delivered {
 		accepted = len(operations) - len(r.refusals)
 	}
+	var before news
 	if r.verdict != forbidden { // then it is told once it is known what it means
-		s.door.answered(r, accepted)
+		before = s.answered(b, operations, r, accepted, expected)
 	}
 
 	switch r.verdict {
@@ -71,11 +77,41 @@ func (s *Sync) exchange(ctx context.Context, b *batch, operations []*operation) 
 		s.door.block(blockedBy(r.reason, a.location, &s.o, s.client.shown), a.began)
 		return false
 	}
+	b.failed++
+	switch {
+	case b.pass.probe:
+		// All of it goes back as it was, to the end of the queue: the next probe is another lane.
+		return false
+	case s.bisects(b, operations, &r, before.worked):
+		return s.bisect(ctx, b, operations)
+	}
+	postpone(operations, r)
+	if before.blamed || (b.bisecting || b.alone) && r.ambiguous() && s.gate.holds(b.pass) {
+		t := operations[0].of
+		t.atFault, t.atHead = true, b.alone && (b.bisecting || len(t.parts) == 1)
+		return true
+	}
 	// The destination has failed. The rest of this batch would most likely fail
 	// too; it goes back without an attempt being counted against it.
-	postpone(operations, r)
 	return false
 }
+
+// answered tells those who have to know of the answer to a request of data.
+func (s *Sync) answered(b *batch, operations []*operation, r reading, accepted int, expected bool) news {
+	s.door.answered(r, accepted)
+	if r.verdict == blocked {
+		return news{} // that is the door's
+	}
+	n := s.gate.answered(told{pass: b.pass, reading: r, lane: laneOf(operations), suspect: suspect(operations), expected: expected})
+	if n.opened {
+		// Whoever failed because of the outage does not wait for it any longer.
+		s.source.Hasten(n.since.Truncate(time.Millisecond)) // the ledger's times are whole milliseconds
+	}
+	return n
+}
+
+// mayGoOn tells whether nothing has come up that keeps a worker from claiming and sending.
+func (s *Sync) mayGoOn(p pass) bool { return s.door.passable() && s.gate.holds(p) }
 
 // post is one request: it ends by its own timeout or StopGrace after Run's ctx, not
 // with that.
@@ -96,21 +132,23 @@ func (s *Sync) forbidden(ctx context.Context, b *batch, operations []*operation,
 	if !b.suspect {
 		verdict := s.interpretForbidden(ctx)
 		if verdict != refused {
-			r.verdict = verdict
-			s.door.answered(r, 0)
-			if verdict == retry {
+			if r.verdict = verdict; verdict == unsent {
+				r.verdict = blocked
+			}
+			s.answered(b, operations, r, 0, false)
+			if verdict == retry && !b.pass.probe {
 				postpone(operations, r)
 			}
 			return false
 		}
 		b.suspect = true
 		if len(operations) == 1 {
-			s.door.answered(r, 0)
+			s.answered(b, operations, r, 0, false)
 			operations[0].verdict, operations[0].refused = refused, []refusal{r.refusal}
 			return true
 		}
 	}
-	s.door.answered(r, 0)
+	s.answered(b, operations, r, 0, false)
 	if len(operations) > 1 {
 		return s.halves(ctx, b, operations)
 	}

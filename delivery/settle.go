@@ -12,6 +12,7 @@ import (
 // back to the head of the lane, with an attempt counted only when Customer.io (or
 // the way to it) failed.
 func (s *Sync) settle(t *taken) {
+	t.settled = true
 	outcomes := make([]queue.Outcome, 0, len(t.parts))
 	var stop *operation
 	tries := "record/first_try"
@@ -23,6 +24,12 @@ func (s *Sync) settle(t *taken) {
 			break
 		}
 		outcomes = append(outcomes, s.outcome(&t.parts[i], tries))
+	}
+	switch {
+	case t.atFault:
+		s.culprits.convict(t.claim.Lane(), culprit{head: t.atHead, reason: stop.answer.reason})
+	case len(outcomes) > 0:
+		s.culprits.acquit(t.claim.Lane())
 	}
 	switch {
 	case stop == nil:
@@ -58,13 +65,22 @@ func (s *Sync) outcome(p *part, tries string) queue.Outcome {
 		s.buried(p, p.unreadable.Reason)
 		return queue.Outcome{
 			Ending: queue.Dead, Reason: p.unreadable.Reason,
-			Results: results(operation{action: "read", verdict: refused, refused: []refusal{*p.unreadable}}),
+			Results: results(&operation{action: "read", verdict: refused, refused: []refusal{*p.unreadable}}),
 			Tallies: []queue.Tally{{Key: "event/dead/" + p.unreadable.Reason}},
 		}
 	}
 	d := &p.decision
 	var out queue.Outcome
 	event, user := "event/filtered/"+d.EventReason, "user/"+d.UserReason
+	if p.again != nil { // what was delivered the first time has been counted then
+		tries = "record/after_retry"
+		if !p.again.event {
+			event = ""
+		}
+		if !p.again.identify {
+			user = ""
+		}
+	}
 	for _, o := range p.operations {
 		tally := "event"
 		if o.action == "identify" {
@@ -91,22 +107,27 @@ func (s *Sync) outcome(p *part, tries string) queue.Outcome {
 			event = tally
 		}
 	}
-	out.Tallies = append(make([]queue.Tally, 0, 3),
-		queue.Tally{Key: event, Example: clipExample(d.EventType)}, queue.Tally{Key: user})
+	out.Tallies = make([]queue.Tally, 0, 3)
+	if event != "" {
+		out.Tallies = append(out.Tallies, queue.Tally{Key: event, Example: clipExample(d.EventType)})
+	}
+	if user != "" {
+		out.Tallies = append(out.Tallies, queue.Tally{Key: user})
+	}
 
 	switch {
 	case out.Reason != "":
 		out.Ending = queue.Dead
-		list := make([]operation, len(p.operations))
-		for i, o := range p.operations {
-			list[i] = *o
+		list := p.operations
+		if p.again != nil {
+			list = p.again.results(list)
 		}
 		out.Results = results(list...)
 		s.buried(p, out.Reason)
 	case len(p.operations) == 0:
 		out.Ending = queue.Filtered
 		out.Reason = d.EventReason
-		if (d.EventReason == "identify" || d.EventReason == "group_identify") && d.UserReason != "" {
+		if user != "" && d.UserReason != "" && (event == "" || d.EventReason == "identify" || d.EventReason == "group_identify") {
 			out.Reason = d.UserReason // there was no event in it that could have been sent
 		}
 	default:
@@ -116,19 +137,20 @@ func (s *Sync) outcome(p *part, tries string) queue.Outcome {
 	return out
 }
 
+type result struct {
+	Action  string `json:"action"`
+	Status  int    `json:"status,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+	Field   string `json:"field,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
 // results is what a dead letter keeps: per operation of the record what was
 // answered, as [{"action":"identify","status":207,"reason":"invalid",
 // "field":"attributes.plan","message":"…"},{"action":"event","status":200}].
 // status is the HTTP status and absent when the operation was never sent; an
 // operation with several complaints has one element for each.
-func results(operations ...operation) []byte {
-	type result struct {
-		Action  string `json:"action"`
-		Status  int    `json:"status,omitempty"`
-		Reason  string `json:"reason,omitempty"`
-		Field   string `json:"field,omitempty"`
-		Message string `json:"message,omitempty"`
-	}
+func results(operations ...*operation) []byte {
 	var list []result
 	for _, o := range operations {
 		if o.verdict != refused {

@@ -43,6 +43,17 @@ type Options struct {
 	StopGrace         time.Duration // how long requests in flight may take after ctx ended [20 s]
 	UserAgent         string        // [ampcio]
 
+	LateAfter  time.Duration // events older than that, by their own time, are late; 0 = none is
+	LatePolicy string        // what is done with them: deliver (also ""), filter or dead_letter
+	// Current gives the properties of a user as they are now, one JSON object, for dead
+	// letters that are tried again; nil when nothing is known of the user. Without it
+	// they are taken from the record. An error ends Run.
+	Current func(project, userID, deviceID string) ([]byte, error) `json:"-"`
+	// Before is the generation of this sync that has ended: what it knew of the
+	// destination is gone on with, so that a reload neither asks wrong keys too often nor
+	// sends into an outage at full speed. nil = there was none in this process.
+	Before *Sync `json:"-"`
+
 	Now       func() time.Time
 	Log       *slog.Logger
 	Beat      func()            // called every few seconds unless the ledger is stuck; nil = nobody listens
@@ -86,9 +97,15 @@ type Sync struct {
 	rules  *mapping.Rules
 	client *client
 	door   *door
+	gate   *gate
+	flow   flow
 	pace   *pace
 	desk   desk
 
+	culprits  culprits
+	questions chan question
+
+	ended    chan struct{}   // closed when Run has
 	cut      context.Context // of requests: ends StopGrace after Run's ctx
 	inFlight atomic.Int64
 	ledger   []atomic.Int64 // per worker: since when it is in the ledger's hands (Unix ns), 0 = it is not
@@ -102,12 +119,55 @@ func New(source *queue.Consumer, rules *mapping.Rules, o Options) *Sync {
 	o = o.withDefaults()
 	o.Log = o.Log.With("sync", o.Name)
 	s := &Sync{o: o, source: source, rules: rules, client: newClient(o), pace: newPace(&o)}
-	s.door = newDoor(&s.o, s.client.shown)
+	s.door = newDoor(&s.o)
 	s.desk.turn = make(chan struct{}, 1)
 	s.desk.turn <- struct{}{}
 	s.ledger = make([]atomic.Int64, o.Concurrency)
 	s.burials = rate.Sometimes{First: 5, Interval: 10 * time.Second}
+	s.door.mayRefuse = source.MayRefuse
+	s.gate = newGate(&s.o, s.client.shown)
+	s.flow.tell = source.Flowing
+	s.door.flow, s.gate.flow = s.flow.door, s.flow.gate
+	s.culprits.lanes = map[string]culprit{}
+	s.questions = make(chan question, 1)
+	s.ended = make(chan struct{})
+	if before := o.Before; before != nil {
+		s.takeOver(before)
+		s.o.Before = nil // its own may not be kept for ever
+	}
 	return s
+}
+
+// flow tells the consumer whether what it gives out is delivered: both the door and the
+// gate are open.
+type flow struct {
+	mu             sync.Mutex
+	tell           func(bool)
+	isDoor, isGate bool
+}
+
+func (f *flow) door(open bool) { f.set(&f.isDoor, open) }
+func (f *flow) gate(open bool) { f.set(&f.isGate, open) }
+
+func (f *flow) set(which *bool, open bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if *which != open {
+		*which = open
+		f.tell(f.isDoor && f.isGate)
+	}
+}
+
+// takeOver goes on with what the generation before has counted and, where the
+// account and its address are the same, with what it knew of them.
+func (s *Sync) takeOver(before *Sync) {
+	same := before.client.sameAccount(s.client) && before.o.Region == s.o.Region
+	s.door.takeOver(before.door, same)
+	if same {
+		s.gate.takeOver(before.gate)
+		s.culprits.takeOver(&before.culprits)
+		s.pace.takeOver(before.pace)
+	}
 }
 
 // Run delivers until ctx ends: then nothing more is claimed, requests in flight
@@ -121,6 +181,8 @@ func (s *Sync) Run(ctx context.Context) error {
 	s.cut = cut
 	defer s.client.close()
 	s.door.begin()
+	s.gate.begin()
+	defer close(s.ended)
 	defer s.door.end()
 
 	// The attendants outlive the workers: the watchdog is fed until the last has ended.
@@ -155,28 +217,60 @@ func (s *Sync) Run(ctx context.Context) error {
 // work is one worker: it has at most one batch in hand.
 func (s *Sync) work(ctx context.Context, ledger *atomic.Int64) error {
 	for s.door.wait(ctx) == nil {
-		claim, err := s.source.Claim(ctx)
+		p, err := s.gate.enter(ctx)
 		if err != nil {
 			return nil // it is ctx's
 		}
-		if err := s.deliver(ctx, claim, ledger); err != nil {
+		claim, err := s.claim(ctx, p)
+		if err != nil {
+			return nil // likewise
+		}
+		for claim != nil && err == nil {
+			claim, err = s.deliver(ctx, p, claim, ledger)
+		}
+		s.gate.leave(p)
+		if err != nil {
 			return fmt.Errorf("deliver %s: %w", s.o.Name, err)
 		}
 	}
 	return nil
 }
 
-// deliver makes a batch that begins with the claim, sends it, and ends all its
-// claims. An error is of the ledger.
-func (s *Sync) deliver(ctx context.Context, first *queue.Claim, ledger *atomic.Int64) error {
-	if ctx.Err() != nil || !s.door.passable() {
-		first.Return()
-		return nil
+// claim waits for something to be due. A probe is, as far as there is one, a lane
+// that was not tried since the gate closed.
+func (s *Sync) claim(ctx context.Context, p pass) (*queue.Claim, error) {
+	claim, err := s.source.Claim(ctx)
+	if err != nil || !p.probe {
+		return claim, err
 	}
-	b := &batch{}
+	var others []*queue.Claim
+	for first := claim; s.gate.hasTried(claim.Lane()); {
+		others = append(others, claim)
+		if claim = s.source.TryClaim(); claim == nil || len(others) == probeChoice {
+			if claim != nil {
+				others = append(others, claim)
+			}
+			claim, others = first, others[1:]
+			break
+		}
+	}
+	for _, other := range others {
+		other.Return()
+	}
+	return claim, nil
+}
+
+// deliver makes a batch that begins with the claim, sends it, and ends all its
+// claims but the one it gives back: that is the next batch. An error is of the ledger.
+func (s *Sync) deliver(ctx context.Context, p pass, first *queue.Claim, ledger *atomic.Int64) (next *queue.Claim, err error) {
+	if ctx.Err() != nil || !s.mayGoOn(p) {
+		first.Return()
+		return nil, nil
+	}
+	b := &batch{pass: p, ledger: ledger}
 	s.inLedger(ledger, func() { s.fill(b, first) })
 	if len(b.taken) == 0 {
-		return b.err
+		return nil, b.err
 	}
 	if b.err == nil && s.pace.wait(ctx) == nil {
 		b.paid = true
@@ -188,10 +282,19 @@ func (s *Sync) deliver(ctx context.Context, first *queue.Claim, ledger *atomic.I
 	}
 	s.inLedger(ledger, func() {
 		for _, t := range b.taken {
-			s.settle(t)
+			if !t.settled {
+				s.settle(t)
+			}
 		}
 	})
-	return b.err
+	if b.alone {
+		s.culprits.leave()
+	}
+	if b.err != nil && b.next != nil {
+		b.next.Return()
+		b.next = nil
+	}
+	return b.next, b.err
 }
 
 func (s *Sync) inLedger(since *atomic.Int64, f func()) {

@@ -253,6 +253,7 @@ func TestPace(t *testing.T) {
 			t.Errorf("rate %v after half a minute of 429", slow)
 		}
 		box.SetFaults(sandbox.Faults{})
+		h.within(time.Minute, "it is tried again", func() bool { return h.sync.Status().Gate != delivery.GateClosed })
 		for i := range 60 {
 			h.append(event{user: "steady", n: i + 1})
 			time.Sleep(time.Second)

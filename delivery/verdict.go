@@ -47,6 +47,23 @@ type reading struct {
 	refusal  refusal           // of refused and forbidden: the request's one operation
 }
 
+// blameless tells that no data can have caused the failure.
+func (r *reading) blameless() bool {
+	switch r.reason {
+	case "refused", "dns", "tls", "no_route":
+		return true
+	}
+	return false
+}
+
+// asksToWait tells that Customer.io, or something before it, wants fewer requests.
+func (r *reading) asksToWait() bool { return r.wait > 0 || r.reason == "http_429" }
+
+// ambiguous tells that something in the request may have caused the failure, or not.
+func (r *reading) ambiguous() bool {
+	return r.verdict == retry && !r.blameless() && !r.asksToWait() && r.reason != "http_408"
+}
+
 // read says what an answer to a request of n ≥ 1 operations means. now is the
 // time against which a Retry-After date is reckoned.
 func read(n int, a answer, now time.Time) reading {

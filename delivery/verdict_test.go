@@ -129,10 +129,10 @@ func TestRead(t *testing.T) {
 
 func TestResults(t *testing.T) {
 	got := string(results(
-		operation{action: "identify", verdict: refused, refused: []refusal{
+		&operation{action: "identify", verdict: refused, refused: []refusal{
 			{207, "invalid", "attributes.plan", "<too long>"}, {207, "invalid", "attributes.note", ""}}},
-		operation{action: "event", verdict: delivered},
-		operation{action: "event", verdict: refused, refused: []refusal{{Reason: "operation_too_large", Message: "32001 bytes"}}},
+		&operation{action: "event", verdict: delivered},
+		&operation{action: "event", verdict: refused, refused: []refusal{{Reason: "operation_too_large", Message: "32001 bytes"}}},
 	))
 	want := `[{"action":"identify","status":207,"reason":"invalid","field":"attributes.plan","message":"\u003ctoo long\u003e"},` +
 		`{"action":"identify","status":207,"reason":"invalid","field":"attributes.note"},` +

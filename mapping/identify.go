@@ -18,6 +18,10 @@ import (
 // and as it is called at Customer.io. Attributes are in order of their names.
 const sentVersion = 1
 
+// sentNothing stands for sentVersion in what Unrefused makes of an identifier that was sent no values: whether the one
+// identify got through does not count, only its time. It is never stored.
+const sentNothing = 0xff
+
 type sentState byte
 
 const (
@@ -59,14 +63,14 @@ func (s *sent) reset() {
 }
 
 func (s *sent) read(data []byte) error {
-	if len(data) == 0 || data[0] != sentVersion {
+	if len(data) == 0 || data[0] != sentVersion && data[0] != sentNothing {
 		return errSent
 	}
 	last, n := binary.Uvarint(data[1:])
 	if n <= 0 || last > 1<<62 {
 		return errSent
 	}
-	s.known, s.last = true, int64(last)
+	s.known, s.last = data[0] == sentVersion, int64(last)
 	for data = data[1+n:]; len(data) > 0; {
 		if len(data) < 10 {
 			return errSent
@@ -139,6 +143,26 @@ func Refused(earlier []byte, field string) []byte {
 	return s.encode()
 }
 
+// Unrefused returns what an identifier has been sent so that a Map with it sends once more the values that Customer.io
+// refused, and an identify without values that it refused: for dead letters that are tried again. It is to be given to
+// Map and not to be kept.
+func Unrefused(earlier []byte) []byte {
+	var s sent
+	if s.decode(earlier); !s.known {
+		return earlier
+	}
+	for i := range s.attributes {
+		if s.attributes[i].state == sentRefused {
+			s.attributes[i].state = sentUnsure
+		}
+	}
+	again := s.encode()
+	if len(s.attributes) == 0 {
+		again[0] = sentNothing
+	}
+	return again
+}
+
 // userRules say which properties of a user are sent on.
 type userRules struct {
 	send    bool
@@ -181,7 +205,7 @@ func (u *userRules) decide(s *scratch, id Identifier, earlier []byte) (op Operat
 		if before.known {
 			return Operation{}, nil, reasonUnchanged, nil
 		}
-		after.last = v.record.Received / 1000
+		after.last = max(before.last, v.record.Received/1000)
 		return s.identify(id, after.last, nil), after.encode(), "", nil
 	}
 	attributes := s.attributes[:0]

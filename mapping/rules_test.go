@@ -220,6 +220,69 @@ func TestRefusedNamesNestedAttributes(t *testing.T) {
 	}
 }
 
+// What was refused is sent once more when a dead letter is tried again, and only then; the time never goes back.
+func TestUnrefused(t *testing.T) {
+	record := func(properties string, received int64) *Record {
+		return &Record{Raw: []byte(`{"event_type":"$identify"}`), Properties: []byte(properties), Received: received}
+	}
+	for _, test := range []struct {
+		name   string
+		chosen []string
+		refuse string // field
+		now    string // properties when it is tried again
+		want   string // the attributes it is sent, "" = no identify
+	}{
+		{"the refused one, and those it took along", []string{"a", "b"}, "attributes.a", `{"a":1,"b":2}`, `{"a":1,"b":2}`},
+		{"all of them", []string{"a", "b"}, "", `{"a":1,"b":2}`, `{"a":1,"b":2}`},
+		{"as they are now", []string{"a", "b"}, "attributes.a", `{"a":3,"b":2}`, `{"a":3,"b":2}`},
+		{"one is no more", []string{"a", "b"}, "attributes.a", `{"b":2}`, `{"b":2,"a":""}`},
+		{"an identify without values", nil, "identifiers.id", `{"a":1}`, `{}`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			spec := everything()
+			spec.UserProperties = test.chosen
+			rules, err := Compile(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			id := Identifier{"id", "x"}
+			first, err := rules.Map(record(`{"a":1,"b":2}`, 9_000_000), id, nil)
+			if err != nil || len(first.Operations) != 1 {
+				t.Fatal(first, err)
+			}
+			refused := Refused(first.Sent, test.refuse)
+			d, err := rules.Map(record(test.now, 5_000_000), id, Unrefused(refused))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(d.Operations) != 1 {
+				t.Fatalf("%d operations: %s", len(d.Operations), d.UserReason)
+			}
+			body := d.Operations[0].Body
+			if got := string(member(body, []byte("attributes"))); got != test.want {
+				t.Errorf("sent %s, want %s", got, test.want)
+			}
+			if at := string(member(body, []byte("timestamp"))); at != "9000" {
+				t.Errorf("at %s, after one at 9000", at)
+			}
+			// Accepted now, nothing of it is sent a second time, tried again or not.
+			for _, known := range [][]byte{d.Sent, Unrefused(d.Sent)} {
+				if test.chosen == nil && len(known) > 0 && known[0] == sentNothing {
+					continue // an identify without values leaves no trace of whether it was refused
+				}
+				if d, err := rules.Map(record(test.now, 9_500_000), id, known); err != nil || len(d.Operations) != 0 {
+					t.Errorf("sent once more: %s, %v", d.Operations[0].Body, err)
+				}
+			}
+		})
+	}
+	for _, unread := range [][]byte{nil, {}, {77}} {
+		if got := Unrefused(unread); !bytes.Equal(got, unread) {
+			t.Errorf("%x became %x", unread, got)
+		}
+	}
+}
+
 // TestPeopleConverge plays Customer.io: it keeps a person, takes identifies or refuses them for a value it does not like.
 // Once it has had its say, the person is what the chosen properties are, but for the values it refused.
 func TestPeopleConverge(t *testing.T) {

@@ -28,7 +28,8 @@ GET    /_sandbox/faults           faults in force
 POST   /_sandbox/faults           change some: ?500=0.05&outage=5s, or the same keys as a JSON object
 PUT    /_sandbox/faults           likewise, all others end
 DELETE /_sandbox/faults           all faults end, hanging requests are let go
-POST   /_sandbox/reset            forget everything but the faults
+POST   /_sandbox/workspace?id=N   be the workspace N to the region endpoint; nothing is forgotten
+POST   /_sandbox/reset            forget everything but the faults and the workspace
 `
 
 func (s *Sandbox) control(w http.ResponseWriter, r *http.Request, path string) {
@@ -47,6 +48,14 @@ func (s *Sandbox) control(w http.ResponseWriter, r *http.Request, path string) {
 		s.writeEvents(w, r)
 	case what == "faults":
 		s.controlFaults(w, r)
+	case verb == "POST workspace":
+		id, err := strconv.Atoi(r.URL.Query().Get("id"))
+		if err != nil || id < 0 {
+			http.Error(w, "id is the workspace's number (0: none is told)", http.StatusBadRequest)
+			return
+		}
+		s.SetEnvironmentID(id)
+		_, _ = io.WriteString(w, "{}\n")
 	case verb == "POST reset":
 		s.Reset()
 		_, _ = io.WriteString(w, "{}\n")

@@ -69,6 +69,14 @@ func TestControlReads(t *testing.T) {
 	r.must(404, "GET", "/_sandbox/people/nobody", "")
 	r.must(404, "GET", "/_sandbox/people/u1?kind=email", "")
 	r.must(404, "GET", "/_sandbox/nothing", "")
+	for id, told := range map[string]string{"4711": `"environment_id":4711}`, "0": `"environment_id":0}`} {
+		r.must(200, "POST", "/_sandbox/workspace?id="+id, "")
+		if got := r.must(200, "GET", "/api/v1/accounts/region", "").body; !strings.Contains(got, told) {
+			t.Errorf("workspace %s: the region endpoint says %s", id, got)
+		}
+	}
+	r.must(400, "POST", "/_sandbox/workspace?id=x", "")
+	r.must(400, "POST", "/_sandbox/workspace", "")
 	r.must(405, "PATCH", "/_sandbox/faults", "")
 	if help := r.must(200, "GET", "/", "").body; !strings.Contains(help, "/_sandbox/report") || !strings.Contains(help, "cut_after") {
 		t.Errorf("help says %s", help)

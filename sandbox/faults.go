@@ -41,6 +41,9 @@ type Faults struct {
 	RefuseEvent     []string // event names,
 	RefuseAttribute []string // and identify attributes that are always refused
 	RefuseHow       int      // 0 or 207: that operation alone (400 outside a batch); any other status: the whole request
+
+	Poison    []string // texts: a request whose path or body has one in it fails whole, and nothing of it is applied
+	PoisonHow string   // a status (500 also ""), cut, hang (for HangFor), garbage
 }
 
 // Outage is a stretch of time in which every request fails.
@@ -55,7 +58,8 @@ type Outage struct {
 const FaultHelp = `500=0.05 (any status=share), cut_before=, cut_after=, hang=, garbage=, garbage_applied=, truncate=, redirect=, partial= (shares of requests),
 hang_for=30s, retry_after=1s|never, redirect_to=URL, latency=20ms, jitter=10ms, rate_limit=100, on=all|data|region,
 outage=10s+5s (from+length since start) or outage=5s (from now), each with :503, :cut or :hang; outage=none; outage_how=503|cut|hang,
-refuse_id=, refuse_event=, refuse_attribute= (repeatable), refuse_how=207|400|…`
+refuse_id=, refuse_event=, refuse_attribute= (repeatable), refuse_how=207|400|…,
+poison=TEXT (repeatable: a request that contains it fails whole), poison_how=500|503|…|cut|hang|garbage`
 
 // ParseFaults reads "500=0.05,429=0.05,cut_after=0.02,outage=10s+5s"; see
 // FaultHelp. A share may be written as 5%. An empty spec is no faults.
@@ -173,6 +177,16 @@ func (f *Faults) set(key, value string) (err error) {
 		if err != nil || f.RefuseHow != 207 && (f.RefuseHow < 400 || f.RefuseHow > 599) {
 			err = errors.New("want 207, or a status from 400 to 599")
 		}
+	case "poison":
+		if value == "" {
+			return errors.New("want a text: every request contains the empty one")
+		}
+		f.Poison = append(slices.Clone(f.Poison), value)
+	case "poison_how":
+		if code, err := strconv.Atoi(value); value != "cut" && value != "hang" && value != "garbage" && (err != nil || code < 400 || code > 599) {
+			return errors.New("want cut, hang, garbage, or a status from 400 to 599")
+		}
+		f.PoisonHow = value
 	default:
 		return errors.New("no such fault")
 	}
@@ -297,6 +311,7 @@ type decision struct {
 	latency time.Duration
 	hang    time.Duration
 	pick    float64 // which operation of a batch, as a share of its length
+	poison  bool    // for what is in the request
 }
 
 // decide is a function of the seed and the request's number alone, but for
@@ -349,17 +364,47 @@ func (p *plan) decide(seed, request uint64, r route, now time.Time, limit *bucke
 			d.kind = ""
 		}
 		if d.kind == "hang" {
-			if d.hang = p.HangFor; d.hang == 0 {
-				d.hang = 30 * time.Second
-			}
+			d.hang = p.hangFor()
 		}
 		return d
 	}
 	return d
 }
 
+func (p *plan) hangFor() time.Duration {
+	if p.HangFor == 0 {
+		return 30 * time.Second
+	}
+	return p.HangFor
+}
+
+// spoil makes a request fail that contains poison, unless it fails already.
+func (p *plan) spoil(d *decision, path string, body []byte) {
+	poisoned := func(text string) bool { return strings.Contains(path, text) || bytes.Contains(body, []byte(text)) }
+	if d.kind != "" || !slices.ContainsFunc(p.Poison, poisoned) {
+		return
+	}
+	d.poison = true
+	switch p.PoisonHow {
+	case "cut":
+		d.kind = "cut_before"
+	case "hang":
+		d.kind, d.hang = "hang", p.hangFor()
+	case "garbage":
+		d.kind = "garbage"
+	default:
+		d.kind, d.status = "status", http.StatusInternalServerError
+		if code, err := strconv.Atoi(p.PoisonHow); err == nil {
+			d.status = code
+		}
+	}
+}
+
 // name is the decision's key in the report.
 func (d decision) name() string {
+	if d.poison {
+		return "poison"
+	}
 	if d.kind == "status" {
 		return strconv.Itoa(d.status)
 	}
@@ -445,7 +490,7 @@ func (f Faults) String() string {
 	if f.RateLimit > 0 {
 		add("rate_limit", number(f.RateLimit))
 	}
-	for _, t := range [][2]string{{"redirect_to", f.RedirectTo}, {"on", f.On}, {"outage_how", f.OutageHow}} {
+	for _, t := range [][2]string{{"redirect_to", f.RedirectTo}, {"on", f.On}, {"outage_how", f.OutageHow}, {"poison_how", f.PoisonHow}} {
 		if t[1] != "" {
 			add(t[0], t[1])
 		}
@@ -463,7 +508,7 @@ func (f Faults) String() string {
 	for _, l := range []struct {
 		key  string
 		list []string
-	}{{"refuse_id", f.RefuseID}, {"refuse_event", f.RefuseEvent}, {"refuse_attribute", f.RefuseAttribute}} {
+	}{{"refuse_id", f.RefuseID}, {"refuse_event", f.RefuseEvent}, {"refuse_attribute", f.RefuseAttribute}, {"poison", f.Poison}} {
 		for _, v := range l.list {
 			add(l.key, v)
 		}

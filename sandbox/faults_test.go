@@ -63,6 +63,13 @@ func TestFaults(t *testing.T) {
 		{"a person that spoils the whole request", "refuse_id=1,refuse_how=400", 400, `{"errors":[{"reason":"invalid","field":"identifiers.id"`, [2]string{}, false, "", ""},
 		{"a person that breaks the server", "refuse_id=1,refuse_how=500", 500, "<html>", [2]string{}, false, "", ""},
 		{"others are not refused", "refuse_id=2,refuse_event=Sell,refuse_attribute=plan", 200, "{}", [2]string{}, true, "", ""},
+		{"poison", "poison=\"Buy\"", 500, "<html>", [2]string{}, false, "", "poison"},
+		{"poison, by its own status", "poison=Sell,poison=\"name\":\"Buy\",poison_how=503", 503, "<html>", [2]string{}, false, "", "poison"},
+		{"poison that cuts", "poison=Buy,poison_how=cut", 0, "", [2]string{}, false, "cut", "poison"},
+		{"poison that hangs", "poison=Buy,poison_how=hang,hang_for=1ms", 504, "", [2]string{}, false, "", "poison"},
+		{"poison that meets a page", "poison=Buy,poison_how=garbage", 200, "hotel", [2]string{}, false, "", "poison"},
+		{"poison in the path", "poison=/v2/batch,poison_how=404", 404, "", [2]string{}, false, "", "poison"},
+		{"no poison in it", "poison=Sell", 200, "{}", [2]string{}, true, "", ""},
 		{"only the region endpoint", "500=1,on=region", 200, "{}", [2]string{}, true, "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -314,6 +321,7 @@ func TestParseFaults(t *testing.T) {
 		{"outages", "outage=10s+5s,outage=3s:hang,outage_how=cut", "outage_how=cut,outage=10s+5s,outage=3s:hang", ""},
 		{"refusals", "refuse_id=a b,refuse_id=c,refuse_event=Buy,refuse_attribute=plan,refuse_how=403", "refuse_id=a b,refuse_id=c,refuse_event=Buy,refuse_attribute=plan,refuse_how=403", ""},
 		{"the rest", "rate_limit=10,on=data,redirect=.1,redirect_to=http://x/,retry_after=never", "redirect=0.1,retry_after=never,rate_limit=10,redirect_to=http://x,on=data", ""},
+		{"poison", "poison=bad one,poison=x=y,poison_how=hang", "poison_how=hang,poison=bad one,poison=x=y", ""},
 		{"no value", "500", "", `fault "500": want key=value`},
 		{"unknown", "err500=1", "", "no such fault"},
 		{"share above 1", "500=1.5", "", "between 0 and 1"},
@@ -323,6 +331,8 @@ func TestParseFaults(t *testing.T) {
 		{"negative time", "latency=-1s", "", "negative"},
 		{"bad outage", "outage=5", "", "missing unit"},
 		{"bad outage kind", "outage=5s:bang", "", "503, cut or hang"},
+		{"poison of no text", "poison=", "", "every request"},
+		{"bad poison", "poison=x,poison_how=200", "", "want cut"},
 		{"bad refusal", "refuse_how=200", "", "want 207"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -70,13 +70,14 @@ func (s *Sandbox) end(rt route, outcome string, people []string) {
 	s.n.answers[answerKey{rt, outcome}]++
 }
 
-func (s *Sandbox) decide(p *plan, number uint64, rt route, size int) decision {
+func (s *Sandbox) decide(p *plan, number uint64, rt route, path string, body []byte) decision {
 	now := s.o.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.n.bytes += int64(size)
-	s.n.maxBytes = max(s.n.maxBytes, size)
+	s.n.bytes += int64(len(body))
+	s.n.maxBytes = max(s.n.maxBytes, len(body))
 	d := p.decide(s.o.Seed, number, rt, now, &s.limit)
+	p.spoil(&d, path, body)
 	if d.kind != "" {
 		if s.n.faults == nil {
 			s.n.faults = map[string]int64{}

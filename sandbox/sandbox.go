@@ -36,7 +36,7 @@ import (
 type Options struct {
 	SiteID, APIKey string // Basic auth; with APIKey "" any credentials are accepted
 	Region         string // us (also "") or eu: what the region endpoint answers
-	EnvironmentID  int    // the workspace, 0 = 1
+	EnvironmentID  int    // the workspace, 0 = 1; see SetEnvironmentID
 	WrongRegion    string // "redirect": all but the region endpoint answer 301 "wrong datacenter"; "fail": 401; "" = right region
 	Faults         Faults
 	Seed           uint64           // of everything left to chance
@@ -64,6 +64,7 @@ type Sandbox struct {
 	auth     [sha256.Size]byte
 	plan     atomic.Pointer[plan]
 	requests atomic.Uint64 // numbers of API requests since the last reset
+	id       atomic.Int64  // of the workspace
 	bodies   sync.Pool     // *bytes.Buffer
 
 	mu       sync.Mutex
@@ -95,8 +96,13 @@ func New(o Options) *Sandbox {
 	s.bodies.New = func() any { return new(bytes.Buffer) }
 	s.world, s.start, s.busy = newWorld(), o.Now(), map[string]int{}
 	s.plan.Store(newPlan(o.Faults, s.start, s.start, nil))
+	s.id.Store(int64(o.EnvironmentID))
 	return s
 }
+
+// SetEnvironmentID makes the region endpoint name another workspace from now on, as
+// when the keys are exchanged for those of another one. What was received stays.
+func (s *Sandbox) SetEnvironmentID(id int) { s.id.Store(int64(id)) }
 
 // SetFaults replaces all faults from the next request on. Outages FromNow begin
 // now, unless the same one is running already.
@@ -205,7 +211,7 @@ func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.CopyN(io.Discard, r.Body, 16<<20)
 	}
 	p := s.plan.Load()
-	d := s.decide(p, number, rt, body.Len())
+	d := s.decide(p, number, rt, path, body.Bytes())
 	switch d.kind {
 	case "cut_before", "outage_cut":
 		panic(http.ErrAbortHandler)
@@ -314,7 +320,7 @@ func (s *Sandbox) region() answer {
 	if s.o.Region == "eu" {
 		base = "https://track-eu.customer.io"
 	}
-	return answer{status: http.StatusOK, body: fmt.Appendf(nil, `{"url":%q,"region":%q,"environment_id":%d}`+"\n", base, s.o.Region, s.o.EnvironmentID)}
+	return answer{status: http.StatusOK, body: fmt.Appendf(nil, `{"url":%q,"region":%q,"environment_id":%d}`+"\n", base, s.o.Region, s.id.Load())}
 }
 
 // answer handles a request that no fault kept from the workspace.
