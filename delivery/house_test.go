@@ -190,12 +190,16 @@ const secret = "0123-very-secret-4567"
 // open starts a house on a storage folder. dir is made outside of the bubble.
 func open(t testing.TB, dir string, handler http.Handler, r *mapping.Rules, change func(*delivery.Options)) *house {
 	t.Helper()
+	return openOn(t, queue.Options{
+		Dir: dir, RotateBytes: 64 << 20, RotateAfter: 24 * time.Hour, InFlightBytes: 64 << 20, Now: time.Now,
+	}, handler, r, change)
+}
+
+func openOn(t testing.TB, storage queue.Options, handler http.Handler, r *mapping.Rules, change func(*delivery.Options)) *house {
+	t.Helper()
 	h := &house{t: t, wire: newWire(handler), stopped: make(chan error, 1), lines: &lines{}}
 	var err error
-	h.log, err = queue.Open(queue.Options{
-		Dir: dir, RotateBytes: 64 << 20, RotateAfter: 24 * time.Hour, InFlightBytes: 64 << 20, Now: time.Now,
-	})
-	if err != nil {
+	if h.log, err = queue.Open(storage); err != nil {
 		t.Fatal(err)
 	}
 	h.consumer, err = queue.OpenConsumer(h.log, queue.ConsumerOptions{
