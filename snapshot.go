@@ -25,24 +25,28 @@ import (
 // Snapshot implements admin.Source.
 func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 	now := time.Now()
-	snap := newSnapshot(d.cfg, "daemon", now)
+	snap := newSnapshot(d.config(), "daemon", now)
 	uptime := seconds(now.Sub(d.started))
 	snap.Uptime = &uptime
 	st := d.records.Stats()
-	snap.Disk = disk(d.cfg, st)
+	snap.Disk = disk(d.config(), st)
 	snap.Notes = notes(st)
-	for _, name := range sortedKeys(d.consumers) {
-		stats, err := d.consumers[name].Stats()
+	for _, name := range d.names() {
+		c := d.consumer(name)
+		if c == nil {
+			continue // it has just been closed
+		}
+		stats, err := c.Stats()
 		if err != nil {
 			return snap, err
 		}
 		y := syncOf(stats, now)
-		if a := d.consumers[name].SetAside(); a != nil {
+		if a := c.SetAside(); a != nil {
 			snap.Notes = append(snap.Notes, fmt.Sprintf("the ledger of sync %s was damaged and is kept at %s", name, a.Path))
 		}
-		_, configured := d.cfg.Sync[name]
+		_, configured := d.config().Sync[name]
 		y.Status, y.Advice = idle(configured, name)
-		if s := d.syncs[name]; s != nil {
+		if s := d.delivery(name); s != nil {
 			applyStatus(&y, s.Status(), now)
 		}
 		hold(&y)
@@ -70,6 +74,7 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 			snap.Notes = append(snap.Notes, fmt.Sprintf("%d %s", n.count, n.what))
 		}
 	}
+	snap.Notes = append(snap.Notes, d.sharedWorkspaces()...)
 	snap.Door = doorOf(d.address, d.door.Door())
 	return snap, nil
 }
@@ -246,7 +251,11 @@ func (d *daemon) keepRates(ctx context.Context) {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	for {
-		for name, c := range d.consumers {
+		for _, name := range d.names() {
+			c := d.consumer(name)
+			if c == nil {
+				continue
+			}
 			if st, err := c.Stats(); err == nil {
 				d.rates.Note(name, time.Now(), st.Books.Taken, st.Books.Taken-st.Books.Pending)
 			}
@@ -278,7 +287,7 @@ func (d *daemon) keepDoorBook(ctx context.Context) {
 }
 
 func (d *daemon) writeDoorBook() {
-	path := filepath.Join(d.cfg.Storage.Dir, doorBook)
+	path := filepath.Join(d.config().Storage.Dir, doorBook)
 	b, err := json.Marshal(d.door.Door())
 	if err == nil {
 		err = os.WriteFile(path+".new", b, 0o600)
