@@ -90,7 +90,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		Commands: []*cli.Command{
-			serveCommand(), demoCommand(), checkConfigCommand(), queueStatsCommand(), sandboxCommand(), versionCommand(),
+			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), sandboxCommand(), versionCommand(),
 		},
 	}
 	for _, c := range a.Commands {
@@ -122,7 +122,7 @@ func unknownVerb(c *cli.Context) error {
 func laterCommands() []*cli.Command {
 	var cs []*cli.Command
 	for _, name := range []string{"explain", "dead-letters", "sync", "send-test", "trace", "audit", "import", "user",
-		"backup", "restore", "drain", "reload", "doctor"} {
+		"backup", "restore", "drain", "doctor"} {
 		cs = append(cs, &cli.Command{
 			Name: name, Hidden: true, SkipFlagParsing: true,
 			Action: func(*cli.Context) error {
