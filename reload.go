@@ -293,7 +293,7 @@ func (d *daemon) takeBack(c *change) error {
 		if s.opened == nil {
 			continue
 		}
-		err := s.opened.Detach()
+		err := s.opened.Close()
 		if err == nil && s.created {
 			err = queue.RemoveLedger(d.records, s.name)
 		}

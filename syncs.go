@@ -339,7 +339,7 @@ func (d *daemon) stopSync(ctx context.Context, name string) error {
 	delete(d.streams, name)
 	d.mu.Unlock()
 	d.pulse.over("ledger " + name)
-	return s.consumer.Detach()
+	return s.consumer.Close()
 }
 
 // startSync opens the ledger of that name, of a sync of the configuration or not, and
