@@ -136,7 +136,7 @@ func (d *daemon) replace(ctx context.Context, force bool) (reloadReport, error) 
 	if err := d.switchTo(ctx, c); err != nil {
 		return report, errors.Join(err, d.takeBack(c))
 	}
-	report.Warnings = append(report.Warnings, d.staleCredentials()...)
+	report.Warnings = append(report.Warnings, d.keysOfTheStart()...)
 	return report, d.follow(c)
 }
 
@@ -332,7 +332,10 @@ func (d *daemon) switchTo(ctx context.Context, c *change) error {
 		d.inForce.Store(c.to)
 		return nil
 	})
-	return exit(exitTemporary, err)
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return exit(exitTemporary, err)
+	}
+	return exit(exitIO, err)
 }
 
 // follow lets everything else go by the generation in force. Deliveries that stay the
@@ -341,6 +344,7 @@ func (d *daemon) follow(c *change) error {
 	cfg := d.config()
 	d.level.Set(levelOf(cfg.Log))
 	d.records.SetLimits(logLimits(cfg.Storage))
+	to := map[*stream]*settings{}
 	for _, s := range c.streams {
 		if s.now == nil {
 			s.now = &stream{name: s.name, consumer: s.opened}
@@ -349,6 +353,15 @@ func (d *daemon) follow(c *change) error {
 			d.mu.Unlock()
 			d.startLedger(s.now)
 		}
+		to[s.now] = s.to
+	}
+	for _, name := range d.names() {
+		s := d.stream(name)
+		set, changes := to[s]
+		if !changes {
+			set = s.settings
+		}
+		bind(s.consumer, set, cfg.DeadLetters)
 	}
 	var deliveries errgroup.Group
 	for _, s := range c.streams {
@@ -368,25 +381,24 @@ func (d *daemon) follow(c *change) error {
 			return nil
 		})
 	}
-	err := deliveries.Wait()
-	for _, name := range d.names() {
-		s := d.stream(name)
-		bind(s.consumer, s.settings, cfg.DeadLetters)
-	}
-	return err
+	return deliveries.Wait()
 }
 
-// staleCredentials explains why a key that was mended under systemd is not mended yet.
-func (d *daemon) staleCredentials() []string {
+// keysOfTheStart explains why a sync that is blocked still is: its key came to the process
+// when that was started, and a reload cannot see another.
+func (d *daemon) keysOfTheStart() []string {
 	folder := os.Getenv("CREDENTIALS_DIRECTORY")
-	if folder == "" {
-		return nil
-	}
 	var warnings []string
 	for _, name := range d.config().Sync.Names() {
 		running := d.delivery(name)
-		if running != nil && running.Status().State == delivery.Blocked && strings.HasPrefix(d.config().Sync[name].APIKeyFrom, folder+"/") {
-			warnings = append(warnings, fmt.Sprintf("sync %s is blocked, and its API key is a credential that systemd handed over when it started ampcio: a new one needs systemctl restart ampcio", name))
+		if running == nil || running.Status().State != delivery.Blocked {
+			continue
+		}
+		switch from := d.config().Sync[name].APIKeyFrom; {
+		case folder != "" && strings.HasPrefix(from, folder+"/"):
+			warnings = append(warnings, fmt.Sprintf("sync %s is blocked, and its API key is a credential that systemd handed over at the start: a new one needs systemctl restart ampcio", name))
+		case strings.HasPrefix(from, "environment variable "):
+			warnings = append(warnings, fmt.Sprintf("sync %s is blocked, and its API key comes from the %s, which is as it was at the start: a new one needs a restart", name, from))
 		}
 	}
 	return warnings

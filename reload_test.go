@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -311,6 +312,27 @@ func TestReloadWithTheRightKeyDrains(t *testing.T) {
 	if log := countInLog(t, r, demoAPIKey); log != 0 {
 		t.Error("the log shows the API key")
 	}
+	down(t, r)
+}
+
+// A key that came with the start of the process cannot be mended by a reload, which says so.
+func TestReloadCannotSeeANewCredential(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	credentials := filepath.Join(r.dir, "credentials")
+	if err := os.Mkdir(credentials, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(credentials, "customerio_api_key"), "revoked\n")
+	plain := r.command
+	r.command = func(args ...string) *exec.Cmd {
+		c := plain(args...)
+		c.Env = append(c.Env, "CREDENTIALS_DIRECTORY="+credentials)
+		return c
+	}
+	up(t, r)
+	eventually(t, 10*time.Second, "the sync is blocked", func() bool { return only(t, stats(t, r)).Status == admin.StatusBlocked })
+	contains(t, strings.Join(reloaded(t, r).Warnings, "\n"), "sync demo is blocked, and its API key is a credential that systemd handed over at the start", "systemctl restart ampcio")
 	down(t, r)
 }
 
