@@ -276,3 +276,90 @@ func deadline(ctx context.Context) time.Time {
 	at, _ := ctx.Deadline()
 	return at
 }
+
+// What waits for a sync is bounded. Where Customer.io does not answer, new events are
+// refused at the bound, which loses nothing; where a person has to do something first,
+// or has said so, they are not.
+func TestLifecycleOfASyncThatIsFull(t *testing.T) {
+	t.Parallel()
+	const mib = "max_pending_bytes = \"1MiB\"\n"
+	unreachable := func(t *testing.T, r *rehearsal) {
+		r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+	}
+	tests := []struct {
+		name    string
+		sync    string
+		trouble func(t *testing.T, r *rehearsal) // before the start
+		then    func(t *testing.T, r *rehearsal) // once the sync is as status says
+		status  string
+		refuses bool
+		mend    func(t *testing.T, r *rehearsal)
+	}{
+		{name: "unreachable", sync: mib, trouble: unreachable, status: admin.StatusUnreachable, refuses: true,
+			mend: func(t *testing.T, r *rehearsal) { r.sandbox.SetFaults(sandbox.Faults{}) }},
+		{name: "unreachable, and the oldest are given up", sync: mib + "when_full = \"discard_oldest\"\n", trouble: unreachable, status: admin.StatusUnreachable,
+			mend: func(t *testing.T, r *rehearsal) { r.sandbox.SetFaults(sandbox.Faults{}) }},
+		{name: "blocked", sync: mib, status: admin.StatusBlocked,
+			trouble: func(t *testing.T, r *rehearsal) {
+				write(t, filepath.Join(r.dir, "customerio_api_key"), "revoked\n")
+			},
+			mend: func(t *testing.T, r *rehearsal) {
+				write(t, filepath.Join(r.dir, "customerio_api_key"), demoAPIKey+"\n")
+				reloaded(t, r)
+			}},
+		{name: "unreachable, with a bound that is raised by a reload", sync: mib, trouble: unreachable, status: admin.StatusUnreachable,
+			then: func(t *testing.T, r *rehearsal) {
+				edit(t, r, mib, "max_pending_bytes = \"1GiB\"\n")
+				if report := reloaded(t, r); changes(report) != "demo changed" || strings.Join(report.Syncs[0].Keys, " ") != "delivery.max_pending_bytes" {
+					t.Errorf("%+v", report)
+				}
+			},
+			mend: func(t *testing.T, r *rehearsal) { r.sandbox.SetFaults(sandbox.Faults{}) }},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r := rehearse(t, rehearsalSettings{sync: "requests_per_second = 1000\n" + test.sync})
+			test.trouble(t, r)
+			up(t, r)
+			accepted(t, r, numbered("ann-1", 1, 1))
+			eventually(t, 20*time.Second, "the sync is "+test.status, func() bool { return only(t, stats(t, r)).Status == test.status })
+			if test.then != nil {
+				test.then(t, r)
+			}
+			last, refused := 1, 0
+			for i := range 40 { // 4 MB
+				a := send(t, r, padded("ann-1", last+1, last+50, noise(i)))
+				if a.status == 200 {
+					last += 50
+					continue
+				}
+				contains(t, a.body, "storage is full")
+				if refused++; a.status != 503 || a.header.Get("Retry-After") == "" {
+					t.Fatalf("answered %d %s", a.status, a.body)
+				}
+			}
+			if (refused > 0) != test.refuses {
+				t.Errorf("%d of 40 requests were refused", refused)
+			}
+			discards := strings.Contains(test.sync, "discard_oldest")
+			if discards {
+				eventually(t, 20*time.Second, "the oldest are given up", func() bool { return only(t, stats(t, r)).Totals.Discarded > 0 })
+			}
+			test.mend(t, r)
+			y := only(t, drained(t, r))
+			if !y.Books.Balanced || y.Books.Taken != uint64(last) || y.Totals.Dead != 0 || y.Totals.Lost != 0 {
+				t.Errorf("%+v, %+v", y.Books, y.Totals)
+			}
+			if discards != (y.Totals.Discarded > 0) {
+				t.Errorf("%d were discarded", y.Totals.Discarded)
+			}
+			if !discards {
+				complete(t, r, map[string]int{"ann-1": last})
+			}
+			eventually(t, 20*time.Second, "all is well again", func() bool { return send(t, r, numbered("bob-2", 1, 3)).status == 200 })
+			drained(t, r)
+			down(t, r)
+		})
+	}
+}

@@ -100,7 +100,11 @@ func (d *daemon) reload(ctx context.Context, force bool) (reloadReport, error) {
 	ctx, cancel := d.runs.whileFlowing(ctx)
 	defer cancel()
 	d.reloading()
-	defer d.ready(ctx)
+	defer func() {
+		if ctx.Err() == nil { // else systemd has been told of a stop, and this would take it back
+			d.ready(ctx)
+		}
+	}()
 	report, err := d.replace(ctx, force)
 	if err != nil {
 		d.log.Error("the configuration was not reloaded; the one in force stays", "file", d.configFile, "error", err)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"ampcio/admin"
+	"ampcio/recordings"
 	"ampcio/sandbox"
 )
 
@@ -244,6 +245,43 @@ func TestReloadUnderLoad(t *testing.T) {
 	if sums["demo"] != uint64(total) || sums["second"] != second.Books.Taken {
 		t.Errorf("the files say %v", sums)
 	}
+}
+
+// A stop in the middle of a reload: the requests to Customer.io that it waits for end,
+// the daemon ends well, and nothing is sent twice.
+func TestStopDuringAReload(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{CheckOverlap: true}})
+	up(t, r)
+	accepted(t, r, numbered("ann-1", 1, 1))
+	drained(t, r)
+	r.sandbox.SetFaults(sandbox.Faults{Latency: 1500 * time.Millisecond})
+	accepted(t, r, numbered("ann-1", 2, 50))
+	eventually(t, 10*time.Second, "a request to Customer.io is in flight", func() bool { return r.sandbox.Report().InFlight > 0 })
+	edit(t, r, `retry_max = "2s"`, `retry_max = "3s"`)
+	edit(t, r, "amplitude_api_keys = [", `amplitude_api_keys = ["another-key", `)
+	asked := ampcio("reload", "--config", r.configPath)
+	if err := asked.Start(); err != nil {
+		t.Fatal(err)
+	}
+	another := strings.Replace(numbered("bob-2", 1, 1), recordings.Key, "another-key", 1)
+	eventually(t, 10*time.Second, "the new key is known", func() bool { return send(t, r, another).status == 200 })
+	if r.sandbox.Report().InFlight == 0 {
+		t.Error("the reload has nothing to wait for: this tests less than it says")
+	}
+	down(t, r)
+	_ = asked.Wait() // it may have had its answer, or been cut off
+	if n := r.sandbox.Report().InFlight; n != 0 {
+		t.Errorf("%d requests to Customer.io were left alone", n)
+	}
+	r.sandbox.SetFaults(sandbox.Faults{})
+	up(t, r)
+	balanced(t, drained(t, r))
+	complete(t, r, map[string]int{"ann-1": 50, "bob-2": 1})
+	if report := r.sandbox.Report(); report.Events.Duplicates != 0 || report.Order.Overlaps != 0 {
+		t.Errorf("%d events were sent again, %d overlaps", report.Events.Duplicates, report.Order.Overlaps)
+	}
+	down(t, r)
 }
 
 // A configuration with a mistake is not put in force, by whom it may be asked; what was

@@ -99,6 +99,7 @@ func accountOptions(s config.Sync) delivery.Options {
 		Concurrency: s.Delivery.Concurrency, RequestsPerSecond: s.Delivery.RequestsPerSecond,
 		BatchOperations: s.Delivery.BatchOperations, Timeout: time.Duration(s.Delivery.Timeout),
 		RetryInitial: time.Duration(s.Delivery.RetryInitial), RetryMax: time.Duration(s.Delivery.RetryMax),
+		LateAfter: time.Duration(s.Delivery.LateAfter), LatePolicy: s.Delivery.LatePolicy,
 		UserAgent: "ampcio/" + version().version,
 	}
 }

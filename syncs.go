@@ -22,8 +22,9 @@ type stream struct {
 	consumer *queue.Consumer
 	keeping  *part // the consumer's Run
 	delivery *delivery.Sync
-	sending  *part     // the delivery's Run; nil when there is none
-	settings *settings // nil: no sync of the configuration owns the ledger
+	sending  *part          // the delivery's Run; nil when there is none
+	before   *delivery.Sync // the last one that has ended: what it knew of Customer.io goes on
+	settings *settings      // nil: no sync of the configuration owns the ledger
 }
 
 // settings are what a sync does, as plain values: those of two generations can be
@@ -60,7 +61,7 @@ func (s *settings) sameDelivery(o *settings) bool {
 
 // sameVerdicts says whether s and o decide alike about every record.
 func (s *settings) sameVerdicts(o *settings) bool {
-	return reflect.DeepEqual(s.spec, o.spec)
+	return reflect.DeepEqual(s.spec, o.spec) && s.options.LateAfter == o.options.LateAfter && s.options.LatePolicy == o.options.LatePolicy
 }
 
 // config is the configuration in force; what needs a restart is in it as it was at the start.
@@ -271,6 +272,7 @@ func (d *daemon) startDelivery(s *stream) {
 	beats := "delivery " + s.name
 	o := s.settings.options
 	o.StopGrace, o.Now, o.Log, o.Beat = deliveryGrace, time.Now, d.log, d.pulse.part(beats)
+	o.Current, o.Before = d.propertiesNow, s.before
 	running := delivery.New(s.consumer, d.rulesOf(s.name), o)
 	s.delivery = running
 	s.sending = d.runs.launch(d.runs.flow, func(ctx context.Context) error {
@@ -282,6 +284,20 @@ func (d *daemon) startDelivery(s *stream) {
 	})
 }
 
+// propertiesNow are the properties of a user, or of whom a device belongs to, as they are
+// by now; nil when nothing is known of them.
+func (d *daemon) propertiesNow(project, userID, deviceID string) ([]byte, error) {
+	look, id := d.users.User, userID
+	if userID == "" {
+		look, id = d.users.Device, deviceID
+	}
+	known, err := look(project, id)
+	if err != nil || known.Seq == 0 {
+		return nil, err
+	}
+	return known.Properties, nil
+}
+
 // endDelivery lets requests in flight end, within deliveryGrace.
 func (d *daemon) endDelivery(s *stream) error {
 	d.mu.RLock()
@@ -290,6 +306,9 @@ func (d *daemon) endDelivery(s *stream) error {
 	err := sending.end()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if s.delivery != nil {
+		s.before = s.delivery
+	}
 	s.delivery, s.sending = nil, nil
 	return err
 }
