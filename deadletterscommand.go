@@ -393,8 +393,8 @@ func (o *operator) changeDead(c *cli.Context, verb, done string, q deadQuery, to
 		return nil
 	})
 	switch {
-	case c.Context.Err() != nil && !sum.End:
-		return sum, exit(exitTemporary, fmt.Errorf("ended by you: %s%s %s, the others are dead letters as before; the same command goes on with them", many(sum.Done), of, done))
+	case errors.Is(err, errEndedByOperator):
+		return sum, exit(exitTemporary, fmt.Errorf("%w: %s%s %s, the others are dead letters as before; the same command goes on with them", err, many(sum.Done), of, done))
 	case err != nil && sum.Done > 0:
 		return sum, exit(codeOf(err), fmt.Errorf("%s%s %s, then: %w", many(sum.Done), of, done, err))
 	case err == nil && !sum.End:

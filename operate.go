@@ -173,15 +173,17 @@ func (o *operator) do(ctx context.Context, name string, in any, each func(line [
 	if err != nil {
 		return err
 	}
-	o.stopped = false
-	socket := socketPath(o.cfg)
-	err = askDaemon(ctx, socket, name, body, each)
-	if !notRunning(err) {
-		return err
+	err = askDaemon(ctx, socketPath(o.cfg), name, body, each)
+	if o.stopped = notRunning(err); o.stopped {
+		err = doStopped(ctx, o.cfg, name, body, each)
 	}
-	o.stopped = true
-	return doStopped(ctx, o.cfg, name, body, each)
+	if err != nil && ctx.Err() != nil {
+		return exit(exitTemporary, errEndedByOperator)
+	}
+	return err
 }
+
+var errEndedByOperator = errors.New("ended by you")
 
 // askDaemon has a verb done by the daemon. Of its errors, notRunning ones are those of
 // a daemon that is not there.

@@ -68,9 +68,6 @@ func (y *Sync) advise(s *Snapshot) {
 	if y.Kept.Count > 0 {
 		do("see what was refused: ampcio dead-letters list --sync %s", y.Name)
 	}
-	if len(todo) == 0 {
-		do("nothing")
-	}
 	y.Advice = strings.Join(todo, "; ")
 }
 

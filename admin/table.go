@@ -158,9 +158,10 @@ func (p *printer) state(y Sync) {
 	if y.Detail != "" {
 		p.long("why", y.Detail)
 	}
-	if y.Advice != "" {
-		p.long("to do", y.Advice)
+	if y.Advice == "" {
+		y.Advice = "nothing"
 	}
+	p.long("to do", y.Advice)
 	if y.NextProbe != nil {
 		with := ""
 		if y.Gate == "closed" && y.Status == StatusUnreachable {
