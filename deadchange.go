@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"time"
@@ -73,6 +75,9 @@ func changeDead(ctx context.Context, h house, in json.RawMessage, out io.Writer,
 				n, err = change(c, seqs)
 				return exit(exitIO, err)
 			})
+			if errors.Is(err, queue.ErrDamaged) { // damaged since it was looked at; the others are done
+				sum.Damaged, err = append(sum.Damaged, fmt.Sprintf("sync %s: %v", name, err)), nil
+			}
 			if err != nil {
 				return err
 			}
@@ -114,6 +119,6 @@ func changeDead(ctx context.Context, h house, in json.RawMessage, out io.Writer,
 	slices.SortFunc(sum.By, func(a, b deadCount) int {
 		return cmp.Or(cmp.Compare(a.Sync, b.Sync), cmp.Compare(b.Count, a.Count), cmp.Compare(a.Reason, b.Reason))
 	})
-	sum.End, sum.Missing, sum.Damaged = true, s.missing(), s.damaged
+	sum.End, sum.Missing, sum.Damaged = true, s.missing(), append(sum.Damaged, s.damaged...)
 	return tell(out, sum)
 }

@@ -135,6 +135,9 @@ func (s *seeking) eachDeadLetter(h house, name string, f func(queue.DeadLetter) 
 	var own error // f's errors are not the disk's
 	each := func(l queue.DeadLetter) error { own = f(l); return own }
 	c := h.consumer(name)
+	if c != nil {
+		_ = c.Flush() // the newest are read from the file; where the disk is full they are missing for now
+	}
 	var err error
 	switch {
 	case c == nil:
@@ -357,7 +360,7 @@ func showDeadVerb(ctx context.Context, h house, in json.RawMessage, out io.Write
 		return nil
 	}
 	if err == nil {
-		err = exit(exitData, errors.New("there is no such dead letter: it was replayed, dropped or is too old; or, of the newest, not yet written down: try again in a second"))
+		err = exit(exitData, errors.New("there is no such dead letter: it was replayed or dropped, or was too old"))
 		if len(s.damaged) > 0 {
 			err = exit(exitIO, fmt.Errorf("it cannot be read, or there is none: %s", strings.Join(s.damaged, "; ")))
 		}

@@ -204,7 +204,7 @@ func (o *operator) goesOn(name, status string) string {
 		return fmt.Sprintf(". It is paused, and ampcio is stopped: ampcio sync resume %s, and start it (systemctl start ampcio)", name)
 	case o.stopped:
 		return ". ampcio is stopped: delivered after the next start (systemctl start ampcio)"
-	case status == admin.StatusOK, status == admin.StatusChecking:
+	case status == admin.StatusOK, status == admin.StatusChecking, status == admin.StatusStopped: // it is just being started
 		return ""
 	case status == admin.StatusPaused:
 		return fmt.Sprintf(". It is paused: ampcio sync resume %s", name)

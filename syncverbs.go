@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 
 	"ampcio/admin"
 	"ampcio/delivery"
@@ -114,6 +115,9 @@ func setPause(h house, in json.RawMessage, out io.Writer, pause bool) error {
 		} else if changed {
 			err = c.Resume()
 		}
+		if errors.Is(err, syscall.ENOSPC) {
+			return exit(exitIO, fmt.Errorf("it is so from now on, but the disk is full, and until there is space a restart would forget it: %w", err))
+		}
 		if err != nil {
 			return exit(exitIO, err)
 		}
@@ -122,6 +126,9 @@ func setPause(h house, in json.RawMessage, out io.Writer, pause bool) error {
 			return err
 		}
 		s.Changed = changed
+		if !pause {
+			s.Pending = before.Books.Pending // it may be less already
+		}
 		return tell(out, s)
 	})
 }
