@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -87,39 +86,46 @@ const maxInput = 64 << 20
 // and the verbs.
 func operatorHandler(d *daemon) http.Handler {
 	mux := admin.SocketHandler(d)
-	mux.Handle("POST /do/{verb}", doHandler(d, d.log))
+	mux.HandleFunc("POST /do/{verb}", d.doVerb)
 	return mux
 }
 
-func doHandler(h house, log *slog.Logger) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		name := r.PathValue("verb")
-		w.Header().Set("Content-Type", "application/x-ndjson")
-		do, known := verbs[name]
-		if !known {
-			w.WriteHeader(http.StatusNotFound)
-			tell(w, failure{fmt.Sprintf("the ampcio that runs is %s and has no %q: restart it with this version", version().version, name), exitUnavailable})
-			return
-		}
-		in, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxInput))
-		if err != nil {
-			w.WriteHeader(http.StatusBadRequest)
-			tell(w, failure{"read the request: " + err.Error(), exitUsage})
-			return
-		}
-		// A verb may take as long as it likes, and its reader may stop to read.
-		c := http.NewResponseController(w)
-		out := flushed{w, c}
-		if err := errors.Join(c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{}), c.Flush()); err != nil {
-			tell(w, failure{err.Error(), exitFailed})
-			return
-		}
-		err = do(r.Context(), h, in, out)
-		log.Info("done on an operator's word", "verb", name, "error", err)
-		if err != nil {
-			tell(out, failure{err.Error(), codeOf(err)})
-		}
-	})
+// doVerb answers with the lines that the verb tells. The verb ends when whoever asked
+// for it has gone, and when ampcio stops.
+func (d *daemon) doVerb(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("verb")
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	do, known := verbs[name]
+	if !known {
+		w.WriteHeader(http.StatusNotFound)
+		tell(w, failure{fmt.Sprintf("the ampcio that runs is %s and has no %q: restart it with this version", version().version, name), exitUnavailable})
+		return
+	}
+	in, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxInput))
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		tell(w, failure{"read the request: " + err.Error(), exitUsage})
+		return
+	}
+	// A verb may take as long as it likes, and so may whoever reads what it tells.
+	c := http.NewResponseController(w)
+	out := flushed{w, c}
+	if err := errors.Join(c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{}), c.Flush()); err != nil {
+		tell(w, failure{err.Error(), exitFailed})
+		return
+	}
+	ctx, cancel := d.runs.whileFlowing(r.Context())
+	defer cancel()
+	err = do(ctx, d, in, out)
+	if err != nil && ctx.Err() != nil && r.Context().Err() == nil {
+		err = exit(exitTemporary, errors.New("ampcio is stopping: do it again when it runs"))
+	}
+	if err != nil {
+		d.log.Warn("asked for by an operator, and not done to the end", "verb", name, "error", err)
+		tell(out, failure{err.Error(), codeOf(err)})
+		return
+	}
+	d.log.Info("done on an operator's word", "verb", name)
 }
 
 // flushed lets each line go as it is written.

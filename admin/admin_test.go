@@ -214,6 +214,51 @@ func TestAskThroughTheSocket(t *testing.T) {
 	}
 }
 
+// What a handler has begun it can end: whoever waits for Serve may then close what the
+// handler used.
+func TestServeReturnsBehindItsHandlers(t *testing.T) {
+	for range 10 { // a Serve that does not wait may still come second
+		path := filepath.Join(t.TempDir(), "admin.sock")
+		l, err := ListenSocket(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun, end, ended := make(chan struct{}), make(chan struct{}), false
+		ctx, stop := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() {
+			served <- Serve(ctx, l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				close(begun)
+				<-r.Context().Done()
+				<-end
+				ended = true
+			}))
+		}()
+		client := Client(path)
+		asked := make(chan struct{})
+		go func() {
+			defer close(asked)
+			defer client.CloseIdleConnections()
+			if resp, err := client.Get("http://admin/"); err == nil {
+				resp.Body.Close()
+			}
+		}()
+		<-begun
+		stop()
+		<-asked // its connection is cut
+		select {
+		case err := <-served:
+			close(end)
+			t.Fatalf("Serve has returned before its handler: %v", err)
+		default:
+		}
+		close(end)
+		if err := <-served; err != nil || !ended {
+			t.Errorf("%v, ended %t", err, ended)
+		}
+	}
+}
+
 func TestAskRefusesAnotherSchema(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "admin.sock")
 	l, err := ListenSocket(path)
