@@ -239,6 +239,39 @@ func TestDeadLettersReplay(t *testing.T) {
 	}
 }
 
+// Of an event that arrived while its user's new value was refused, only the user goes
+// out again, with what is known of it by now.
+func TestDeadLettersReplayOnlyWhatWasRefused(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	up(t, r)
+	event := func(id, plan string) string {
+		return fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Order Completed","user_id":"ann-1","device_id":"device-1","insert_id":%q,`+
+			`"event_properties":{"total":1},"user_properties":{"plan":%q,"email":"ann@example.com"}}]}`, recordings.Key, id, plan)
+	}
+	accepted(t, r, event("1", strings.Repeat("much too long ", 80))) // Customer.io takes 1,000 bytes
+	if y := only(t, drained(t, r)); y.Totals.Dead != 1 || y.Totals.EventsDelivered != 1 {
+		t.Fatalf("%+v", y.Totals)
+	}
+	ids := listed(t, r)
+	contains(t, did(t, r, "dead-letters", "show", ids[0]), "identify    refused, invalid (207)", "event       accepted (200)\n")
+	if report := r.sandbox.Report(); report.Events.Accepted != 1 {
+		t.Errorf("%+v", report.Events)
+	}
+	// Nothing of it can start a campaign: nobody is asked.
+	did(t, r, "sync", "pause", "demo")
+	contains(t, did(t, r, "dead-letters", "replay", ids[0]), "1 dead letter replayed\n", "demo is paused: ampcio sync resume demo")
+	accepted(t, r, event("2", "pro"))
+	did(t, r, "sync", "resume", "demo")
+	balanced(t, drained(t, r))
+	p, _ := r.sandbox.Person("id", "ann-1")
+	report := r.sandbox.Report()
+	if report.Events.Accepted != 2 || report.Events.Duplicates != 0 || p.EventCount != 2 || string(p.Attributes["plan"]) != `"pro"` {
+		t.Errorf("%+v %+v", report.Events, p)
+	}
+	down(t, r)
+}
+
 // Old events start no campaigns, so nobody is asked.
 func TestDeadLettersReplayOfOldEvents(t *testing.T) {
 	t.Parallel()
