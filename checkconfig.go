@@ -1,31 +1,36 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"ampcio/config"
 	"ampcio/delivery"
+	"ampcio/mapping"
 )
 
 func checkConfigCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "check-config",
 		Usage:     "check the configuration; exit 78 and where on error",
-		UsageText: "ampcio check-config [--config FILE] [--online]",
+		UsageText: "ampcio check-config [--config FILE] [--online] [--pending]",
 		Flags: []cli.Flag{configFlag,
 			&cli.BoolFlag{Name: "online", Usage: "also ask Customer.io whether region and credentials of each sync are right"},
-			&cli.BoolFlag{Name: "pending", Usage: "not yet: how verdicts on the queue would change", Hidden: true},
+			&cli.BoolFlag{Name: "pending", Usage: "also show what the rules make of what is pending, and how that would change"},
 		},
 		Action: checkConfig,
 	}
 }
 
 func checkConfig(c *cli.Context) error {
-	if c.Bool("pending") {
-		return exit(exitUsage, errors.New("check-config --pending: not yet: this version of ampcio does not have it"))
-	}
 	cfg, err := loadConfig(c, true)
 	if err != nil {
 		return err
@@ -58,6 +63,82 @@ func checkConfig(c *cli.Context) error {
 		}
 		return exit(code, err)
 	}
+	if c.Bool("pending") {
+		if err := checkPending(c, cfg); err != nil {
+			return err
+		}
+	}
 	fmt.Fprintf(out, "%s: ok\n", c.String("config"))
+	return nil
+}
+
+// checkPending prints what the rules make of what is pending: where the daemon runs, by
+// the rules in force and by those of the file.
+func checkPending(c *cli.Context, cfg *config.Config) error {
+	file, err := filepath.Abs(c.String("config"))
+	if err != nil {
+		return exit(exitUsage, fmt.Errorf("--config: %w", err))
+	}
+	some := false
+	o := operator{cfg: cfg}
+	err = o.do(c.Context, "check-pending", pendingQuestion{Config: file}, func(line []byte) error {
+		var p pendingVerdicts
+		if err := json.Unmarshal(line, &p); err != nil {
+			return exit(exitUnavailable, fmt.Errorf("read the answer: %w", err))
+		}
+		some = true
+		p.write(c.App.Writer)
+		return nil
+	})
+	if err == nil && !some {
+		fmt.Fprintln(c.App.Writer, "nothing is pending: no sync has a ledger yet")
+	}
+	return err
+}
+
+// pendingQuestion asks for verdicts on what is pending.
+type pendingQuestion struct {
+	Config string `json:"config"` // the file that is meant, absolute
+}
+
+func init() { verbs["check-pending"] = checkPendingVerb }
+
+// checkPendingVerb tells the verdicts on what is pending, a line for each sync that is
+// in the configuration and has a ledger. It changes nothing.
+func checkPendingVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer) error {
+	var question pendingQuestion
+	if err := readInput(in, &question); err != nil {
+		return err
+	}
+	cfg, rulesOf := h.config(), h.rulesOf
+	d, running := h.(*daemon)
+	if running {
+		if err := d.sameConfig(question.Config); err != nil {
+			return err
+		}
+		g, err := d.read()
+		if err != nil {
+			return err
+		}
+		cfg, rulesOf = g.cfg, func(name string) *mapping.Rules { return g.rules[name] }
+	}
+	names := slices.DeleteFunc(h.names(), func(name string) bool { return rulesOf(name) == nil })
+	for _, name := range names {
+		c := h.consumer(name)
+		if c == nil {
+			continue // it has just been closed
+		}
+		var before *standard
+		if running && h.rulesOf(name) != nil {
+			before = standardOf(h.config(), name, h.rulesOf(name))
+		}
+		found, err := survey(ctx, c, surveyFor/time.Duration(len(names)), before, standardOf(cfg, name, rulesOf(name)))
+		if err != nil {
+			return exit(exitIO, err)
+		}
+		if err := tell(out, found); err != nil {
+			return err
+		}
+	}
 	return nil
 }

@@ -10,13 +10,12 @@ import (
 	"ampcio/config"
 )
 
-// newLog writes to w as the configuration says. Under journald each line gets its
-// priority in front, so that journalctl -p works, and no time, which the journal has.
-func newLog(w io.Writer, c config.Log) *slog.Logger {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
-		level = slog.LevelInfo // config knows only good ones
-	}
+// newLog writes to w as the configuration says, from the level on, which may be changed
+// later. Under journald each line gets its priority in front, so that journalctl -p
+// works, and no time, which the journal has.
+func newLog(w io.Writer, c config.Log) (*slog.Logger, *slog.LevelVar) {
+	level := new(slog.LevelVar)
+	level.Set(levelOf(c))
 	underJournal, _ := journal.StderrIsJournalStream()
 	o := &slog.HandlerOptions{Level: level}
 	if underJournal {
@@ -34,11 +33,19 @@ func newLog(w io.Writer, c config.Log) *slog.Logger {
 		return slog.NewTextHandler(w, o)
 	}
 	if !underJournal {
-		return slog.New(handler(w))
+		return slog.New(handler(w)), level
 	}
 	return slog.New(prioritized{
 		errors: handler(prefixed{w, "<3>"}), warnings: handler(prefixed{w, "<4>"}), infos: handler(prefixed{w, "<6>"}), debugs: handler(prefixed{w, "<7>"}),
-	})
+	}), level
+}
+
+func levelOf(c config.Log) slog.Level {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		return slog.LevelInfo // config knows only good ones
+	}
+	return level
 }
 
 // prefixed writes each line with its journal priority in front; a handler writes a

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -25,6 +26,7 @@ import (
 const (
 	exitFailed      = 1
 	exitUsage       = 64
+	exitData        = 65 // what was asked for cannot be, as things are
 	exitUnavailable = 69
 	exitCantCreate  = 73
 	exitIO          = 74
@@ -57,7 +59,8 @@ func main() {
 		signal.Stop(first) // the second signal ends the process at once: before anybody can see that the first was heard
 		cancel()
 	}()
-	err := app(os.Stdout, os.Stderr).RunContext(ctx, os.Args)
+	a := app(os.Stdout, os.Stderr)
+	err := a.RunContext(ctx, flagsFirst(a.Commands, os.Args))
 	if err == nil {
 		return
 	}
@@ -75,14 +78,15 @@ func main() {
 
 func app(stdout, stderr io.Writer) *cli.App {
 	a := &cli.App{
-		Name:            "ampcio",
-		Usage:           "from Amplitude's SDKs, through the disk, to Customer.io",
-		Version:         version().String(),
-		Writer:          stdout,
-		ErrWriter:       stderr,
-		HideHelpCommand: true,
-		ExitErrHandler:  func(*cli.Context, error) {}, // main alone exits
-		OnUsageError:    usageError,
+		Name:                      "ampcio",
+		Usage:                     "from Amplitude's SDKs, through the disk, to Customer.io",
+		Version:                   version().String(),
+		Writer:                    stdout,
+		ErrWriter:                 stderr,
+		HideHelpCommand:           true,
+		DisableSliceFlagSeparator: true,                         // events have commas in their names
+		ExitErrHandler:            func(*cli.Context, error) {}, // main alone exits
+		OnUsageError:              usageError,
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return unknownVerb(c)
@@ -90,12 +94,11 @@ func app(stdout, stderr io.Writer) *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		Commands: []*cli.Command{
-			serveCommand(), demoCommand(), checkConfigCommand(), queueStatsCommand(), sandboxCommand(), versionCommand(),
+			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), syncCommand(), deadLettersCommand(),
+			sandboxCommand(), versionCommand(),
 		},
 	}
-	for _, c := range a.Commands {
-		c.OnUsageError = usageError
-	}
+	prepare(a.Commands)
 	a.Commands = append(a.Commands, laterCommands()...)
 	cli.VersionPrinter = func(c *cli.Context) { fmt.Fprintln(c.App.Writer, version()) }
 	return a
@@ -105,24 +108,103 @@ func usageError(c *cli.Context, err error, _ bool) error {
 	return exit(exitUsage, fmt.Errorf("%w (see %s --help)", err, c.Command.HelpName))
 }
 
-func unknownVerb(c *cli.Context) error {
-	given, near, best := c.Args().First(), "", 0.8
-	for _, known := range c.App.Commands {
-		if s := smetrics.JaroWinkler(given, known.Name, 0.7, 4); s > best {
-			near, best = known.Name, s
+// prepare gives all commands, and those below them, what is the same for each.
+func prepare(cs []*cli.Command) {
+	for _, c := range cs {
+		c.OnUsageError, c.HideHelpCommand = usageError, true
+		if len(c.Subcommands) > 0 {
+			c.Action = func(c *cli.Context) error {
+				if c.Args().Present() {
+					return unknownVerb(c)
+				}
+				return cli.ShowSubcommandHelp(c)
+			}
+			prepare(c.Subcommands)
 		}
 	}
-	if near != "" {
+}
+
+// unknownVerb says which verb may have been meant, of the program or of one of its
+// commands.
+func unknownVerb(c *cli.Context) error {
+	var known []string
+	for _, k := range c.Command.Subcommands {
+		known = append(known, k.Name)
+	}
+	given := c.Args().First()
+	if near := nearest(given, known); near != "" {
 		return exit(exitUsage, fmt.Errorf("no command %q: did you mean %q?", given, near))
 	}
-	return exit(exitUsage, fmt.Errorf("no command %q (see ampcio --help)", given))
+	return exit(exitUsage, fmt.Errorf("no command %q (see %s --help)", given, c.Command.HelpName))
+}
+
+// nearest is the known word that was most likely meant; "" when none is close.
+func nearest(given string, known []string) string {
+	near, best := "", 0.8
+	for _, k := range known {
+		if s := smetrics.JaroWinkler(given, k, 0.7, 4); s > best {
+			near, best = k, s
+		}
+	}
+	return near
+}
+
+// flagsFirst puts the flags of a command line before its arguments: people write
+// "sync rewind production --since 24h", and the library would take such a flag for one
+// more argument.
+func flagsFirst(commands []*cli.Command, args []string) []string {
+	var verb *cli.Command
+	at := 1
+	for ; at < len(args); at++ {
+		i := slices.IndexFunc(commands, func(c *cli.Command) bool { return c.HasName(args[at]) })
+		if i < 0 {
+			break
+		}
+		verb, commands = commands[i], commands[i].Subcommands
+	}
+	if verb == nil || verb.SkipFlagParsing || len(verb.Subcommands) > 0 {
+		return args
+	}
+	var flags, others []string
+	for rest := args[at:]; len(rest) > 0; rest = rest[1:] {
+		switch word := rest[0]; {
+		case word == "--":
+			others = append(others, rest[1:]...)
+			rest = rest[:1]
+		case word == "-" || !strings.HasPrefix(word, "-"):
+			others = append(others, word)
+		default:
+			flags = append(flags, word)
+			if len(rest) > 1 && takesValue(verb, word) {
+				rest = rest[1:]
+				flags = append(flags, rest[0])
+			}
+		}
+	}
+	out := append(args[:at:at], flags...)
+	if len(others) > 0 {
+		out = append(append(out, "--"), others...)
+	}
+	return out
+}
+
+// takesValue says whether the next word belongs to a flag.
+func takesValue(verb *cli.Command, flag string) bool {
+	name := strings.TrimLeft(flag, "-")
+	for _, f := range verb.Flags {
+		if slices.Contains(f.Names(), name) {
+			_, is := f.(*cli.BoolFlag)
+			return !is
+		}
+	}
+	return false
 }
 
 // laterCommands are the verbs of the design that this version does not have.
 func laterCommands() []*cli.Command {
 	var cs []*cli.Command
-	for _, name := range []string{"explain", "dead-letters", "sync", "send-test", "trace", "audit", "import", "user",
-		"backup", "restore", "drain", "reload", "doctor"} {
+	for _, name := range []string{"explain", "send-test", "trace", "audit", "import", "user",
+		"backup", "restore", "drain", "doctor"} {
 		cs = append(cs, &cli.Command{
 			Name: name, Hidden: true, SkipFlagParsing: true,
 			Action: func(*cli.Context) error {
@@ -137,11 +219,17 @@ var configFlag = &cli.StringFlag{
 	Name: "config", Usage: "the configuration `FILE`", EnvVars: []string{"AMPCIO_CONFIG"}, Value: "/etc/ampcio/config.toml",
 }
 
-// loadConfig reads the configuration that the command line names.
+// loadConfig reads the configuration that the command line names, of a verb that takes
+// no arguments.
 func loadConfig(c *cli.Context, secrets bool) (*config.Config, error) {
 	if c.Args().Present() {
 		return nil, exit(exitUsage, fmt.Errorf("%s takes no arguments: %q", c.Command.Name, strings.Join(c.Args().Slice(), " ")))
 	}
+	return readConfig(c, secrets)
+}
+
+// readConfig reads the configuration that the command line names.
+func readConfig(c *cli.Context, secrets bool) (*config.Config, error) {
 	cfg, err := config.Load(c.String("config"), config.Environment{Getenv: os.Getenv, NoSecrets: !secrets})
 	if err != nil {
 		return nil, exit(exitConfig, err)

@@ -153,9 +153,8 @@ func TestCommandLine(t *testing.T) {
 		{"a folder for a configuration", []string{"serve", "--config", t.TempDir()}, exitConfig, nil, []string{"is a folder"}},
 		{"the example as it is", []string{"check-config", "--config", "config.toml.example"}, exitConfig, nil, []string{"config.toml.example:5: project.app.amplitude_api_keys[0]: fill in",
 			"sync.production.region: required", "sync.production.site_id: required"}},
-		{"check-config --pending", []string{"check-config", "--pending"}, exitUsage, nil, []string{"not yet"}},
 	}
-	for _, verb := range []string{"explain", "dead-letters", "sync", "send-test", "trace", "audit", "import", "user", "backup", "restore", "drain", "reload", "doctor"} {
+	for _, verb := range []string{"explain", "send-test", "trace", "audit", "import", "user", "backup", "restore", "drain", "doctor"} {
 		tests = append(tests, struct {
 			name   string
 			args   []string

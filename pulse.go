@@ -16,20 +16,29 @@ import (
 // A stuck disk stops some of them; a dead Customer.io stops none.
 type pulse struct {
 	mu    sync.Mutex
-	beats map[string]time.Time
+	beats map[string]*time.Time
 }
 
-func newPulse() *pulse { return &pulse{beats: map[string]time.Time{}} }
+func newPulse() *pulse { return &pulse{beats: map[string]*time.Time{}} }
 
 // part registers a loop and gives what it calls.
 func (p *pulse) part(name string) func() {
-	beat := func() {
+	at := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.beats[name] = &at
+	return func() {
 		p.mu.Lock()
-		p.beats[name] = time.Now()
+		at = time.Now()
 		p.mu.Unlock()
 	}
-	beat()
-	return beat
+}
+
+// over takes a loop off the list that has ended and was meant to: nobody waits for it.
+func (p *pulse) over(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.beats, name)
 }
 
 // silent lists the loops that have not shown themselves for d.
@@ -37,7 +46,7 @@ func (p *pulse) silent(d time.Duration) (names []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for name, at := range p.beats {
-		if time.Since(at) > d {
+		if time.Since(*at) > d {
 			names = append(names, name)
 		}
 	}
@@ -52,6 +61,11 @@ const stuckAfter = 15 * time.Second
 // ready tells systemd that the daemon takes events.
 func (d *daemon) ready(ctx context.Context) {
 	notifySystemd(sd.SdNotifyReady + "\nSTATUS=" + d.statusLine(ctx))
+}
+
+// reloading tells systemd that the configuration is read again; ready ends it.
+func (d *daemon) reloading() {
+	notifySystemd(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
 }
 
 // stopping tells systemd to wait for the way home.

@@ -3,12 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -16,7 +13,6 @@ import (
 
 	"ampcio/admin"
 	"ampcio/config"
-	"ampcio/queue"
 )
 
 func queueStatsCommand() *cli.Command {
@@ -86,24 +82,12 @@ func takeSnapshot(ctx context.Context, cfg *config.Config) (admin.Snapshot, erro
 	if askErr == nil {
 		return snap, nil
 	}
-	if !errors.Is(askErr, fs.ErrNotExist) && !errors.Is(askErr, syscall.ECONNREFUSED) && !errors.Is(askErr, syscall.ENOTDIR) {
-		if errors.Is(askErr, fs.ErrPermission) {
-			askErr = fmt.Errorf("%w: you need to be in the group of the socket %s, or root", askErr, socket)
-		}
-		return snap, exit(exitUnavailable, askErr)
+	if !notRunning(askErr) {
+		return snap, exit(exitUnavailable, permitted(socket, askErr))
 	}
 	snap, err := filesSnapshot(cfg, time.Now())
-	switch {
-	case err == nil:
-		return snap, nil
-	case errors.Is(err, queue.ErrLocked):
-		return snap, exit(exitUnavailable, fmt.Errorf("ampcio runs, but its admin socket %s does not answer: is server.socket the same as when it was started?", socket))
-	case errors.Is(err, fs.ErrNotExist):
-		return snap, exit(exitUnavailable, fmt.Errorf("ampcio is not running and has never run with storage.dir %s: start it with ampcio serve", cfg.Storage.Dir))
-	case errors.Is(err, syscall.ENOTDIR):
-		return snap, exit(exitUnavailable, fmt.Errorf("%w: storage.dir %s must be the folder that ampcio serve writes to", err, cfg.Storage.Dir))
-	case errors.Is(err, fs.ErrPermission):
-		return snap, exit(exitUnavailable, fmt.Errorf("ampcio is not running, and its files cannot be read: %w: try as root or as the user that runs ampcio", err))
+	if err != nil {
+		return snap, filesError(cfg, err)
 	}
-	return snap, exit(exitIO, err)
+	return snap, nil
 }

@@ -87,7 +87,7 @@ func steadyJSON(t *testing.T, text string) string {
 	}
 	differ := map[string]bool{}
 	for _, name := range strings.Fields("at version uptime_s since oldest_age_s next_attempt_s next_probe_s rate_in rate_out drain_eta_s newest last_delivered " +
-		"ledger_bytes last last_seen dir used_bytes free_bytes log_bytes url") {
+		"ledger_bytes pending_bytes gate_since last last_seen dir used_bytes free_bytes log_bytes url") {
 		differ[name] = true
 	}
 	var walk func(v any)
@@ -194,7 +194,7 @@ func eventualTable(t *testing.T, r *rehearsal) (table string) {
 	t.Helper()
 	eventually(t, 10*time.Second, "all wait", func() bool {
 		table = run(t, "queue-stats", "--config", r.configPath).stdout
-		return strings.Contains(table, "6 records of 1 users")
+		return strings.Contains(table, "6 records of 1 user,")
 	})
 	return table
 }

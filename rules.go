@@ -10,6 +10,37 @@ import (
 	"ampcio/mapping"
 )
 
+// generation is a configuration with the rules compiled from it. It does not change: a
+// reload puts another in its place.
+type generation struct {
+	cfg   *config.Config
+	rules map[string]*mapping.Rules   // by sync
+	carry map[string][]*mapping.Rules // by project
+}
+
+func newGeneration(cfg *config.Config) (*generation, error) {
+	rules, err := compileRules(cfg)
+	if err != nil {
+		return nil, err
+	}
+	g := &generation{cfg: cfg, rules: rules, carry: map[string][]*mapping.Rules{}}
+	for _, name := range cfg.Sync.Names() {
+		y := cfg.Sync[name]
+		g.carry[y.Project] = append(g.carry[y.Project], rules[name])
+	}
+	return g, nil
+}
+
+// carries says whether any rule of a project's syncs reads a user property.
+func (g *generation) carries(project, property string) bool {
+	for _, r := range g.carry[project] {
+		if r.Names(property) {
+			return true
+		}
+	}
+	return false
+}
+
 // compileRules turns each sync's rules into what mapping works with. Errors carry
 // the line of the configuration, as config's own do.
 func compileRules(cfg *config.Config) (map[string]*mapping.Rules, error) {
@@ -68,6 +99,7 @@ func accountOptions(s config.Sync) delivery.Options {
 		Concurrency: s.Delivery.Concurrency, RequestsPerSecond: s.Delivery.RequestsPerSecond,
 		BatchOperations: s.Delivery.BatchOperations, Timeout: time.Duration(s.Delivery.Timeout),
 		RetryInitial: time.Duration(s.Delivery.RetryInitial), RetryMax: time.Duration(s.Delivery.RetryMax),
+		LateAfter: time.Duration(s.Delivery.LateAfter), LatePolicy: s.Delivery.LatePolicy,
 		UserAgent: "ampcio/" + version().version,
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,9 +23,7 @@ import (
 
 	"ampcio/admin"
 	"ampcio/config"
-	"ampcio/delivery"
 	"ampcio/ingest"
-	"ampcio/mapping"
 	"ampcio/queue"
 	"ampcio/users"
 )
@@ -50,167 +50,119 @@ func serveCommand() *cli.Command {
 	return &cli.Command{
 		Name: "serve", Usage: "run the daemon", Flags: []cli.Flag{configFlag},
 		Action: func(c *cli.Context) error {
+			// From here on a SIGHUP waits its turn instead of ending the process.
+			hup := make(chan os.Signal, 1)
+			signal.Notify(hup, syscall.SIGHUP)
+			defer signal.Stop(hup)
 			cfg, err := loadConfig(c, true)
 			if err != nil {
 				return err
 			}
-			rules, err := compileRules(cfg)
+			first, err := newGeneration(cfg)
 			if err != nil {
 				return err
 			}
-			return serve(c.Context, cfg, rules, newLog(c.App.ErrWriter, cfg.Log))
+			file, err := filepath.Abs(c.String("config"))
+			if err != nil {
+				return exit(exitUsage, fmt.Errorf("--config: %w", err))
+			}
+			log, level := newLog(c.App.ErrWriter, cfg.Log)
+			d := &daemon{log: log, level: level, configFile: file, started: time.Now(), pulse: newPulse(), streams: map[string]*stream{}}
+			d.inForce.Store(first)
+			return d.serve(c.Context, hup)
 		},
 	}
 }
 
+// daemon is the rooms, wired.
+type daemon struct {
+	log        *slog.Logger
+	level      *slog.LevelVar // of log
+	configFile string         // what a reload reads; absolute, since systemd's working directory is not the operator's
+	started    time.Time
+	pulse      *pulse
+	rates      admin.Rates
+
+	records *queue.Log
+	users   *users.Store
+	door    *ingest.Handler
+	address string // that the public listener really has
+	passed  bool   // by systemd: then server.listen counts for nothing
+
+	inForce atomic.Pointer[generation]
+
+	operating sync.Mutex // held by what changes which syncs there are: one operation at a time
+	closed    bool       // no more operations; guarded by operating
+
+	mu      sync.RWMutex
+	streams map[string]*stream // by sync; those that are gone from the configuration too
+
+	runs *runs // nil until run
+}
+
 // serve runs the daemon until ctx ends and everything has gone home, or until a part
 // of it fails. The configuration is checked before a byte of the storage is touched.
-func serve(ctx context.Context, cfg *config.Config, rules map[string]*mapping.Rules, log *slog.Logger) error {
+func (d *daemon) serve(ctx context.Context, hup <-chan os.Signal) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	for _, w := range cfg.Warnings {
-		log.Warn(w)
+	for _, w := range d.config().Warnings {
+		d.log.Warn(w)
 	}
-	d := &daemon{cfg: cfg, log: log, started: time.Now(), pulse: newPulse()}
-	if err := d.openStorage(rules); err != nil {
+	if err := d.openStorage(); err != nil {
 		return errors.Join(err, d.closeStorage())
 	}
 	listeners, err := d.listen()
 	if err != nil {
 		return errors.Join(err, d.closeStorage())
 	}
-	err = d.run(ctx, listeners)
+	err = d.run(ctx, listeners, hup)
 	return errors.Join(err, d.closeStorage())
 }
 
-// daemon is the rooms, wired.
-type daemon struct {
-	cfg     *config.Config
-	log     *slog.Logger
-	started time.Time
-	pulse   *pulse
-	rates   admin.Rates
-
-	records   *queue.Log
-	consumers map[string]*queue.Consumer // by sync; those of syncs that are gone from the config too
-	users     *users.Store
-	syncs     map[string]*delivery.Sync // those that deliver
-	door      *ingest.Handler
-	address   string // that the public listener really has
-}
-
 // openStorage opens what is on disk, in the order in which it depends on another.
-func (d *daemon) openStorage(rules map[string]*mapping.Rules) error {
-	s := d.cfg.Storage
+func (d *daemon) openStorage() error {
+	dir := d.config().Storage.Dir
 	var err error
-	d.records, err = queue.Open(queue.Options{
-		Dir: s.Dir, MaxBytes: int64(s.MaxBytes), MinFree: int64(s.MinFree),
-		Keep: time.Duration(s.Keep), KeepBytes: int64(s.KeepBytes),
-		RotateBytes: int64(s.RotateBytes), RotateAfter: time.Duration(s.RotateAfter),
-		InFlightBytes: appendBytes, Now: time.Now, Beat: d.pulse.part("log"),
-	})
-	if err != nil {
-		return storageError(s.Dir, err)
+	o := logLimits(d.config().Storage)
+	o.Dir, o.InFlightBytes, o.Now, o.Beat = dir, appendBytes, time.Now, d.pulse.part("log")
+	if d.records, err = queue.Open(o); err != nil {
+		return storageError(dir, err)
 	}
-	if err := d.openConsumers(); err != nil {
-		return storageError(s.Dir, err)
-	}
-	carry := map[string][]*mapping.Rules{} // by project
-	for _, name := range d.cfg.Sync.Names() {
-		y := d.cfg.Sync[name]
-		carry[y.Project] = append(carry[y.Project], rules[name])
+	if err := d.openStreams(); err != nil {
+		return storageError(dir, err)
 	}
 	d.users, err = users.Open(context.Background(), d.records, users.Options{
-		Path: filepath.Join(s.Dir, "users.db"),
-		Carry: func(project, property string) bool {
-			for _, r := range carry[project] {
-				if r.Names(property) {
-					return true
-				}
-			}
-			return false
-		},
+		Path:  filepath.Join(dir, "users.db"),
+		Carry: func(project, property string) bool { return d.inForce.Load().carries(project, property) },
 	})
 	if err != nil {
-		return storageError(s.Dir, err)
+		return storageError(dir, err)
 	}
 	if w := d.users.Warning(); w != nil {
 		d.log.Warn("users.db had to be repaired", "what", w)
 	}
-	d.syncs = map[string]*delivery.Sync{}
-	for _, name := range d.cfg.Sync.Names() {
-		y := d.cfg.Sync[name]
-		if !y.Enabled {
-			continue
-		}
-		o := accountOptions(y)
-		o.StopGrace, o.Now, o.Log, o.Beat = deliveryGrace, time.Now, d.log, d.pulse.part("delivery "+name)
-		d.syncs[name] = delivery.New(d.consumers[name], rules[name], o)
+	d.door = ingest.New(ingest.Options{Projects: apiKeys(d.config()), CORSOrigins: d.config().Server.CORSOrigins,
+		InFlightBytes: appendBytes, Log: d.log}, d.users)
+	return nil
+}
+
+// logLimits are what bounds the log, as far as it may change while it runs.
+func logLimits(s config.Storage) queue.Options {
+	return queue.Options{
+		MaxBytes: int64(s.MaxBytes), MinFree: int64(s.MinFree),
+		Keep: time.Duration(s.Keep), KeepBytes: int64(s.KeepBytes),
+		RotateBytes: int64(s.RotateBytes), RotateAfter: time.Duration(s.RotateAfter),
 	}
+}
+
+// apiKeys are the keys by which senders are known, by project.
+func apiKeys(cfg *config.Config) map[string][]string {
 	keys := map[string][]string{}
-	for _, p := range d.cfg.Project.Names() {
-		keys[p] = d.cfg.Project[p].AmplitudeAPIKeys
+	for _, p := range cfg.Project.Names() {
+		keys[p] = cfg.Project[p].AmplitudeAPIKeys
 	}
-	d.door = ingest.New(ingest.Options{Projects: keys, CORSOrigins: d.cfg.Server.CORSOrigins, InFlightBytes: appendBytes, Log: d.log}, d.users)
-	return nil
-}
-
-// openConsumers opens the ledger of each sync, and those that no sync of the
-// configuration owns any more: what they hold is kept until somebody decides.
-func (d *daemon) openConsumers() error {
-	d.consumers = map[string]*queue.Consumer{}
-	open := func(o queue.ConsumerOptions) error {
-		o.WindowBytes, o.Now = windowBytes, time.Now
-		c, err := queue.OpenConsumer(d.records, o)
-		if err != nil {
-			return err
-		}
-		d.consumers[o.Name] = c
-		if a := c.SetAside(); a != nil {
-			d.log.Error("a damaged ledger was set aside; what could not be read of it is sent again, under the same ids",
-				"sync", o.Name, "file", a.Path, "entries", a.Saved, "reason", a.Reason)
-		}
-		return nil
-	}
-	for _, name := range d.cfg.Sync.Names() {
-		y := d.cfg.Sync[name]
-		if err := open(queue.ConsumerOptions{Name: name, Project: y.Project, Enabled: y.Enabled, Beat: d.pulse.part("ledger " + name)}); err != nil {
-			return err
-		}
-	}
-	orphans, err := d.orphans()
-	if err != nil {
-		return err
-	}
-	for name, project := range orphans {
-		d.log.Warn("this sync is gone from the configuration; what it has not delivered is kept", "sync", name)
-		if err := open(queue.ConsumerOptions{Name: name, Project: project}); err != nil {
-			return err
-		}
-	}
-	for _, a := range d.records.SetAside() {
-		d.log.Error("a damaged log file was set aside; what could be read of it was taken over", "file", a.Path, "records", a.Saved, "reason", a.Reason)
-	}
-	return nil
-}
-
-// orphans gives the ledgers without a sync, with their projects.
-func (d *daemon) orphans() (map[string]string, error) {
-	names, err := queue.Ledgers(d.cfg.Storage.Dir)
-	if err != nil {
-		return nil, err
-	}
-	orphans := map[string]string{}
-	for _, name := range names {
-		if _, known := d.cfg.Sync[name]; known {
-			continue
-		}
-		if orphans[name], err = queue.LedgerProject(d.cfg.Storage.Dir, name); err != nil {
-			return nil, err
-		}
-	}
-	return orphans, nil
+	return keys
 }
 
 // closeStorage closes what openStorage opened, last first.
@@ -219,8 +171,8 @@ func (d *daemon) closeStorage() error {
 	if d.users != nil {
 		errs = append(errs, d.users.Close())
 	}
-	for _, c := range d.consumers {
-		errs = append(errs, c.Close())
+	for _, name := range d.names() {
+		errs = append(errs, d.consumer(name).Close())
 	}
 	if d.records != nil {
 		errs = append(errs, d.records.Close())
@@ -271,19 +223,19 @@ func (d *daemon) listen() (ls listeners, err error) {
 			ls.public = append(ls.public, l)
 		}
 	}
-	if len(ls.public) == 0 {
-		l, err := net.Listen("tcp", d.cfg.Server.Listen)
+	if d.passed = len(ls.public) > 0; !d.passed {
+		l, err := net.Listen("tcp", d.config().Server.Listen)
 		if err != nil {
 			return ls, listenError("server.listen", err)
 		}
 		ls.public = append(ls.public, l)
 	}
-	if d.cfg.Server.Admin != "" {
-		if ls.admin, err = net.Listen("tcp", d.cfg.Server.Admin); err != nil {
+	if d.config().Server.Admin != "" {
+		if ls.admin, err = net.Listen("tcp", d.config().Server.Admin); err != nil {
 			return ls, listenError("server.admin", err)
 		}
 	}
-	if ls.socket, err = admin.ListenSocket(socketPath(d.cfg)); err != nil {
+	if ls.socket, err = admin.ListenSocket(socketPath(d.config())); err != nil {
 		return ls, listenError("server.socket", err)
 	}
 	return ls, nil
@@ -311,11 +263,12 @@ func socketPath(cfg *config.Config) string {
 
 // run starts the parts and, when ctx ends or one of them fails, stops them in the
 // order of the flow: what comes in, what goes out, then the books and the log.
-func (d *daemon) run(ctx context.Context, ls listeners) error {
+func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	storing, stopStoring := context.WithCancel(context.Background())
 	defer stopStoring()
+	d.runs = &runs{flow: ctx, storage: storing, fail: stop}
 	var storage, flow errgroup.Group
 	watch := func(g *errgroup.Group, code int, f func() error) {
 		g.Go(func() error {
@@ -328,17 +281,7 @@ func (d *daemon) run(ctx context.Context, ls listeners) error {
 	}
 	watch(&storage, exitIO, func() error { return d.records.Run(storing) })
 	watch(&storage, exitIO, func() error { return d.users.Run(storing) })
-	for _, c := range d.consumers {
-		watch(&storage, exitIO, func() error { return c.Run(storing) })
-	}
-	for name, s := range d.syncs {
-		watch(&flow, exitIO, func() error {
-			if err := s.Run(ctx); err != nil {
-				return fmt.Errorf("sync %s: %w", name, err)
-			}
-			return nil
-		})
-	}
+	d.startStreams()
 	d.address = ls.public[0].Addr().String()
 	public := ingest.NewServer(d.door, d.log)
 	for _, l := range ls.public {
@@ -347,24 +290,16 @@ func (d *daemon) run(ctx context.Context, ls listeners) error {
 	if ls.admin != nil {
 		watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.admin, admin.Handler(d)) })
 	}
-	watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.socket, admin.SocketHandler(d)) })
+	watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.socket, operatorHandler(d)) })
 	storage.Go(func() error { d.keepRates(storing); return nil })
 	storage.Go(func() error { d.keepDoorBook(storing); return nil })
 	storage.Go(func() error { d.notify(storing); return nil })
+	flow.Go(func() error { d.watchWorkspaces(ctx); return nil })
 
-	d.log.Info("ampcio takes events", "version", version().version, "listen", d.address, "storage", d.cfg.Storage.Dir, "pid", os.Getpid())
+	d.log.Info("ampcio takes events", "version", version().version, "listen", d.address, "storage", d.config().Storage.Dir, "pid", os.Getpid())
 	d.ready(ctx)
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	for waiting := true; waiting; {
-		select {
-		case <-hup:
-			d.log.Warn("SIGHUP: reloading the configuration is not in this version yet; restart ampcio to apply it, nothing is lost by that")
-		case <-ctx.Done():
-			waiting = false
-		}
-	}
+	flow.Go(func() error { d.reloadOnHangup(ctx, hup); return nil })
+	<-ctx.Done()
 
 	d.stopping()
 	grace, cancel := context.WithTimeout(context.Background(), answerGrace)
@@ -372,9 +307,10 @@ func (d *daemon) run(ctx context.Context, ls listeners) error {
 	if err := public.Shutdown(grace); err != nil {
 		public.Close()
 	}
-	flowErr := flow.Wait()
+	d.noMoreOperations()
+	flowErr := errors.Join(flow.Wait(), d.awaitDeliveries())
 	stopStoring()
-	storageErr := storage.Wait()
+	storageErr := errors.Join(storage.Wait(), d.awaitLedgers())
 	var err error
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		err = cause

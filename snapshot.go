@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"net"
 	"os"
@@ -25,24 +26,27 @@ import (
 // Snapshot implements admin.Source.
 func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 	now := time.Now()
-	snap := newSnapshot(d.cfg, "daemon", now)
+	snap := newSnapshot(d.config(), "daemon", now)
 	uptime := seconds(now.Sub(d.started))
 	snap.Uptime = &uptime
 	st := d.records.Stats()
-	snap.Disk = disk(d.cfg, st)
+	snap.Disk = disk(d.config(), st)
 	snap.Notes = notes(st)
-	for _, name := range sortedKeys(d.consumers) {
-		stats, err := d.consumers[name].Stats()
+	for _, name := range d.names() {
+		c := d.consumer(name)
+		if c == nil {
+			continue // it has just been closed
+		}
+		stats, err := c.Stats()
 		if err != nil {
 			return snap, err
 		}
-		y := syncOf(stats, now)
-		if a := d.consumers[name].SetAside(); a != nil {
+		y := syncOf(stats, d.config(), now)
+		if a := c.SetAside(); a != nil {
 			snap.Notes = append(snap.Notes, fmt.Sprintf("the ledger of sync %s was damaged and is kept at %s", name, a.Path))
 		}
-		_, configured := d.cfg.Sync[name]
-		y.Status, y.Advice = idle(configured, name)
-		if s := d.syncs[name]; s != nil {
+		y.Status = idle(d.config(), name)
+		if s := d.delivery(name); s != nil {
 			applyStatus(&y, s.Status(), now)
 		}
 		hold(&y)
@@ -70,7 +74,9 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 			snap.Notes = append(snap.Notes, fmt.Sprintf("%d %s", n.count, n.what))
 		}
 	}
+	snap.Notes = append(snap.Notes, d.sharedWorkspaces()...)
 	snap.Door = doorOf(d.address, d.door.Door())
+	snap.Advise()
 	return snap, nil
 }
 
@@ -97,10 +103,12 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 	snap.Disk.Full = "" // nobody is there to refuse
 	snap.Notes = notes(st)
 	for _, stats := range consumers {
-		y := syncOf(stats, now)
-		y.Status, y.Advice = admin.StatusStopped, "start ampcio (systemctl start ampcio)"
-		if _, ok := cfg.Sync[stats.Name]; !ok {
-			y.Status, y.Advice = idle(false, stats.Name)
+		y := syncOf(stats, cfg, now)
+		y.Status = admin.StatusStopped
+		if c, configured := cfg.Sync[stats.Name]; configured {
+			y.MaxPending, y.WhenFull = int64(c.Delivery.MaxPendingBytes), c.Delivery.WhenFull
+		} else {
+			y.Status = admin.StatusOrphaned
 		}
 		hold(&y)
 		snap.Syncs = append(snap.Syncs, y)
@@ -110,6 +118,7 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 		return snap, err
 	}
 	snap.Door = doorOf(cfg.Server.Listen, door)
+	snap.Advise()
 	return snap, nil
 }
 
@@ -118,13 +127,12 @@ func newSnapshot(cfg *config.Config, source string, now time.Time) admin.Snapsho
 		Syncs: []admin.Sync{}, Notes: []string{}}
 }
 
-// idle is the status of a sync that does not deliver because of the configuration, and
-// what to do about it.
-func idle(configured bool, name string) (status, advice string) {
-	if configured {
-		return admin.StatusDisabled, fmt.Sprintf("set sync.%s.enabled = true and restart to go on", name)
+// idle is the status of a sync that does not deliver because of the configuration.
+func idle(cfg *config.Config, name string) string {
+	if _, configured := cfg.Sync[name]; configured {
+		return admin.StatusDisabled
 	}
-	return admin.StatusOrphaned, fmt.Sprintf("put [sync.%s] back into the configuration and restart to go on", name)
+	return admin.StatusOrphaned
 }
 
 func notes(st queue.LogStats) []string {
@@ -143,23 +151,37 @@ func disk(cfg *config.Config, st queue.LogStats) admin.Disk {
 }
 
 // syncOf is what the ledger knows of a sync.
-func syncOf(st queue.ConsumerStats, now time.Time) admin.Sync {
+func syncOf(st queue.ConsumerStats, cfg *config.Config, now time.Time) admin.Sync {
 	b := st.Books
+	whenFull := "refuse"
+	if st.DiscardsOldest {
+		whenFull = "discard_oldest"
+	}
 	y := admin.Sync{
 		Name: st.Name, Project: st.Project,
 		Depth:     admin.Depth{Ready: st.Ready, InFlight: st.InFlight, Retry: st.Retry, Dead: st.DeadKept},
 		OldestAge: ageOf(st.Oldest, now), NextAttempt: waitUntil(st.NextDue, now),
-		Waiting: []admin.Waiting{}, Filtered: []admin.Reason{}, Dead: []admin.Reason{},
+		Workspace: st.Workspace, NoCheckpoint: st.Full,
+		PendingBytes: st.PendingBytes, MaxPending: st.MaxPending, WhenFull: whenFull,
+		Waiting: []admin.Waiting{}, Filtered: []admin.Reason{}, Dead: []admin.Reason{}, Discarded: []admin.Reason{},
+		Aside: admin.Aside{Users: st.Aside.Lanes, Records: st.Aside.Records, Bytes: st.Aside.Bytes, OldestAge: ageOf(st.Aside.Oldest, now)},
+		Kept: admin.DeadLetters{Count: st.DeadKept, Bytes: st.DeadBytes,
+			KeepFor: seconds(time.Duration(cfg.DeadLetters.Keep)), MaxBytes: int64(cfg.DeadLetters.MaxBytes)},
 		Totals: admin.Totals{
 			Received: b.Taken, Delivered: b.Delivered, Filtered: b.Filtered, Dead: b.Dead, Discarded: b.Discarded, Lost: b.Lost,
 			FirstAttempt: st.Tallies["record/first_try"].N, AfterRetry: st.Tallies["record/after_retry"].N,
 			EventsDelivered: st.Tallies["event/delivered"].N, UsersDelivered: st.Tallies["user/delivered"].N,
 		},
-		Books:       admin.Books{Taken: b.Taken, Pending: b.Pending, Balanced: b.Difference() == 0, Difference: b.Difference()},
+		Books:       admin.Books{Taken: b.Taken, Rewound: b.Rewound, Pending: b.Pending, Balanced: b.Difference() == 0, Difference: b.Difference()},
 		LedgerBytes: st.LedgerBytes,
 	}
-	if st.LastDelivered != 0 {
-		y.LastDelivered = timeOf(st.LastDelivered)
+	for _, at := range []struct {
+		ms int64
+		to **time.Time
+	}{{st.LastDelivered, &y.LastDelivered}, {st.LastRewind, &y.LastRewind}, {st.PausedSince, &y.PausedSince}} {
+		if at.ms != 0 {
+			*at.to = timeOf(at.ms)
+		}
 	}
 	for _, reason := range sortedKeys(st.Waiting) {
 		w := st.Waiting[reason]
@@ -175,9 +197,11 @@ func syncOf(st queue.ConsumerStats, now time.Time) admin.Sync {
 			y.Filtered = append(y.Filtered, r)
 		case "dead":
 			y.Dead = append(y.Dead, r)
+		case "discarded":
+			y.Discarded = append(y.Discarded, r)
 		}
 	}
-	for _, rs := range [][]admin.Reason{y.Filtered, y.Dead} {
+	for _, rs := range [][]admin.Reason{y.Filtered, y.Dead, y.Discarded} {
 		slices.SortStableFunc(rs, func(a, b admin.Reason) int { return cmp.Compare(b.Count, a.Count) })
 	}
 	return y
@@ -192,17 +216,31 @@ func recordsOf(w queue.Wait) *uint64 {
 	return &w.Records
 }
 
-// applyStatus adds what the delivery of a sync says of itself.
+// applyStatus adds what the delivery of a sync says of itself. Of a sync that is paused
+// nothing else matters, but that it would not go on because it is blocked.
 func applyStatus(y *admin.Sync, s delivery.Status, now time.Time) {
-	y.Status = string(s.State)
-	y.Reason, y.Detail, y.Advice, y.LastAnswer = s.Reason, s.Detail, s.Advice, s.LastAnswer
-	if !s.Since.IsZero() {
-		since := s.Since.UTC().Truncate(time.Second)
-		y.Since = &since
+	y.Gate, y.LastAnswer = string(s.Gate), s.LastAnswer
+	y.GateSince = secondOf(s.GateSince)
+	if y.PausedSince != nil && s.State != delivery.Blocked {
+		y.Status, y.Since = admin.StatusPaused, y.PausedSince
+		return
 	}
+	y.Status, y.Since = string(s.State), secondOf(s.Since)
+	y.Reason, y.Detail, y.Advice = s.Reason, s.Detail, s.Advice
 	if !s.NextProbe.IsZero() {
 		y.NextProbe = waitUntil(s.NextProbe.UnixMilli(), now)
 	}
+	if s.OtherWorkspace.To != 0 {
+		y.OtherWorkspace = &admin.OtherWorkspace{From: s.OtherWorkspace.From, To: s.OtherWorkspace.To}
+	}
+}
+
+func secondOf(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC().Truncate(time.Second)
+	return &t
 }
 
 // hold counts what is ready as held while the sync cannot deliver.
@@ -246,7 +284,11 @@ func (d *daemon) keepRates(ctx context.Context) {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	for {
-		for name, c := range d.consumers {
+		for _, name := range d.names() {
+			c := d.consumer(name)
+			if c == nil {
+				continue
+			}
 			if st, err := c.Stats(); err == nil {
 				d.rates.Note(name, time.Now(), st.Books.Taken, st.Books.Taken-st.Books.Pending)
 			}
@@ -278,7 +320,7 @@ func (d *daemon) keepDoorBook(ctx context.Context) {
 }
 
 func (d *daemon) writeDoorBook() {
-	path := filepath.Join(d.cfg.Storage.Dir, doorBook)
+	path := filepath.Join(d.config().Storage.Dir, doorBook)
 	b, err := json.Marshal(d.door.Door())
 	if err == nil {
 		err = os.WriteFile(path+".new", b, 0o600)
@@ -330,11 +372,6 @@ func waitUntil(ms int64, now time.Time) *int64 {
 
 func seconds(d time.Duration) int64 { return int64(d / time.Second) }
 
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
+	return slices.Sorted(maps.Keys(m))
 }

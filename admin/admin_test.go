@@ -35,7 +35,7 @@ func night() Snapshot {
 		Syncs: []Sync{
 			{
 				Name: "production", Project: "app", Status: StatusBlocked, Reason: "http_401",
-				Detail: "Customer.io answered 401", Advice: "put the right Track API key into the key file and restart",
+				Detail: "Customer.io answered 401", Advice: "put the right Track API key into the key file",
 				Since: ptr(noon.Add(-41 * time.Minute)), NextProbe: ptr(int64(18)),
 				Depth:     Depth{Retry: 32, Held: 18_052, Dead: 7},
 				OldestAge: ptr(int64(41*60 + 12)), NextAttempt: ptr(int64(18)), RateIn: ptr(22.14), RateOut: ptr(0.0),
@@ -60,7 +60,7 @@ func night() Snapshot {
 		},
 		Door: Door{URL: "http://127.0.0.1:8080/2/httpapi", Requests: 20_000, Events: 1_904_341, Duplicates: 10,
 			Refused: []Refused{{Reason: "invalid_api_key", Count: 3, Last: ptr(noon.Add(-2 * time.Minute)), LastAddress: "10.0.0.3"}}},
-		Disk: Disk{Used: 212 << 20, Max: 20 << 30, Free: 900 << 20, MinFree: 1 << 30, LogFiles: 3, LogBytes: 200 << 20,
+		Disk: Disk{Dir: "/var/lib/ampcio", Used: 212 << 20, Max: 20 << 30, Free: 900 << 20, MinFree: 1 << 30, LogFiles: 3, LogBytes: 200 << 20,
 			Full: "900 MiB free on the disk of storage.dir, storage.min_free is 1.0 GiB", Damaged: 2},
 	}
 }
@@ -71,31 +71,8 @@ func TestTable(t *testing.T) {
 		Door:  Door{URL: "http://127.0.0.1:8080/2/httpapi"}, Disk: Disk{Max: 20 << 30, Free: 50 << 30, LogFiles: 1}}
 	for name, snap := range map[string]Snapshot{"night": night(), "fresh": fresh} {
 		t.Run(name, func(t *testing.T) {
-			var got bytes.Buffer
-			if err := WriteTable(&got, snap, false); err != nil {
-				t.Fatal(err)
-			}
-			golden := filepath.Join("testdata", name+".txt")
-			if *update {
-				if err := os.WriteFile(golden, got.Bytes(), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if d := cmp.Diff(string(want), got.String()); d != "" {
-				t.Errorf("-want +got\n%s", d)
-			}
-			if strings.Contains(got.String(), "\x1b") {
-				t.Error("colour without being asked")
-			}
-			for line := range strings.Lines(got.String()) {
-				if n := len([]rune(strings.TrimRight(line, "\n"))); n > 110 {
-					t.Errorf("%d columns: %s", n, line)
-				}
-			}
+			snap.Advise()
+			goldenTable(t, name, snap)
 		})
 	}
 }
@@ -234,6 +211,51 @@ func TestAskThroughTheSocket(t *testing.T) {
 	stop()
 	if err := <-done; err != nil {
 		t.Errorf("Serve: %v", err)
+	}
+}
+
+// What a handler has begun it can end: whoever waits for Serve may then close what the
+// handler used.
+func TestServeReturnsBehindItsHandlers(t *testing.T) {
+	for range 10 { // a Serve that does not wait may still come second
+		path := filepath.Join(t.TempDir(), "admin.sock")
+		l, err := ListenSocket(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun, end, ended := make(chan struct{}), make(chan struct{}), false
+		ctx, stop := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() {
+			served <- Serve(ctx, l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				close(begun)
+				<-r.Context().Done()
+				<-end
+				ended = true
+			}))
+		}()
+		client := Client(path)
+		asked := make(chan struct{})
+		go func() {
+			defer close(asked)
+			defer client.CloseIdleConnections()
+			if resp, err := client.Get("http://admin/"); err == nil {
+				resp.Body.Close()
+			}
+		}()
+		<-begun
+		stop()
+		<-asked // its connection is cut
+		select {
+		case err := <-served:
+			close(end)
+			t.Fatalf("Serve has returned before its handler: %v", err)
+		default:
+		}
+		close(end)
+		if err := <-served; err != nil || !ended {
+			t.Errorf("%v, ended %t", err, ended)
+		}
 	}
 }
 

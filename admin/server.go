@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -57,23 +58,31 @@ func SocketHandler(s Source) *http.ServeMux {
 	return mux
 }
 
-// Serve answers on l until ctx ends.
+// Serve answers on l until ctx ends, which ends the contexts of the requests too. When
+// it returns, no handler runs any more.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	var handlers sync.RWMutex // held for reading by each
+	over := false
 	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			handlers.RLock()
+			defer handlers.RUnlock()
+			if !over {
+				h.ServeHTTP(w, r)
+			}
+		}),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second,
 		WriteTimeout: 2 * time.Minute, // a CPU profile takes 30 s
 		IdleTimeout:  2 * time.Minute, MaxHeaderBytes: 16 << 10,
 	}
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		<-ctx.Done()
-		srv.Close()
-	}()
+	hangUp := context.AfterFunc(ctx, func() { srv.Close() })
+	defer hangUp()
 	err := srv.Serve(l)
-	if ctx.Err() != nil {
-		<-stopped
-	}
+	srv.Close()
+	handlers.Lock()
+	over = true
+	handlers.Unlock()
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -110,11 +119,20 @@ func ListenSocket(path string) (net.Listener, error) {
 	return l, nil
 }
 
+// Client asks at an admin socket, whatever the host of the URL. An answer may take as
+// long as it likes once it has begun.
+func Client(socket string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		ResponseHeaderTimeout: 10 * time.Second,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}
+}
+
 // Ask reads the snapshot of a running daemon through its admin socket.
 func Ask(ctx context.Context, socket string) (snap Snapshot, err error) {
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}}}
+	client := Client(socket)
 	defer client.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://admin/stats", nil)
 	if err != nil {

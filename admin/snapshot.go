@@ -32,6 +32,7 @@ const (
 	StatusChecking    = "checking"
 	StatusUnreachable = "unreachable"
 	StatusBlocked     = "blocked"
+	StatusPaused      = "paused"
 	StatusDisabled    = "disabled"
 	StatusOrphaned    = "orphaned"
 	StatusStopped     = "stopped"
@@ -49,6 +50,13 @@ type Sync struct {
 	Since     *time.Time `json:"since"`
 	NextProbe *int64     `json:"next_probe_s"`
 
+	PausedSince    *time.Time      `json:"paused_since"` // also of one that is blocked, too
+	Gate           string          `json:"gate"`         // open | closed: one user is tried at a time | opening; "" = it does not deliver
+	GateSince      *time.Time      `json:"gate_since"`
+	Workspace      int64           `json:"workspace"` // Customer.io's environment_id, 0 = not known yet
+	OtherWorkspace *OtherWorkspace `json:"other_workspace"`
+	NoCheckpoint   string          `json:"no_checkpoint"` // why nothing is sent: the disk takes no checkpoint; "" = it does
+
 	Depth       Depth    `json:"depth"`
 	OldestAge   *int64   `json:"oldest_age_s"` // of what is pending
 	NextAttempt *int64   `json:"next_attempt_s"`
@@ -56,15 +64,45 @@ type Sync struct {
 	RateOut     *float64 `json:"rate_out"` // ended records a second over the last minute
 	DrainETA    *int64   `json:"drain_eta_s"`
 
-	Waiting  []Waiting `json:"waiting"`  // what waits for a retry, by the last failure
-	Filtered []Reason  `json:"filtered"` // why events and user updates were not sent
-	Dead     []Reason  `json:"dead"`
+	PendingBytes int64  `json:"pending_bytes"`     // of what is pending, on disk and about
+	MaxPending   int64  `json:"max_pending_bytes"` // 0 = no bound of its own
+	WhenFull     string `json:"when_full"`         // refuse | discard_oldest
+
+	Waiting   []Waiting   `json:"waiting"`   // what waits for a retry, by the last failure
+	Aside     Aside       `json:"aside"`     // of these and of what is behind them: what others need not wait for
+	Filtered  []Reason    `json:"filtered"`  // why events and user updates were not sent
+	Dead      []Reason    `json:"dead"`      // why they were refused, since the sync began
+	Discarded []Reason    `json:"discarded"` // why records were given up
+	Kept      DeadLetters `json:"dead_letters"`
 
 	Totals        Totals     `json:"totals"`
 	Books         Books      `json:"books"`
+	LastRewind    *time.Time `json:"last_rewind"`
 	LastDelivered *time.Time `json:"last_delivered"`
 	LastAnswer    string     `json:"last_answer"` // Customer.io's newest
 	LedgerBytes   int64      `json:"ledger_bytes"`
+}
+
+// OtherWorkspace is of a sync whose keys are those of another workspace than before.
+type OtherWorkspace struct {
+	From int64 `json:"from"`
+	To   int64 `json:"to"`
+}
+
+// Aside is the side place: users who wait by themselves, while others go on.
+type Aside struct {
+	Users     int    `json:"users"`
+	Records   uint64 `json:"records"`
+	Bytes     int64  `json:"bytes"`
+	OldestAge *int64 `json:"oldest_age_s"`
+}
+
+// DeadLetters are those that are kept, and the bounds of that.
+type DeadLetters struct {
+	Count    uint64 `json:"count"`
+	Bytes    int64  `json:"bytes"`
+	KeepFor  int64  `json:"keep_s"`
+	MaxBytes int64  `json:"max_bytes"`
 }
 
 // Depth is how many records are where. Ready, InFlight, Retry and Held are pending.
@@ -72,7 +110,7 @@ type Depth struct {
 	Ready    uint64 `json:"ready"`
 	InFlight uint64 `json:"inflight"`
 	Retry    uint64 `json:"retry"`
-	Held     uint64 `json:"held"` // the sync is blocked, unreachable, disabled or orphaned
+	Held     uint64 `json:"held"` // the sync is blocked, unreachable, paused, disabled or orphaned
 	Dead     uint64 `json:"dead"` // dead letters kept
 }
 
@@ -108,10 +146,11 @@ type Totals struct {
 	UsersDelivered  uint64 `json:"users_delivered"`
 }
 
-// Books are both sides of the account: taken = delivered + filtered + dead +
+// Books are both sides of the account: taken + rewound = delivered + filtered + dead +
 // discarded + lost + pending, or the difference is not 0.
 type Books struct {
-	Taken      uint64 `json:"taken"`
+	Taken      uint64 `json:"taken"`   // from the log
+	Rewound    uint64 `json:"rewound"` // once more, after they had ended
 	Pending    uint64 `json:"pending"`
 	Balanced   bool   `json:"balanced"`
 	Difference int64  `json:"difference"`
@@ -145,6 +184,7 @@ type Disk struct {
 	MinFree  int64  `json:"min_free_bytes"`
 	LogFiles int    `json:"log_files"`
 	LogBytes int64  `json:"log_bytes"`
-	Full     string `json:"full"` // why new events are refused now; "" when they are not
+	Full     string `json:"full"`   // why new events are refused now; "" when they are not
+	Advice   string `json:"advice"` // what to do about that
 	Damaged  int    `json:"damaged_chunks"`
 }

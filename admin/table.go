@@ -16,7 +16,9 @@ func WriteTable(w io.Writer, s Snapshot, color bool) error {
 	p := printer{w: w, now: s.At, color: color}
 	p.line("%s  %s  ampcio %s%s", p.source(s.Source), s.At.Format("2006-01-02 15:04:05 UTC"), s.Version, p.uptime(s.Uptime))
 	for _, n := range s.Notes {
-		p.line("%s %s", p.paint(text.FgYellow, "note:"), n)
+		for i, row := range wrap(n, columns-6) {
+			p.line("%s %s", p.paint(text.FgYellow, []string{"note:", "     "}[min(i, 1)]), row)
+		}
 	}
 	p.overview(s.Syncs)
 	for _, y := range s.Syncs {
@@ -24,6 +26,18 @@ func WriteTable(w io.Writer, s Snapshot, color bool) error {
 	}
 	p.door(s)
 	p.disk(s.Disk)
+	return p.err
+}
+
+// WriteStates writes for people how the syncs are, without the rest of a snapshot.
+func WriteStates(w io.Writer, s Snapshot, color bool) error {
+	p := printer{w: w, now: s.At, color: color}
+	if s.Source == "files" {
+		p.line("%s", p.source(s.Source))
+	}
+	for _, y := range s.Syncs {
+		p.state(y)
+	}
 	return p.err
 }
 
@@ -98,28 +112,15 @@ func (p *printer) status(s string) string {
 // sync tells the rest of one sync: why not, and the books.
 func (p *printer) sync(y Sync) {
 	p.line("")
-	p.line("%s (project %s): %s%s", y.Name, y.Project, p.status(y.Status), p.since(y.Since))
-	if y.Detail != "" {
-		p.line("  why        %s", y.Detail)
-	}
-	if y.Advice != "" {
-		p.line("  to do      %s", y.Advice)
-	}
-	if y.NextProbe != nil {
-		p.line("  next probe in %s", age(y.NextProbe))
-	}
-	for i, w := range y.Waiting {
-		records := ""
-		if w.Records != nil {
-			records = count(*w.Records) + " records of "
-		}
-		p.line("%s %s: %s%s users, next try in %s", heading(i, "waiting"), w.Reason, records, count(uint64(w.Users)), age(w.NextAttempt))
-	}
+	p.state(y)
 	for i, r := range y.Filtered {
 		p.line("%s %s %s: %s%s", heading(i, "not sent"), r.Kind, r.Reason, count(r.Count), p.newest(r))
 	}
 	for i, r := range y.Dead {
 		p.line("%s %s %s: %s%s", heading(i, "refused"), r.Kind, r.Reason, count(r.Count), p.newest(r))
+	}
+	for i, r := range y.Discarded {
+		p.line("%s %s: %s%s", heading(i, "given up"), r.Reason, count(r.Count), p.newest(r))
 	}
 	t, b := y.Totals, y.Books
 	p.line("  sent       %s events, %s user updates (first try %s, after retry %s)",
@@ -127,13 +128,138 @@ func (p *printer) sync(y Sync) {
 	if y.LastDelivered != nil {
 		p.line("  last sent  %s ago", p.ago(*y.LastDelivered))
 	}
+	if y.LastRewind != nil {
+		p.line("  rewound    %s ago; %s records were taken once more so far", p.ago(*y.LastRewind), count(b.Rewound))
+	}
 	verdict := p.paint(text.FgGreen, "balanced")
 	if !b.Balanced {
 		verdict = p.paint(text.FgRed, fmt.Sprintf("OUT BY %d", b.Difference))
 	}
 	p.line("  books      %s", verdict)
-	p.line("             taken %s = delivered %s + filtered %s + dead %s", count(b.Taken), count(t.Delivered), count(t.Filtered), count(t.Dead))
+	rewound := ""
+	if b.Rewound > 0 {
+		rewound = " + rewound " + count(b.Rewound)
+	}
+	p.line("             taken %s%s = delivered %s + filtered %s + dead %s", count(b.Taken), rewound, count(t.Delivered), count(t.Filtered), count(t.Dead))
 	p.line("             + discarded %s + lost %s + pending %s", count(t.Discarded), count(t.Lost), count(b.Pending))
+}
+
+// state tells how one sync is, why, and what to do.
+func (p *printer) state(y Sync) {
+	safe := ""
+	if y.Status == StatusBlocked || y.Status == StatusUnreachable {
+		safe = "; nothing is lost"
+	}
+	p.line("%s (project %s): %s%s%s", y.Name, y.Project, p.status(y.Status), p.since(y.Since), safe)
+	if y.NoCheckpoint != "" {
+		p.line("  %s", p.paint(text.FgRed, "NOTHING IS SENT, since the disk could not remember that it was:"))
+		p.long("", y.NoCheckpoint)
+	}
+	if y.Detail != "" {
+		p.long("why", y.Detail)
+	}
+	if y.Advice == "" {
+		y.Advice = "nothing"
+	}
+	p.long("to do", y.Advice)
+	if y.NextProbe != nil {
+		with := ""
+		if y.Gate == "closed" && y.Status == StatusUnreachable {
+			with = ", with what one user has; all go on when that gets through"
+		}
+		p.line("  next probe in %s%s", age(y.NextProbe), with)
+	}
+	if y.PausedSince != nil && y.Status != StatusPaused {
+		p.line("  paused     for %s; new events are accepted and held", p.ago(*y.PausedSince))
+	}
+	if pending := y.Books.Pending; pending > 0 || y.MaxPending > 0 {
+		line := count(pending) + " records"
+		if y.PendingBytes > 0 {
+			line += ", " + size(y.PendingBytes)
+		}
+		if y.MaxPending > 0 {
+			line += fmt.Sprintf(" of max_pending_bytes %s; %s", size(y.MaxPending), y.bound())
+		}
+		p.long("pending", line)
+	}
+	if a := y.Aside; a.Users > 0 {
+		why := ""
+		if len(y.Waiting) == 1 {
+			why = ": " + y.Waiting[0].Reason
+		}
+		p.long("aside", fmt.Sprintf("%s, %s records, %s, oldest %s%s; others are not held up",
+			plural(a.Users, "user waits alone", "users wait by themselves"), count(a.Records), size(a.Bytes), age(a.OldestAge), why))
+	}
+	for i, w := range y.Waiting {
+		records := ""
+		if w.Records != nil {
+			records = count(*w.Records) + " records of "
+		}
+		p.line("%s %s: %s%s, next try in %s", heading(i, "waiting"), w.Reason, records, plural(w.Users, "user", "users"), age(w.NextAttempt))
+	}
+	if k := y.Kept; k.Count > 0 {
+		p.line("  dead       %s kept, %s; for %s, and up to %s", count(k.Count), size(k.Bytes), age(&k.KeepFor), size(k.MaxBytes))
+	}
+}
+
+func plural(n int, one, more string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return count(uint64(n)) + " " + more
+}
+
+// columns is how wide a line may be before it is broken.
+const columns = 80
+
+// long prints a text that may be longer than a line: each of its parts, behind which
+// stands a semicolon, begins a new one.
+func (p *printer) long(name, s string) {
+	for _, part := range strings.SplitAfter(s, "; ") {
+		for _, row := range wrap(strings.TrimRight(part, " "), columns-13) {
+			p.line("  %-10s %s", name, row)
+			name = ""
+		}
+	}
+}
+
+// wrap breaks a text into rows. Commands and keys with their values stay in one piece,
+// to be copied, even where that makes a row longer.
+func wrap(s string, width int) (rows []string) {
+	row := ""
+	for _, piece := range pieces(s) {
+		if row != "" && len([]rune(row))+1+len([]rune(piece)) > width {
+			rows = append(rows, row)
+			row = ""
+		}
+		if row != "" {
+			row += " "
+		}
+		row += piece
+	}
+	return append(rows, row)
+}
+
+// pieces are the words of a text, or several where a command or a key begins: a command
+// goes on to the next punctuation.
+func pieces(s string) (out []string) {
+	words := strings.Fields(s)
+	for len(words) > 0 {
+		n := 1
+		switch strings.TrimLeft(words[0], "(") {
+		case "ampcio", "systemctl", "df":
+			for n < len(words) && strings.IndexByte(",;:.)", words[n-1][len(words[n-1])-1]) < 0 {
+				n++
+			}
+		default:
+			if len(words) > 2 && words[1] == "=" {
+				n = 3
+			}
+		}
+		out = append(out, strings.Join(words[:n], " "))
+		words = words[n:]
+	}
+	return out
 }
 
 // heading is printed before the first line of a group only.
@@ -187,6 +313,7 @@ func (p *printer) disk(d Disk) {
 	p.line("disk         %s used of %s, %s free; log %s in %d files", size(d.Used), size(d.Max), size(d.Free), size(d.LogBytes), d.LogFiles)
 	if d.Full != "" {
 		p.line("  %s %s", p.paint(text.FgRed, "NEW EVENTS ARE REFUSED:"), d.Full)
+		p.long("to do", d.Advice)
 	}
 	if d.Damaged > 0 {
 		p.line("  %s", p.paint(text.FgRed, fmt.Sprintf("%d chunks of the log could not be read", d.Damaged)))

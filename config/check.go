@@ -173,16 +173,19 @@ func (c checker) syncs() {
 	}
 	workspace := map[[2]string]string{}
 	taken := map[string]bool{}
+	pending := 0.0 // bytes that may wait for all syncs together; a sum of int64 could overflow
 	for _, name := range c.Sync.Names() {
 		s := c.Sync[name]
 		s.Name = name
 		path := join("sync", name)
 		c.project(path, &s)
 		taken[s.Project] = true
+		pending += float64(s.Delivery.MaxPendingBytes)
 		c.destination(path, &s)
 		c.apiKey(path, &s)
 		c.rules(path, &s)
 		c.delivery(join(path, "delivery"), s.Delivery)
+		c.queue(join(path, "delivery"), s.Delivery)
 		c.Sync[name] = s
 		if s.SiteID == "" {
 			continue
@@ -193,6 +196,9 @@ func (c checker) syncs() {
 		} else {
 			workspace[id] = name
 		}
+	}
+	if pending > float64(c.Storage.MaxBytes) && len(c.Sync) > 1 {
+		c.warn("storage.max_bytes", "the max_pending_bytes of all syncs together are more than %v: one that does not deliver can fill what the others need", c.Storage.MaxBytes)
 	}
 	for _, name := range c.Project.Names() {
 		if !taken[name] && len(c.Sync) > 0 {
@@ -321,6 +327,36 @@ func (c checker) delivery(path string, d Delivery) {
 	durations("retry_max", d.RetryMax, time.Millisecond, 24*time.Hour)
 	if d.RetryInitial > d.RetryMax {
 		c.check(join(path, "retry_initial"), "must not be more than retry_max (%v), and is %v", d.RetryMax, d.RetryInitial)
+	}
+}
+
+// queue checks how much may wait for a sync, and for how long an event is worth sending.
+func (c checker) queue(path string, d Delivery) {
+	at, bound := join(path, "max_pending_bytes"), ByteSize(d.MaxPendingBytes)
+	switch n := ByteSize(len(c.Sync)); {
+	case bound == 0 && n > 1:
+		share := c.Storage.MaxBytes / n
+		for _, unit := range []ByteSize{GiB, MiB} {
+			if share >= unit {
+				share -= share % unit
+				break
+			}
+		}
+		c.check(at, `required when there is more than one sync, so that what waits for one cannot fill the disk that the others need. Write, for example,
+    [%s]
+    max_pending_bytes = "%v"   # storage.max_bytes is %v, for %d syncs`, path, share, c.Storage.MaxBytes, n)
+	case bound == 0 && d.WhenFull == "discard_oldest":
+		c.check(at, `required with when_full = "discard_oldest": how much may wait before the oldest is discarded, such as "4GiB"`)
+	case bound != 0:
+		if bound < MiB {
+			c.check(at, "must be at least 1MiB, not %v", bound)
+		}
+		if bound > c.Storage.MaxBytes {
+			c.check(at, "must be at most storage.max_bytes (%v), not %v: that bound would be met first", c.Storage.MaxBytes, bound)
+		}
+	}
+	if d.LateAfter < Duration(time.Minute) {
+		c.check(join(path, "late_after"), "must be at least 1m, not %v: events are on their way for some seconds always", d.LateAfter)
 	}
 }
 

@@ -154,16 +154,17 @@ type Delivery struct {
 	Timeout           Duration         `toml:"timeout"`
 	RetryInitial      Duration         `toml:"retry_initial"`
 	RetryMax          Duration         `toml:"retry_max"`
-	MaxPendingBytes   OptionalByteSize `toml:"max_pending_bytes" later:"yes"`
-	WhenFull          string           `toml:"when_full" enum:"refuse discard_oldest" later:"yes"`
-	LateAfter         Duration         `toml:"late_after" later:"yes"`
-	LatePolicy        string           `toml:"late_policy" enum:"deliver filter dead_letter" later:"yes"`
+	MaxPendingBytes   OptionalByteSize `toml:"max_pending_bytes"` // 0 = no bound of its own
+	WhenFull          string           `toml:"when_full" enum:"refuse discard_oldest"`
+	LateAfter         Duration         `toml:"late_after"`
+	LatePolicy        string           `toml:"late_policy" enum:"deliver filter dead_letter"`
 }
 
-// DeadLetters is how long what Customer.io refused for good is kept.
+// DeadLetters is how long, and how much of, what Customer.io refused for good is
+// kept in each sync. 0 = without a bound.
 type DeadLetters struct {
-	Keep     Duration `toml:"keep" later:"yes"`
-	MaxBytes ByteSize `toml:"max_bytes" later:"yes"`
+	Keep     Duration `toml:"keep"`
+	MaxBytes ByteSize `toml:"max_bytes"`
 }
 
 // Log is how ampcio writes its log to stderr.

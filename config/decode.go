@@ -145,7 +145,7 @@ func (d decoder) text(path string, in any, out encoding.TextUnmarshaler) bool {
 	}
 	_, right := in.(string)
 	switch out.(type) {
-	case *Duration, *ByteSize:
+	case *Duration, *ByteSize, *OptionalByteSize:
 		right = right || written != "" // a number: of bytes, or an error that explains the missing unit
 	}
 	if !right {

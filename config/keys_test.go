@@ -112,7 +112,7 @@ func TestAPIKey(t *testing.T) {
 		{name: "device", line: `api_key_file = "/dev/zero"`, want: "not a plain file"},
 		{name: "file and inline", line: "api_key_file = 'key'\napi_key = 's3cr3t'", file: map[string]string{"key": "s3cr3t"}, want: "more than once, by api_key_file and by api_key"},
 		{name: "inline and environment", line: "api_key = 's3cr3t'", env: map[string]string{"AMPCIO_SYNC_EU_WEST_API_KEY": "s3cr3t"}, want: "by api_key and by the environment variable AMPCIO_SYNC_EU_WEST_API_KEY"},
-		{name: "variable of two syncs", line: "[sync.eu_west]\nregion='eu'\nsite_id='2'\nevents.send=false", env: map[string]string{"AMPCIO_SYNC_EU_WEST_API_KEY": "s3cr3t"}, want: "could also be meant for sync eu_west"},
+		{name: "variable of two syncs", line: "delivery.max_pending_bytes='1GiB'\n[sync.eu_west]\nregion='eu'\nsite_id='2'\nevents.send=false\ndelivery.max_pending_bytes='1GiB'", env: map[string]string{"AMPCIO_SYNC_EU_WEST_API_KEY": "s3cr3t"}, want: "could also be meant for sync eu_west"},
 		{name: "nonsense in the environment", env: map[string]string{"AMPCIO_SYNC_EU_WEST_API_KEY": "s3cr3t s3cr3t"}, want: "does not hold an API key"},
 	}
 	for _, test := range tests {

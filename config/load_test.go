@@ -135,6 +135,10 @@ rename = { "Order Total" = "total" }
 [sync.production.delivery]
 requests_per_second = 0.5
 retry_max = "1d"
+max_pending_bytes = "500MB"
+when_full = "discard_oldest"
+late_after = "2d"
+late_policy = "dead_letter"
 
 [sync.staging]
 project = "shop"
@@ -143,6 +147,11 @@ site_id = "1"
 api_key = "2"
 events.send = false
 users.properties = ["*"]
+delivery.max_pending_bytes = "1MiB"
+
+[dead_letters]
+keep = "0s"
+max_bytes = 0
 
 [storage]
 max_bytes  = 1_000_000_000
@@ -183,11 +192,15 @@ func TestLoad(t *testing.T) {
 	production.Events.Rename = map[string]string{"Order Total": "total"}
 	production.Delivery.RequestsPerSecond = 0.5
 	production.Delivery.RetryMax = Duration(24 * time.Hour)
+	production.Delivery.MaxPendingBytes, production.Delivery.WhenFull = 500e6, "discard_oldest"
+	production.Delivery.LateAfter, production.Delivery.LatePolicy = Duration(48*time.Hour), "dead_letter"
 	staging := DefaultSync()
 	staging.Name, staging.Project, staging.Region = "staging", "shop", "us"
 	staging.SiteID, staging.APIKey, staging.APIKeyFrom = "1", NewSecret("2"), "api_key"
 	staging.Events.Send = false
 	staging.Users.Properties = []string{"*"}
+	staging.Delivery.MaxPendingBytes = OptionalByteSize(MiB)
+	want.DeadLetters = DeadLetters{}
 	want.Sync = Syncs{"production": production, "staging": staging}
 	want.places = c.places
 	if !reflect.DeepEqual(*c, want) {
@@ -220,6 +233,7 @@ region  = "us"
 site_id = "same"
 api_key = "2"
 events.send = false
+delivery.max_pending_bytes = "8GiB"
 [sync.b]
 project = "app"
 region  = "us"
@@ -227,21 +241,26 @@ site_id = "same"
 api_key = "2"
 events.send = false
 users.send = false
+delivery.max_pending_bytes = "8GiB"
 [sync.c]
 project = "app"
 region  = "eu"
 site_id = "same"
 api_key = "2"
 events.send = false
+delivery.max_pending_bytes = "8GiB"
 [server]
 listen = ":8080"
 admin  = "192.0.2.1:8081"
+[storage]
+max_bytes = "20GiB"
 `)
 	want := []string{
-		"26: server.listen: :8080 is reachable from other machines",
-		"27: server.admin: 192.0.2.1:8081 shows metrics",
-		"12: sync.b: sends neither events nor users",
-		"15: sync.b.site_id: sync a sends to the same workspace",
+		"29: server.listen: :8080 is reachable from other machines",
+		"30: server.admin: 192.0.2.1:8081 shows metrics",
+		"13: sync.b: sends neither events nor users",
+		"16: sync.b.site_id: sync a sends to the same workspace",
+		"32: storage.max_bytes: the max_pending_bytes of all syncs together are more than 20GiB",
 		"4: project.idle: no sync takes this project's events",
 	}
 	for i := range max(len(want), len(c.Warnings)) {

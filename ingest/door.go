@@ -50,21 +50,25 @@ type Refusal struct {
 type door struct {
 	requests, events, duplicates atomic.Uint64
 
-	lastSeen map[string]*atomic.Int64 // project → ms since 1970, 0 = never; the map itself never changes
-
-	mu      sync.Mutex
-	refused map[string]*Refusal // by reason; guarded by mu
+	mu       sync.Mutex               // guards the maps
+	refused  map[string]*Refusal      // by reason
+	lastSeen map[string]*atomic.Int64 // project → ms since 1970, 0 = never
 }
 
-func newDoor(projects []string) *door {
-	d := &door{lastSeen: map[string]*atomic.Int64{}, refused: map[string]*Refusal{}}
-	for _, project := range projects {
-		d.lastSeen[project] = new(atomic.Int64)
+func newDoor() *door {
+	return &door{lastSeen: map[string]*atomic.Int64{}, refused: map[string]*Refusal{}}
+}
+
+// project gives what tells when a project was last seen. One that is gone keeps it,
+// and finds it again.
+func (d *door) project(name string) *atomic.Int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lastSeen[name] == nil {
+		d.lastSeen[name] = new(atomic.Int64)
 	}
-	return d
+	return d.lastSeen[name]
 }
-
-func (d *door) saw(project string, at time.Time) { d.lastSeen[project].Store(at.UnixMilli()) }
 
 func (d *door) refuse(reason string, at time.Time, address string) {
 	d.mu.Lock()
@@ -83,12 +87,12 @@ func (d *door) stats() DoorStats {
 		Requests: d.requests.Load(), Events: d.events.Load(), Duplicates: d.duplicates.Load(),
 		Refused: []Refusal{}, LastSeen: map[string]time.Time{},
 	}
+	d.mu.Lock()
 	for project, at := range d.lastSeen {
 		if ms := at.Load(); ms != 0 {
 			s.LastSeen[project] = time.UnixMilli(ms).UTC()
 		}
 	}
-	d.mu.Lock()
 	for _, r := range d.refused {
 		s.Refused = append(s.Refused, *r)
 	}

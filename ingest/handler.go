@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/cors"
@@ -60,20 +61,30 @@ const answerWithin = 9 * time.Second
 // Handler answers the public listener. Safe for concurrent use.
 type Handler struct {
 	appender Appender
-	keys     []projectKey
+	admitted atomic.Pointer[admitted]
+	storing  *semaphore.Weighted // each request that is being stored has 1 of storingMost; Change takes all
 	inFlight *semaphore.Weighted
 	limits   limits
 	door     *door
-	handler  http.Handler
 	now      func() time.Time
 	log      *slog.Logger
 	logged   map[string]*rate.Sometimes // by reason, so that one kind of trouble never hides another
 }
 
-type projectKey struct {
-	digest  [sha256.Size]byte // of the API key: comparing digests takes the same time for any key
-	project string
+// admitted is who may send, which Change replaces as a whole.
+type admitted struct {
+	keys    []projectKey
+	handler http.Handler // route, with CORS around it
 }
+
+type projectKey struct {
+	digest   [sha256.Size]byte // of the API key: comparing digests takes the same time for any key
+	project  string
+	lastSeen *atomic.Int64 // of the project; the door's
+}
+
+// storingMost is far more than the requests that can be stored at one time.
+const storingMost = 1 << 30
 
 // New returns a handler that gives what it accepts to a.
 func New(o Options, a Appender) *Handler {
@@ -87,29 +98,50 @@ func New(o Options, a Appender) *Handler {
 		appender: a, limits: newLimits(o), now: o.Now, log: o.Log,
 		logged: map[string]*rate.Sometimes{},
 	}
-	projects := make([]string, 0, len(o.Projects))
-	for project, keys := range o.Projects {
-		projects = append(projects, project)
-		for _, key := range keys {
-			h.keys = append(h.keys, projectKey{sha256.Sum256([]byte(key)), project})
-		}
-	}
-	h.door = newDoor(projects)
+	h.door = newDoor()
+	h.storing = semaphore.NewWeighted(storingMost)
 	h.inFlight = semaphore.NewWeighted(h.limits.inFlight)
 	for _, reason := range []string{reasonBusy, reasonFull, reasonClosed, reasonStore} {
 		h.logged[reason] = &rate.Sometimes{First: 1, Interval: 10 * time.Second}
 	}
+	h.admitted.Store(h.admit(o.Projects, o.CORSOrigins))
+	return h
+}
 
-	h.handler = http.HandlerFunc(h.route)
-	if len(o.CORSOrigins) > 0 { // rs/cors takes an empty list for "*"
-		h.handler = cors.New(cors.Options{
-			AllowedOrigins: o.CORSOrigins,
+func (h *Handler) admit(projects map[string][]string, corsOrigins []string) *admitted {
+	a := &admitted{handler: http.HandlerFunc(h.route)}
+	for project, keys := range projects {
+		lastSeen := h.door.project(project)
+		for _, key := range keys {
+			a.keys = append(a.keys, projectKey{sha256.Sum256([]byte(key)), project, lastSeen})
+		}
+	}
+	if len(corsOrigins) > 0 { // rs/cors takes an empty list for "*"
+		a.handler = cors.New(cors.Options{
+			AllowedOrigins: corsOrigins,
 			AllowedMethods: []string{http.MethodPost, http.MethodGet, http.MethodHead},
 			AllowedHeaders: []string{"*"}, // echoed: applications add headers of their own
 			MaxAge:         24 * 60 * 60,  // seconds; browsers cap it
-		}).Handler(h.handler)
+		}).Handler(a.handler)
 	}
-	return h
+	return a
+}
+
+// Change replaces the projects with their API keys, and the CORS origins. It waits until
+// the requests that are being stored have been; until meanwhile has returned, further
+// ones wait for their turn, so what meanwhile changes has happened either before a
+// request or after it. When it fails, or ctx ends while requests are still being
+// stored, nothing has changed.
+func (h *Handler) Change(ctx context.Context, projects map[string][]string, corsOrigins []string, meanwhile func() error) error {
+	if err := h.storing.Acquire(ctx, storingMost); err != nil {
+		return fmt.Errorf("wait for the requests that are being stored: %w", err)
+	}
+	defer h.storing.Release(storingMost)
+	if err := meanwhile(); err != nil {
+		return err
+	}
+	h.admitted.Store(h.admit(projects, corsOrigins))
+	return nil
 }
 
 // Door returns what was asked and refused since the start.
@@ -117,7 +149,7 @@ func (h *Handler) Door() DoorStats { return h.door.stats() }
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.door.requests.Add(1)
-	h.handler.ServeHTTP(w, r)
+	h.admitted.Load().handler.ServeHTTP(w, r)
 }
 
 // route finds the endpoint. It cleans the path itself: the redirects of http.ServeMux would
@@ -200,21 +232,24 @@ func (h *Handler) storeEvents(w http.ResponseWriter, r *http.Request, j *job) *r
 // store checks who asks and what, and appends all items of the request or none. It returns
 // the time of receipt.
 func (h *Handler) store(r *http.Request, j *job) (time.Time, *refusal) {
+	// A page that is being left has hung up when its last events are read: they are stored all the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), answerWithin)
+	defer cancel()
+	if h.storing.Acquire(ctx, 1) != nil {
+		return time.Time{}, refuseAppend(queue.ErrBusy)
+	}
+	defer h.storing.Release(1)
 	project, refused := h.project(&j.request)
 	if refused != nil {
 		return time.Time{}, refused
 	}
 	received := h.now()
-	h.door.saw(project, received)
+	project.lastSeen.Store(received.UnixMilli())
 	if refused := j.parseEvents(); refused != nil {
 		return time.Time{}, refused
 	}
-
-	// A page that is being left has hung up when its last events are read: they are stored all the same.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), answerWithin)
-	defer cancel()
 	duplicates, err := h.appender.Append(ctx, mapping.Arrival{
-		Project:  project,
+		Project:  project.project,
 		Received: received.UnixMilli(),
 		Uploaded: j.request.uploaded,
 		Address:  peer(r),
@@ -231,23 +266,23 @@ func (h *Handler) store(r *http.Request, j *job) (time.Time, *refusal) {
 	return received, nil
 }
 
-// project names the project whose API key the request carries. All keys are compared, each in
+// project finds the project whose API key the request carries. All keys are compared, each in
 // constant time, so that the time of an answer says nothing about them.
-func (h *Handler) project(q *request) (string, *refusal) {
+func (h *Handler) project(q *request) (projectKey, *refusal) {
 	if len(q.key) == 0 {
-		return "", refuseNoKey
+		return projectKey{}, refuseNoKey
 	}
 	digest := sha256.Sum256(q.key)
-	found := -1
-	for i := range h.keys {
-		if subtle.ConstantTimeCompare(digest[:], h.keys[i].digest[:]) == 1 {
+	keys, found := h.admitted.Load().keys, -1
+	for i := range keys {
+		if subtle.ConstantTimeCompare(digest[:], keys[i].digest[:]) == 1 {
 			found = i
 		}
 	}
 	if found < 0 {
-		return "", refuseKey(q.key)
+		return projectKey{}, refuseKey(q.key)
 	}
-	return h.keys[found].project, nil
+	return keys[found], nil
 }
 
 // refuseAppend says what a failed append means for the sender: nothing but "try again".

@@ -274,3 +274,26 @@ func TestSmallRequestsStaySmall(t *testing.T) {
 		}
 	}
 }
+
+// Somebody of whom nothing is left is told from somebody who was never there.
+func TestKnownOrNot(t *testing.T) {
+	w := start(t, t.TempDir(), Options{}).run()
+	w.send(`d1/ann - {"plan":"pro"}`, `d1/ann - {"$clearAll":"-"}`)
+	for _, test := range []struct {
+		name  string
+		known func() (Known, error)
+		want  Known
+	}{
+		{"a user", func() (Known, error) { return w.store.User("app", "ann") }, Known{UserID: "ann", Properties: noProperties, Seq: 2}},
+		{"by a device", func() (Known, error) { return w.store.Device("app", "d1") }, Known{UserID: "ann", Properties: noProperties, Seq: 2}},
+		{"nobody", func() (Known, error) { return w.store.User("app", "bob") }, Known{UserID: "bob", Properties: noProperties}},
+		{"no device", func() (Known, error) { return w.store.Device("app", "d2") }, Known{Properties: noProperties}},
+		{"another project", func() (Known, error) { return w.store.User("shop", "ann") }, Known{UserID: "ann", Properties: noProperties}},
+	} {
+		got, err := test.known()
+		if diff := cmp.Diff(test.want, got); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got):\n%s", test.name, err, diff)
+		}
+	}
+	w.stop()
+}

@@ -217,6 +217,7 @@ type Known struct {
 	UserID     string // the user; of a device: the one it was last linked to, "" = none
 	Properties []byte // JSON object, "{}" when there are none; of the user, else of the device
 	InsertIDs  int    // remembered for it
+	Seq        uint64 // of the last record that has changed the one whose properties these are; 0 = there is nothing known
 }
 
 // User tells what is known of a user now, uncommitted events included.
@@ -254,6 +255,7 @@ func (s *Store) known(projectName string, k kind, id string) (Known, error) {
 		}
 		b = s.block(e)
 	}
+	out.Seq = b.seq()
 	if out.Properties = bytes.Clone(b.properties()); len(out.Properties) == 0 {
 		out.Properties = bytes.Clone(noProperties)
 	}

@@ -1,0 +1,134 @@
+package admin
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Advise puts into words why each sync is as it is and what to do about it, where
+// nobody has said it yet: Detail and Advice of the syncs and of the disk. Whoever fills
+// a Snapshot calls it last.
+func (s *Snapshot) Advise() {
+	for i := range s.Syncs {
+		s.Syncs[i].advise(s)
+	}
+	s.Disk.Advice = s.adviseDisk()
+}
+
+// advise completes a sync's Detail and Advice. What is most urgent comes first.
+func (y *Sync) advise(s *Snapshot) {
+	var todo []string
+	do := func(format string, args ...any) { todo = append(todo, fmt.Sprintf(format, args...)) }
+	if y.NoCheckpoint != "" {
+		do("free space on the disk of %s (df -h %[1]s): it goes on by itself", s.Disk.Dir)
+	}
+	if !y.Books.Balanced {
+		do("see what is wrong with the books: ampcio audit, and tell us what it says")
+	}
+	if y.overfull() {
+		y.adviseBound(do)
+	}
+	apply := "ampcio reload"
+	if s.Source == "files" {
+		apply = "systemctl start ampcio"
+	}
+	switch y.Status {
+	case StatusChecking:
+		do("wait some seconds: region and credentials are being confirmed")
+	case StatusUnreachable:
+		if y.Advice != "" {
+			do("%s", y.Advice)
+		}
+		do("to try at once: ampcio sync retry %s", y.Name)
+	case StatusBlocked:
+		if y.Advice != "" {
+			do("%s", y.Advice)
+		}
+		if y.OtherWorkspace == nil {
+			do("then: systemctl restart ampcio")
+		}
+	case StatusPaused:
+		y.Detail = "paused by an operator; new events are accepted and held"
+		do("ampcio sync resume %s", y.Name)
+	case StatusDisabled:
+		y.Detail = fmt.Sprintf("sync.%s.enabled = false: new events are not taken, what is pending is held", y.Name)
+		do("set sync.%s.enabled = true, then: %s", y.Name, apply)
+	case StatusOrphaned:
+		y.Detail = fmt.Sprintf("[sync.%s] is gone from the configuration; what is pending is held", y.Name)
+		do("put [sync.%s] back, then: %s; or hand it on: ampcio sync rename %[1]s NEW; or give it up: ampcio sync remove %[1]s", y.Name, apply)
+	case StatusStopped:
+		do("start ampcio (systemctl start ampcio)")
+	}
+	if y.PausedSince != nil && y.Status != StatusPaused {
+		do("it is paused, too: ampcio sync resume %s", y.Name)
+	}
+	if y.Aside.Users > 0 && y.Status == StatusOK {
+		do("nothing for who waits aside: it is tried again by itself; to try at once: ampcio sync retry %s", y.Name)
+	}
+	if y.Kept.Count > 0 {
+		do("see what was refused: ampcio dead-letters list --sync %s", y.Name)
+	}
+	y.Advice = strings.Join(todo, "; ")
+}
+
+// nearFull is the share of max_pending_bytes from which on it is worth a word.
+const nearFull = 0.8
+
+// overfull says whether max_pending_bytes is near, or reached.
+func (y *Sync) overfull() bool {
+	return y.MaxPending > 0 && float64(y.PendingBytes) >= nearFull*float64(y.MaxPending)
+}
+
+// refuses says whether the sync may let new events be refused: never one that an
+// operator or a wrong key keeps from delivering.
+func (y *Sync) refuses() bool { return y.Status == StatusOK || y.Status == StatusUnreachable }
+
+func (y *Sync) adviseBound(do func(format string, args ...any)) {
+	key := fmt.Sprintf("sync.%s.delivery.max_pending_bytes", y.Name)
+	switch {
+	case y.WhenFull == "discard_oldest":
+		do("if nothing may be discarded: raise %s, then: ampcio reload", key)
+	case y.refuses():
+		do("if no event may be refused: raise %s, then: ampcio reload; or: ampcio sync pause %s", key, y.Name)
+	}
+}
+
+// bound says what happens at max_pending_bytes.
+func (y *Sync) bound() string {
+	reached := y.PendingBytes >= y.MaxPending
+	switch {
+	case y.WhenFull == "discard_oldest" && reached:
+		return "THE OLDEST ARE DISCARDED"
+	case y.WhenFull == "discard_oldest":
+		return "beyond that the oldest are discarded"
+	case !y.refuses():
+		return "nothing is refused for that while it does not deliver"
+	case reached:
+		return "NEW EVENTS ARE REFUSED"
+	}
+	return "beyond that new events are refused"
+}
+
+// adviseDisk says what to do when the disk makes new events refused.
+func (s *Snapshot) adviseDisk() string {
+	full := s.Disk.Full
+	switch {
+	case full == "":
+		return ""
+	case strings.Contains(full, "max_pending_bytes"):
+		return "see the sync that has so much pending"
+	case strings.Contains(full, "min_free"):
+		return fmt.Sprintf("free space on the disk of %s (df -h %[1]s): it goes on by itself; or lower storage.min_free, then: ampcio reload", s.Disk.Dir)
+	}
+	var most *Sync
+	for i := range s.Syncs {
+		if y := &s.Syncs[i]; y.PendingBytes > 0 && (most == nil || y.PendingBytes > most.PendingBytes) {
+			most = y
+		}
+	}
+	raise := "raise storage.max_bytes, then: ampcio reload"
+	if most == nil {
+		return raise
+	}
+	return fmt.Sprintf("see sync %s, which is %s and holds most of it; or %s", most.Name, most.Status, raise)
+}

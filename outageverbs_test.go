@@ -1,0 +1,74 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"ampcio/admin"
+	"ampcio/sandbox"
+)
+
+// patient lets a failed request wait so long that only an operator can end it within a test.
+const patient = "retry_initial = \"2m\"\nretry_max = \"5m\"\n"
+
+// With the gate closed only one is tried at a time, and that seldom; who knows that
+// Customer.io is back says so.
+func TestVerbRetryEndsAWait(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	edit(t, r, "retry_max = \"2s\"\n", patient)
+	up(t, r)
+	eventually(t, 10*time.Second, "it delivers", func() bool { return statusOf(t, r, "demo").Status == admin.StatusOK })
+	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+	for _, user := range []string{"ann-1", "bob-2", "eve-3", "dan-4", "fay-5"} {
+		accepted(t, r, numbered(user, 1, 3))
+	}
+	eventually(t, 20*time.Second, "the gate is closed", func() bool { return only(t, stats(t, r)).Status == admin.StatusUnreachable })
+	y := only(t, stats(t, r))
+	if y.Gate != "closed" || y.NextProbe == nil || *y.NextProbe < 30 || y.GateSince == nil {
+		t.Errorf("%+v", y)
+	}
+	contains(t, run(t, "queue-stats", "--config", r.configPath).stdout, "demo (project app): unreachable for ", "; nothing is lost\n", "to try at once: ampcio sync retry demo\n",
+		", with what one user has; all go on when that gets through\n")
+	r.sandbox.SetFaults(sandbox.Faults{})
+	contains(t, did(t, r, "sync", "retry", "demo"), "demo is tried now; it was unreachable (http_503), 15 pending. What came of it: ampcio sync status demo\n")
+	balanced(t, drained(t, r))
+	complete(t, r, map[string]int{"ann-1": 3, "bob-2": 3, "eve-3": 3, "dan-4": 3, "fay-5": 3})
+	down(t, r)
+}
+
+// Keys that are suddenly those of another workspace: nothing goes there before somebody
+// has said that it shall.
+func TestVerbAdopt(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	up(t, r)
+	accepted(t, r, numbered("ann-1", 1, 2))
+	drained(t, r)
+	refuses(t, r, exitData, []string{"sync demo is delivering, and not blocked because of another workspace: there is nothing to adopt"}, "sync", "adopt", "demo", "--yes")
+	did(t, r, "sync", "pause", "demo")
+	accepted(t, r, numbered("ann-1", 3, 5))
+	down(t, r)
+	refuses(t, r, exitUnavailable, []string{"ampcio is stopped, and only a running one asks Customer.io which workspace it is"}, "sync", "adopt", "demo", "--yes")
+	did(t, r, "sync", "resume", "demo")
+	r.sandbox.SetEnvironmentID(305)
+	up(t, r)
+	eventually(t, 10*time.Second, "it is blocked", func() bool { return statusOf(t, r, "demo").Status == admin.StatusBlocked })
+	y := statusOf(t, r, "demo")
+	if y.Reason != otherWorkspace || y.OtherWorkspace == nil || *y.OtherWorkspace != (admin.OtherWorkspace{From: 1, To: 305}) || y.Books.Pending != 3 {
+		t.Errorf("%+v", y)
+	}
+	contains(t, y.Advice, "ampcio sync adopt demo")
+	would := "demo has delivered to workspace 1, and its keys are now those of workspace 305: 3 pending would go there\n"
+	if said := did(t, r, "sync", "adopt", "demo", "--dry-run"); said != would {
+		t.Errorf("%q", said)
+	}
+	refuses(t, r, exitUsage, []string{would, "Deliver to workspace 305 from now on: nothing was changed, since there is no terminal"}, "sync", "adopt", "demo")
+	contains(t, did(t, r, "sync", "adopt", "demo", "--yes"), "demo delivers to workspace 305 now; ")
+	balanced(t, drained(t, r))
+	complete(t, r, map[string]int{"ann-1": 5})
+	if y := statusOf(t, r, "demo"); y.Workspace != 305 || y.Status != admin.StatusOK || y.OtherWorkspace != nil {
+		t.Errorf("%+v", y)
+	}
+	down(t, r)
+}

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"ampcio/config"
+	"ampcio/delivery"
+	"ampcio/mapping"
+	"ampcio/queue"
+)
+
+// stoppedHouse is an installation whose daemon does not run. It opens what serve
+// opens, but runs none of it, so that a daemon that is started meanwhile finds the
+// folder in use and is started again.
+type stoppedHouse struct {
+	cfg     *config.Config
+	records *queue.Log // nil = nothing is open: only reads
+	rules   map[string]*mapping.Rules
+
+	mu   sync.Mutex // of open
+	open map[string]*queue.Consumer
+}
+
+// doStopped does a verb in this process.
+func doStopped(ctx context.Context, cfg *config.Config, name string, body []byte, each func(line []byte) error) error {
+	do, known := verbs[name]
+	if !known {
+		return exit(exitUsage, fmt.Errorf("there is no %q", name))
+	}
+	dir := cfg.Storage.Dir
+	if _, err := os.Stat(dir); err != nil {
+		return filesError(cfg, err)
+	}
+	if err := becomeOwner(dir); err != nil {
+		return err
+	}
+	rules, err := compileRules(cfg)
+	if err != nil {
+		return err
+	}
+	h := &stoppedHouse{cfg: cfg, rules: rules, open: map[string]*queue.Consumer{}}
+	if !readsOnly[name] {
+		err = h.openStorage()
+	}
+	if err == nil {
+		err = do(ctx, h, body, &lines{each: each})
+	}
+	if errors.Is(err, queue.ErrLocked) {
+		err = filesError(cfg, err)
+	}
+	return errors.Join(err, h.close())
+}
+
+// becomeOwner makes this process the user that owns the storage folder, if it is
+// root's: a file that root creates in there would be closed to the daemon.
+func becomeOwner(dir string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return exit(exitIO, err)
+	}
+	owner, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || owner.Uid == 0 {
+		return nil
+	}
+	err = syscall.Setgroups([]int{int(owner.Gid)})
+	if err == nil {
+		err = syscall.Setgid(int(owner.Gid))
+	}
+	if err == nil {
+		err = syscall.Setuid(int(owner.Uid))
+	}
+	if err != nil {
+		return exit(exitUnavailable, fmt.Errorf("become uid %d, to which %s belongs: %w: run this as that user", owner.Uid, dir, err))
+	}
+	return nil
+}
+
+// openStorage opens the log and every ledger that there is.
+func (h *stoppedHouse) openStorage() error {
+	dir := h.cfg.Storage.Dir
+	o := logLimits(h.cfg.Storage)
+	o.Dir, o.InFlightBytes, o.Now = dir, appendBytes, time.Now
+	var err error
+	h.records, err = queue.Open(o)
+	if errors.Is(err, queue.ErrLocked) {
+		return err
+	}
+	if err != nil {
+		return storageError(dir, err)
+	}
+	for _, name := range h.names() {
+		if err := h.openLedger(name); err != nil {
+			return storageError(dir, err)
+		}
+	}
+	return nil
+}
+
+func (h *stoppedHouse) openLedger(name string) error {
+	set := settingsOf(h.cfg, name)
+	o := queue.ConsumerOptions{Name: name, Enabled: set.delivers(), WindowBytes: windowBytes, Now: time.Now}
+	var err error
+	if set != nil {
+		o.Project = set.project
+	} else if o.Project, err = queue.LedgerProject(h.cfg.Storage.Dir, name); err != nil {
+		return err
+	}
+	c, err := queue.OpenConsumer(h.records, o)
+	if err != nil {
+		return err
+	}
+	bind(c, set, h.cfg.DeadLetters)
+	h.mu.Lock()
+	h.open[name] = c
+	h.mu.Unlock()
+	return nil
+}
+
+func (h *stoppedHouse) close() error {
+	var errs []error
+	for _, c := range h.open {
+		errs = append(errs, c.Close())
+	}
+	if h.records != nil {
+		errs = append(errs, h.records.Close())
+	}
+	return exit(exitIO, errors.Join(errs...))
+}
+
+func (h *stoppedHouse) running() bool                      { return false }
+func (h *stoppedHouse) config() *config.Config             { return h.cfg }
+func (h *stoppedHouse) recordLog() *queue.Log              { return h.records }
+func (h *stoppedHouse) delivery(string) *delivery.Sync     { return nil }
+func (h *stoppedHouse) rulesOf(name string) *mapping.Rules { return h.rules[name] }
+func (h *stoppedHouse) operate(f func() error) error       { return f() }
+
+func (h *stoppedHouse) names() []string {
+	names, _ := queue.Ledgers(h.cfg.Storage.Dir) // sorted; without a folder there are none
+	return names
+}
+
+func (h *stoppedHouse) consumer(name string) *queue.Consumer {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.open[name]
+}
+
+func (h *stoppedHouse) stopSync(_ context.Context, name string) error {
+	h.mu.Lock()
+	c := h.open[name]
+	delete(h.open, name)
+	h.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	return c.Detach()
+}
+
+func (h *stoppedHouse) startSync(_ context.Context, name string) error { return h.openLedger(name) }
+
+// filesError says what to do when the files of a daemon that does not answer cannot be
+// used either.
+func filesError(cfg *config.Config, err error) error {
+	dir := cfg.Storage.Dir
+	switch {
+	case errors.Is(err, queue.ErrLocked):
+		return exit(exitUnavailable, fmt.Errorf("ampcio runs, but its admin socket %s does not answer: is server.socket the same as when it was started?", socketPath(cfg)))
+	case errors.Is(err, fs.ErrNotExist):
+		return exit(exitUnavailable, fmt.Errorf("ampcio is not running and has never run with storage.dir %s: start it with ampcio serve", dir))
+	case errors.Is(err, syscall.ENOTDIR):
+		return exit(exitUnavailable, fmt.Errorf("%w: storage.dir %s must be the folder that ampcio serve writes to", err, dir))
+	case errors.Is(err, fs.ErrPermission):
+		return exit(exitUnavailable, fmt.Errorf("ampcio is not running, and its files cannot be read: %w: try as root or as the user that runs ampcio", err))
+	}
+	return exit(exitIO, err)
+}

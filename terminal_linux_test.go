@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// atTerminal runs a command at a terminal of its own: when it has asked, it is answered.
+// It gives what stood on the terminal, and how the command ended.
+func atTerminal(t *testing.T, c *exec.Cmd, question, answer string) (string, error) {
+	t.Helper()
+	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no terminal: %v", err)
+	}
+	defer keyboard.Close()
+	number, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	screen, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no terminal: %v", err)
+	}
+	c.Stdin, c.Stdout, c.Stderr = screen, screen, screen
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	err = c.Start()
+	screen.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(20*time.Second, func() { c.Process.Kill() })
+	defer late.Stop()
+	var said strings.Builder
+	buf, asked := make([]byte, 4096), false
+	for {
+		n, err := keyboard.Read(buf)
+		said.Write(buf[:n])
+		if !asked && strings.Contains(said.String(), question) {
+			asked = true
+			if _, err := io.WriteString(keyboard, answer); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err != nil { // the other end is closed: the command has ended
+			break
+		}
+	}
+	if !asked {
+		t.Errorf("%q was not asked:\n%s", question, said.String())
+	}
+	return said.String(), c.Wait()
+}
