@@ -139,8 +139,8 @@ func TestLifecycleRenamedUnderLoad(t *testing.T) {
 		names = append(names, next)
 		load.more(t)
 	}
-	sum := 0
-	for _, n := range load.end() {
+	sent, sum := load.end(), 0
+	for _, n := range sent {
 		sum += n
 	}
 	taken := uint64(0)
@@ -153,6 +153,26 @@ func TestLifecycleRenamedUnderLoad(t *testing.T) {
 	if taken != uint64(sum) {
 		t.Errorf("%d were acknowledged, the names have taken %d together", sum, taken)
 	}
+	// All of them become the one that the configuration has, newest first, some while the
+	// daemon runs and some while it does not.
+	for i := len(names) - 2; i >= 0; i-- {
+		if i == 1 {
+			down(t, r)
+		}
+		if got := run(t, "sync", "rename", names[i], names[5], "--config", r.configPath); got.code != 0 {
+			t.Fatalf("rename %s: exit %d %s", names[i], got.code, got.stderr)
+		}
+		if i == 1 {
+			up(t, r)
+		}
+	}
+	r.sandbox.SetFaults(sandbox.Faults{})
+	snap := drained(t, r)
+	balanced(t, snap)
+	if y := only(t, snap); y.Name != names[5] || y.Books.Taken != uint64(sum) || y.Totals.Delivered != uint64(sum) {
+		t.Errorf("%d were acknowledged; %s: %+v", sum, y.Name, y.Books)
+	}
+	complete(t, r, sent)
 	down(t, r)
 }
 
