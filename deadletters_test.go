@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -313,34 +312,6 @@ func TestDeadLettersDrop(t *testing.T) {
 			down(t, r)
 		})
 	}
-}
-
-// At a terminal a question is asked, and only a yes is one.
-func TestDeadLettersDropAsks(t *testing.T) {
-	t.Parallel()
-	r := refused(t)
-	for _, test := range []struct {
-		says string
-		code int
-		left int
-	}{{"n\n", exitFailed, 5}, {"\n", exitFailed, 5}, {"y\n", 0, 0}} {
-		c := ampcio("dead-letters", "drop", "--all", "--config", r.configPath)
-		said, err := atTerminal(t, c, "Drop 5 dead letters? [y/N] ", test.says)
-		var exited *exec.ExitError
-		if err != nil && !errors.As(err, &exited) {
-			t.Fatal(err)
-		}
-		if code := c.ProcessState.ExitCode(); code != test.code {
-			t.Errorf("%q: exit %d, want %d: %s", test.says, code, test.code, said)
-		}
-		if test.code != 0 {
-			contains(t, said, "nothing was changed")
-		}
-		if left := len(listed(t, r)); left != test.left {
-			t.Errorf("%q: %d are left", test.says, left)
-		}
-	}
-	down(t, r)
 }
 
 // A dead letter that the disk has damaged is told of, and the others are as they were.

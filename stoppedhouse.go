@@ -163,7 +163,7 @@ func (h *stoppedHouse) stopSync(_ context.Context, name string) error {
 	if c == nil {
 		return nil
 	}
-	return c.Detach()
+	return c.Close()
 }
 
 func (h *stoppedHouse) startSync(_ context.Context, name string) error { return h.openLedger(name) }

@@ -88,7 +88,7 @@ type Consumer struct {
 
 	using     sync.RWMutex // of db and file, which change when the ledger is written anew
 	writing   sync.Mutex   // one checkpoint at a time
-	operating sync.Mutex // one change at a time of what has ended already
+	operating sync.Mutex   // one change at a time of what has ended already
 
 	// What expires dead letters: the time and bytes they have, and where the next look
 	// begins. Run's, but for the first two.
