@@ -54,6 +54,9 @@ func (c *Consumer) keepHouse() error {
 	}
 	c.mu.Lock()
 	c.tellBound()
+	if len(c.side.fresh) > 0 {
+		c.touch() // the last checkpoint may have left them for want of space
+	}
 	c.mu.Unlock()
 	if err := c.expireDead(); err != nil {
 		return err

@@ -59,11 +59,17 @@ func (c *Consumer) checkpoint() error {
 // checkpointLocked is checkpoint for who holds c.writing.
 func (c *Consumer) checkpointLocked() error {
 	c.mu.Lock()
+	fresh := c.side.freshBytes
+	c.mu.Unlock()
+	// What moves to the side place has its bytes in the log as well: where the disk is
+	// short of space it stays there.
+	roomy := fresh == 0 || c.log.roomFor(fresh)
+	c.mu.Lock()
 	if !c.changed {
 		c.mu.Unlock()
 		return nil
 	}
-	ch := c.takeChanges()
+	ch := c.takeChanges(roomy)
 	c.mu.Unlock()
 
 	err := Guard(func() error { return c.db.Update(ch.write) })
@@ -85,11 +91,20 @@ func (c *Consumer) checkpointLocked() error {
 
 // takeChanges hands over what has changed; from here on changes are the next
 // checkpoint's. What others may ask for meanwhile is also in sentWriting, deadGoing and
-// side.going until it is in the file. The caller holds c.mu.
-func (c *Consumer) takeChanges() *changes {
+// side.going until it is in the file. Unless roomy, records that are new in the side
+// place are not written: for the file they are pending where they were. The caller holds
+// c.mu, and c.writing.
+func (c *Consumer) takeChanges(roomy bool) *changes {
 	ch := &changes{state: c.snapshot(), forget: c.forget, sent: c.sentNew, deadGone: c.deadGone, dead: c.deadNew,
-		gone: c.side.gone, fresh: c.side.fresh, retries: make(map[string]retryState, len(c.retriesNew)),
+		gone: c.side.gone, retries: make(map[string]retryState, len(c.retriesNew)),
 		tallies: make(map[string]Count, len(c.talliesNew)), lanes: make(map[string]*asideLane, len(c.side.changed))}
+	c.side.fresh = slices.DeleteFunc(c.side.fresh, func(e *entry) bool {
+		if e.over {
+			c.side.freshBytes -= e.bytes()
+		}
+		return e.over
+	})
+	left := c.takeFresh(ch, roomy)
 	tail, count := c.log.endOf(c.o.Project)
 	s := &ch.state
 	s.seen, s.seenCount = max(s.seen, tail, c.read), max(s.seenCount, count, c.readCount)
@@ -104,24 +119,84 @@ func (c *Consumer) takeChanges() *changes {
 		ch.lanes[k] = nil
 		if l := c.side.lanes[k]; l != nil {
 			a := *l.aside
-			ch.lanes[k] = &a
+			for _, e := range left[k] {
+				a.count--
+				a.bytes -= e.bytes()
+			}
+			if a.count > 0 {
+				ch.lanes[k] = &a
+			}
 		}
 	}
-	ch.fresh = slices.DeleteFunc(ch.fresh, func(e *entry) bool {
-		if e.over {
-			c.side.freshBytes -= e.bytes()
-		}
-		return e.over
-	})
 	c.sentNew, c.sentWriting = map[string][]byte{}, ch.sent
 	c.forget, c.forgetting = false, ch.forget
 	c.deadNew, c.deadGone, c.deadGoing = map[uint64][]byte{}, map[uint64]bool{}, ch.deadGone
-	c.side.fresh, c.side.gone, c.side.going = nil, map[laneKey]map[uint64]bool{}, ch.gone
+	c.side.gone, c.side.going = map[laneKey]map[uint64]bool{}, ch.gone
 	clear(c.retriesNew)
 	clear(c.talliesNew)
 	clear(c.side.changed)
+	for k := range left {
+		c.side.changed[k] = true
+	}
 	c.changed, c.changedBytes = false, 0
 	return ch
+}
+
+// takeFresh decides which records that are new in the side place a checkpoint writes. Of
+// those that it leaves, by lane, the state says that they are pending. Dead letters that
+// are tried again are always written: they are nowhere else.
+func (c *Consumer) takeFresh(ch *changes, roomy bool) (left map[string][]*entry) {
+	if roomy {
+		ch.fresh, c.side.fresh = c.side.fresh, nil
+		return nil
+	}
+	left = map[string][]*entry{}
+	var ords []uint64
+	first := &entry{}
+	stay := c.side.fresh[:0:0]
+	for _, e := range c.side.fresh {
+		if e.ord == 0 {
+			ch.fresh = append(ch.fresh, e)
+			continue
+		}
+		stay = append(stay, e)
+		left[e.rec.Lane] = append(left[e.rec.Lane], e)
+		ords = append(ords, e.ord)
+		if first.ord == 0 || e.ord < first.ord {
+			first = e
+		}
+	}
+	c.side.fresh = stay
+	if len(stay) == 0 {
+		return left
+	}
+	s := &ch.state
+	if first.ord <= s.lowCount {
+		s.done = append(takenRuns(s.spans, first.ord, s.lowCount), s.done...)
+		s.low, s.lowCount = first.rec.Seq-1, first.ord-1
+	}
+	slices.Sort(ords)
+	s.done = without(s.done, ords)
+	return left
+}
+
+// without takes numbers, in order, out of runs.
+func without(runs []run, ords []uint64) (rest []run) {
+	for _, r := range runs {
+		for len(ords) > 0 && ords[0] <= r.last {
+			if ords[0] >= r.first {
+				if before := r.within(r.first, ords[0]-1); before.len() > 0 {
+					rest = append(rest, before)
+				}
+				r.first = ords[0] + 1
+			}
+			ords = ords[1:]
+		}
+		if r.len() > 0 {
+			rest = append(rest, r)
+		}
+	}
+	return rest
 }
 
 // written takes note that a checkpoint is in the file.

@@ -211,6 +211,14 @@ func TestModel(t *testing.T) {
 				m.check(m.c.checkpoint())
 				m.written()
 			},
+			"checkpoint on a full disk": func(t *rapid.T) {
+				full := m.log.o
+				full.MinFree = 1 << 60
+				m.log.SetLimits(full)
+				m.check(m.c.checkpoint())
+				m.log.SetLimits(m.log.o)
+				m.written()
+			},
 			"set aside": func(t *rapid.T) {
 				lane := fmt.Sprint(rapid.IntRange(0, 4).Draw(t, "lane"))
 				m.c.mu.Lock()

@@ -134,7 +134,7 @@ func TestMemoryIsForgottenBeforeItIsWritten(t *testing.T) {
 	c.mu.Lock()
 	c.forget = true
 	c.touch()
-	running := c.takeChanges()
+	running := c.takeChanges(true)
 	c.mu.Unlock()
 	if v, _ := c.sent("id:a"); v != nil {
 		t.Errorf("%q while it is being forgotten", v)

@@ -114,6 +114,14 @@ func folderBytes(dir string) (sum int64) {
 	return sum
 }
 
+// roomFor says whether more bytes may be written beside the log, for what could as well
+// stay in it: not where the disk's bounds would be passed.
+func (l *Log) roomFor(more int64) bool {
+	limits := l.limits.Load()
+	free, err := freeBytes(l.o.Dir)
+	return err == nil && free-2*more > limits.MinFree && (limits.MaxBytes == 0 || folderBytes(l.o.Dir)+more < limits.MaxBytes)
+}
+
 // Hold registers a holder of the log: no file with a record behind upTo is deleted
 // before the holder has released it. It is called before Run, or with a position at
 // the tail: what was deleted before is not brought back.
