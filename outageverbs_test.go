@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bytes"
+	"io"
+	"os"
 	"testing"
 	"time"
 
@@ -70,5 +73,75 @@ func TestVerbAdopt(t *testing.T) {
 	if y := statusOf(t, r, "demo"); y.Workspace != 305 || y.Status != admin.StatusOK || y.OtherWorkspace != nil {
 		t.Errorf("%+v", y)
 	}
+	down(t, r)
+}
+
+// A rewind waits for requests in flight. Who will not wait for it ends it at the daemon
+// too, and nothing has changed.
+func TestVerbEndedByItsOperator(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	up(t, r)
+	accepted(t, r, numbered("ann-1", 1, 2))
+	drained(t, r)
+	r.sandbox.SetFaults(sandbox.Faults{Hang: 1})
+	accepted(t, r, numbered("ann-1", 3, 5))
+	eventually(t, 10*time.Second, "a request is in flight", func() bool { return only(t, stats(t, r)).Depth.InFlight == 3 })
+	rewind := ampcio("sync", "rewind", "demo", "--since", "1h", "--yes", "--config", r.configPath)
+	var said bytes.Buffer
+	rewind.Stderr = &said
+	if err := rewind.Start(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(20*time.Second, func() { rewind.Process.Kill() })
+	defer late.Stop()
+	client := admin.Client(r.socket)
+	defer client.CloseIdleConnections()
+	waits := func() bool {
+		resp, err := client.Get("http://admin/debug/pprof/goroutine?debug=2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		return err == nil && bytes.Contains(b, []byte("rewindVerb"))
+	}
+	eventually(t, 10*time.Second, "the daemon rewinds", waits)
+	if err := rewind.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	rewind.Wait()
+	if code := rewind.ProcessState.ExitCode(); code != exitTemporary || said.String() != "ampcio: ended by you\n" {
+		t.Errorf("exit %d: %s", code, &said)
+	}
+	eventually(t, 10*time.Second, "the daemon does no more", func() bool { return !waits() })
+	if b := only(t, stats(t, r)).Books; b.Rewound != 0 || !b.Balanced {
+		t.Errorf("%+v", b)
+	}
+	contains(t, logOf(t, r), `msg="asked for by an operator, and not done to the end" verb=sync-rewind`)
+
+	// A stop of ampcio ends it too, and says so.
+	said.Reset()
+	rewind = ampcio("sync", "rewind", "demo", "--since", "1h", "--yes", "--config", r.configPath)
+	rewind.Stderr = &said
+	if err := rewind.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "the daemon rewinds", waits)
+	if err := r.daemon.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	rewind.Wait()
+	if code := rewind.ProcessState.ExitCode(); code != exitTemporary || said.String() != "ampcio: ampcio is stopping: do it again when it runs\n" {
+		t.Errorf("exit %d: %s", code, &said)
+	}
+	if err := <-r.ended; err != nil {
+		t.Errorf("the daemon ended with %v", err)
+	}
+	r.daemon = nil
+	r.sandbox.SetFaults(sandbox.Faults{})
+	up(t, r)
+	balanced(t, drained(t, r))
+	complete(t, r, map[string]int{"ann-1": 5})
 	down(t, r)
 }

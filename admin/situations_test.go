@@ -269,3 +269,20 @@ func TestStatesAreThoseOfTheTable(t *testing.T) {
 		t.Errorf("the door is none of a sync's states:\n%s", &states)
 	}
 }
+
+// A command, and a key with its value, can be copied from one line, however narrow.
+func TestWrap(t *testing.T) {
+	for text, want := range map[string][]string{
+		"":                         {""},
+		"some words that are long": {"some words that", "are long"},
+		"mend it, then: ampcio sync retry production; or not": {"mend it, then:", "ampcio sync retry production;", "or not"},
+		"it does (df -h /var/lib/ampcio): good":               {"it does", "(df -h /var/lib/ampcio):", "good"},
+		`please set region = "eu" there`:                      {"please set", `region = "eu"`, "there"},
+		"ampcio":                                              {"ampcio"},
+		"averyverylongword that is":                           {"averyverylongword", "that is"},
+	} {
+		if d := cmp.Diff(want, wrap(text, 16)); d != "" {
+			t.Errorf("%q: -want +got\n%s", text, d)
+		}
+	}
+}
