@@ -67,7 +67,7 @@ func (s *Sync) bisect(ctx context.Context, b *batch, operations []*operation) bo
 // stands alone in the end.
 func cut(operations []*operation) int {
 	middle := len(operations) / 2
-	for d := range middle {
+	for d := range middle + 1 {
 		for _, i := range []int{middle - d, middle + d} {
 			if i > 0 && i < len(operations) && operations[i-1].of != operations[i].of {
 				return i

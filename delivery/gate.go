@@ -204,9 +204,6 @@ func (g *gate) answered(t told) news {
 		n.opened, n.since = true, g.since
 		g.open()
 	case r.verdict != retry:
-		if old {
-			return n // it tells nothing of what has failed since
-		}
 		g.works, g.failures, g.blamed = true, 0, 0
 		if g.state == GateOpening {
 			if g.limit *= 2; g.limit >= g.o.Concurrency {

@@ -1,6 +1,7 @@
 package delivery_test
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"syscall"
@@ -97,8 +98,8 @@ func TestOutage(t *testing.T) {
 				if test.within > 0 && (len(probes) < hours*3600/300 || len(probes) > hours*3600/100+10) {
 					t.Errorf("%d probes in %d hours", len(probes), hours)
 				}
-				if b := h.stats().Books; b.Pending != users-10 || b.Dead != 0 {
-					t.Errorf("books %+v", b)
+				if s := h.stats(); s.Books.Pending != users-10 || s.Books.Dead != 0 || s.Aside.Lanes != 0 {
+					t.Errorf("stats %+v", s)
 				}
 
 				box.SetFaults(faults(t, "latency=100ms"))
@@ -159,7 +160,7 @@ func TestRetryAfter(t *testing.T) {
 				if n := len(seen.requests(began)); n != 0 {
 					t.Errorf("%d requests within Retry-After", n)
 				}
-				if now := h.sync.Status(); !now.NextProbe.Equal(s.NextProbe) || now.State != delivery.Unreachable {
+				if now := h.sync.Status(); now.Rate > s.Rate || !now.NextProbe.Equal(s.NextProbe) || now.State != delivery.Unreachable {
 					t.Errorf("status of the next generation %+v, before %+v", now, s)
 				}
 				h.sync.RetryNow()
@@ -180,6 +181,105 @@ func TestRetryAfter(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What no data can have caused, and a wish to wait, closes the gate at the first
+// failure, of whomever. Those who are tried meanwhile do not count as failed.
+func TestClosedAtOnce(t *testing.T) {
+	for _, test := range []struct {
+		faults string
+		err    error
+		least  time.Duration // until the first probe
+	}{
+		{err: &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}},
+		{err: &net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}},
+		{err: &net.DNSError{Err: "no such host", IsNotFound: true}},
+		{err: tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"}},
+		{faults: "503=1,retry_after=20m", least: 20 * time.Minute},
+		{faults: "429=1,retry_after=20m", least: 20 * time.Minute},
+	} {
+		t.Run(fmt.Sprint(test.faults, test.err), func(t *testing.T) {
+			bubble(t, func(t *testing.T, dir string) {
+				box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1})
+				h := open(t, dir, box, rules(t, nil), nil)
+				h.within(time.Second, "the account is known", func() bool { return h.sync.Status().State == delivery.Delivering })
+				if box.SetFaults(faults(t, test.faults)); test.err != nil {
+					h.wire.cut(test.err)
+				}
+				h.append(event{user: "user-0", n: 1})
+				h.within(time.Second, "the gate is closed", func() bool { return h.sync.Status().Gate == delivery.GateClosed })
+				s := h.sync.Status()
+				if d := time.Until(s.NextProbe); s.FailedRequests != 1 || d < test.least-time.Second {
+					t.Errorf("%d failed, next probe in %v", s.FailedRequests, d)
+				}
+				h.append(crowd(50)[1:]...)
+				time.Sleep(3 * time.Hour)
+				box.SetFaults(sandbox.Faults{})
+				h.wire.cut(nil)
+				stats := h.drained(21 * time.Minute)
+				if n := stats.Tallies["record/after_retry"].N; n != 1 {
+					t.Errorf("%d of one had failed: %v", n, stats.Tallies)
+				}
+			})
+		})
+	}
+}
+
+// One user alone who fails never closes the gate, even where nobody ever got through.
+func TestLoneUser(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, Faults: faults(t, "500=1,on=data")})
+		h := open(t, dir, box, rules(t, nil), nil)
+		h.append(traffic(1, 10)...)
+		for range 24 * 6 {
+			time.Sleep(10 * time.Minute)
+			if s := h.sync.Status(); s.Gate != delivery.GateOpen || s.State != delivery.Delivering {
+				t.Fatalf("status %+v", s)
+			}
+		}
+		if n := h.sync.Status().FailedRequests; n < 24*3600/300 || n > 24*3600/100+20 {
+			t.Errorf("%d tries in a day", n)
+		}
+	})
+}
+
+// While the gate is closed, whoever was not tried yet is the next probe, and does not
+// wait until all those have had their turn who were.
+func TestFreshUserIsTriedNext(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, Faults: faults(t, `poison="bad-`)})
+		seen := &watcher{t: t, inner: box}
+		h := open(t, dir, seen, rules(t, nil), nil)
+		for i := range 8 {
+			h.append(event{user: fmt.Sprintf("bad-%d", i), n: 1})
+		}
+		time.Sleep(time.Hour) // each has been tried
+		if s := h.sync.Status(); s.Gate != delivery.GateClosed {
+			t.Fatalf("status %+v", s)
+		}
+		appended := time.Now()
+		h.append(event{user: "good", n: 1})
+		h.within(6*time.Minute, "it is delivered", func() bool { return h.stats().Books.Delivered == 1 })
+		if r := seen.requests(appended); r[0].people[0] != "good" {
+			t.Errorf("the next probe was %v", r[0].people)
+		}
+	})
+}
+
+// Users who failed because of the outage do not wait for their own next try when it
+// is over.
+func TestNobodyWaitsAfterTheOutage(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, Faults: faults(t, "503=1,on=data")})
+		h := open(t, dir, box, rules(t, nil), func(o *delivery.Options) { o.RetryInitial, o.RetryMax = 10*time.Minute, time.Hour })
+		h.append(crowd(4)...)
+		h.within(2*time.Hour, "the gate is closed", func() bool { return h.sync.Status().Gate == delivery.GateClosed })
+		// Each of them waits for 20 minutes at least now, and the gate for 15 at most.
+		box.SetFaults(sandbox.Faults{})
+		h.append(event{user: "another", n: 1})
+		h.within(15*time.Minute, "one gets through", func() bool { return h.stats().Books.Delivered > 0 })
+		h.drained(time.Second)
+	})
 }
 
 // An answer to a request that was under way when Customer.io asked to wait does not
@@ -252,6 +352,9 @@ func TestFailingUsersAlone(t *testing.T) {
 				}
 				if s := h.sync.Status(); s.Gate != delivery.GateOpen {
 					t.Errorf("status %+v", s)
+				}
+				if a := h.stats().Aside; a.Lanes != failing {
+					t.Errorf("in the side place: %+v", a)
 				}
 				box.SetFaults(sandbox.Faults{})
 				h.drained(6 * time.Minute)
