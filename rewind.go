@@ -76,6 +76,12 @@ func rewind(ctx context.Context, h house, asked rewinding, out io.Writer) error 
 	case err != nil:
 		return exit(exitIO, err)
 	}
+	if done == (queue.Rewound{}) {
+		if kept, err := h.recordLog().Kept(); err == nil && kept == 0 {
+			return exit(exitData, fmt.Errorf("there is nothing to take again: the log has no events any more (storage.keep = %q, within keep_bytes = %q)",
+				h.config().Storage.Keep, h.config().Storage.KeepBytes))
+		}
+	}
 	if asked.DryRun {
 		if err := r.judge(ctx, c, standardOf(h.config(), asked.Sync, rules)); err != nil {
 			return err
