@@ -66,6 +66,7 @@ func (c *Consumer) pointAt(ctx context.Context, since int64) (p rewindPoint, err
 		}
 		if chunk == nil {
 			p.seq, p.count = c.log.endOf(c.o.Project)
+			p.gone = p.gone || first && p.seq > 0
 			return p, nil
 		}
 		if first {
