@@ -12,15 +12,15 @@ import (
 // bbolt gives nothing back to the disk: a ledger whose side place or dead letters were
 // large keeps its size. So it is written anew when most of it is free.
 const (
-	compactFree  = 16 << 20 // bytes that must be free, and more than half of the file
-	compactMost  = 512 << 20
-	compactEvery = 10 * time.Minute
+	compactFree  = 16 << 20  // bytes that must be free, and more than half of the file
+	compactMost  = 512 << 20 // what is copied at most: checkpoints wait for it
+	compactAgain = 10 * time.Minute
 )
 
 // compact writes the ledger anew when that gives much back to the disk. Checkpoints
 // wait for it; looks do not. A crash leaves the ledger as it was, or the new one.
 func (c *Consumer) compact() error {
-	if now := time.Now(); now.Before(c.compactAfter) {
+	if time.Now().Before(c.compactAfter) {
 		return nil
 	}
 	free := int64(c.db.Stats().FreePageN) * int64(c.db.Info().PageSize)
@@ -31,7 +31,6 @@ func (c *Consumer) compact() error {
 	if live := st.Size() - free; free < compactFree || free < live || live > compactMost {
 		return nil
 	}
-	c.compactAfter = time.Now().Add(compactEvery)
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	path := ledgerPath(c.log.o.Dir, c.o.Name)
@@ -39,6 +38,7 @@ func (c *Consumer) compact() error {
 	err = Guard(func() error { return compactTo(fresh, c.db) })
 	if err != nil {
 		os.Remove(fresh)
+		c.compactAfter = time.Now().Add(compactAgain)
 		if noSpace(err) {
 			return nil
 		}
