@@ -35,6 +35,9 @@ type batch struct {
 	bisecting bool // who is at fault is being looked for
 	expected  bool // the next request may fail for what is in it
 	failed    int  // requests of it
+
+	later      bool // if the next request has to be searched, that is done later
+	unsearched bool // it has to
 }
 
 // taken is a claim and what became of its records.
@@ -92,6 +95,13 @@ func (s *Sync) fill(b *batch, first *queue.Claim) {
 			if len(b.taken) > 0 {
 				b.next, b.full = claim, true
 				return
+			}
+			if !s.gate.isOpen() { // after an outage everybody else comes first
+				if other := s.source.TryClaim(); other != nil {
+					claim.Retry(s.o.delay(claim.Attempts(), 0), known.reason)
+					claim = other
+					continue
+				}
 			}
 			if alone = s.culprits.enter(max(1, s.o.Concurrency/2)); !alone {
 				claim.Retry(s.o.delay(claim.Attempts(), 0), known.reason)

@@ -46,21 +46,39 @@ func laneOf(operations []*operation) string {
 	return operations[0].of.claim.Lane()
 }
 
-// bisect sends operations that failed together in two parts, in order. The first
-// part may well fail again, and when it does not, the second is bound to: such
-// failures tell nothing of the destination. One that fails unexpectedly does, and so
-// a destination that dies meanwhile closes the gate, which ends the search.
+// bisect sends operations that failed together in two parts, and then goes on in the
+// same way with what has failed again. The first part may well fail, and when it does
+// not, the second is bound to: such failures tell nothing of the destination. One that
+// fails unexpectedly does, and so a destination that dies meanwhile closes the gate,
+// which ends the search.
+//
+// Parts without a lane in common may go in any order: both are sent before either is
+// searched further, so that the innocent do not wait for a search of many timeouts.
+// Within one lane the first part is done with before the second is sent. So it is when
+// one more unexpected failure would close the gate: where many are at fault, at least
+// one of them is found before it does.
 func (s *Sync) bisect(ctx context.Context, b *batch, operations []*operation) bool {
 	b.bisecting = true
 	middle := cut(operations)
+	oneLane := laneOf(operations) != ""
+	var again [][]*operation
 	failed := b.failed
-	b.expected = true
-	if !s.exchange(ctx, b, operations[:middle]) {
-		return false
+	for _, part := range [][]*operation{operations[:middle], operations[middle:]} {
+		b.expected, b.later, b.unsearched = b.failed == failed, !oneLane && !s.gate.doubts(), false
+		if !s.exchange(ctx, b, part) {
+			return false
+		}
+		if b.unsearched {
+			again = append(again, part)
+		}
+		s.settleDone(b)
 	}
-	s.settleDone(b)
-	b.expected = b.failed == failed
-	return s.exchange(ctx, b, operations[middle:])
+	for _, part := range again {
+		if !s.bisect(ctx, b, part) {
+			return false
+		}
+	}
+	return true
 }
 
 // cut is where to halve: between two lanes where there are several, so that each

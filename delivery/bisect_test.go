@@ -155,7 +155,7 @@ func TestDyingDuringBisection(t *testing.T) {
 				h.within(5*time.Minute, "the destination has died", dead.Load)
 				died := time.Now()
 				h.within(time.Minute, "the gate is closed", func() bool { return h.sync.Status().Gate == delivery.GateClosed })
-				if n := len(seen.requests(died)); n > bits.Len(users-1)+6 {
+				if n := len(seen.requests(died)); n > bits.Len(users-1)+5 {
 					t.Errorf("%d requests until the gate was closed", n)
 				}
 				closed := time.Now()
@@ -216,4 +216,64 @@ func TestHangingUser(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Where many are at fault each is found, some in this search and some in the next,
+// and everybody else is delivered.
+func TestManyCulprits(t *testing.T) {
+	const users = 256
+	for _, culprits := range []int{2, 5, 20, 64} {
+		for _, how := range []string{"500", "hang"} {
+			t.Run(fmt.Sprint(culprits, " ", how), func(t *testing.T) {
+				bubble(t, func(t *testing.T, dir string) {
+					box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, Faults: faults(t, `poison="bad-,latency=20ms,hang_for=24h,poison_how=`+how)})
+					defer box.Close()
+					h := open(t, dir, box, rules(t, func(s *mapping.Spec) { s.SendUsers = false }), func(o *delivery.Options) { o.Timeout = 5 * time.Second })
+					events := crowd(users)
+					for i := range culprits {
+						events[i*users/culprits].user = fmt.Sprintf("bad-%d", i)
+					}
+					h.append(events...)
+					limit := 2 * time.Minute
+					if how == "hang" {
+						limit = time.Hour
+					}
+					h.within(limit, "all others are delivered", func() bool { return h.stats().Books.Delivered == uint64(users-culprits) })
+					if n := h.sync.Status().Requests; n > uint64(100+12*culprits) {
+						t.Errorf("%d requests", n)
+					}
+					box.SetFaults(sandbox.Faults{})
+					h.drained(6 * time.Minute)
+				})
+			})
+		}
+	}
+}
+
+// Who is known to be at fault waits until everybody else has had a turn after an
+// outage, and is tried on even when there is nobody else.
+func TestCulpritAfterAnOutage(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, Faults: faults(t, `poison="bad"`)})
+		seen := &watcher{t: t, inner: box}
+		h := open(t, dir, seen, rules(t, nil), nil)
+		h.append(append(crowd(20), event{user: "bad", n: 1})...)
+		h.within(time.Minute, "the others are done", func() bool { return h.stats().Books.Pending == 1 })
+		time.Sleep(time.Hour) // by now it is known
+		box.SetFaults(faults(t, "429=1,retry_after=10m,on=data"))
+		h.append(event{user: "good", n: 1})
+		h.within(time.Second, "the gate is closed", func() bool { return h.sync.Status().Gate == delivery.GateClosed })
+		box.SetFaults(faults(t, `poison="bad"`))
+		h.within(15*time.Minute, "the good one is delivered", func() bool { return h.stats().Books.Pending == 1 })
+		if g := h.sync.Status().Gate; g != delivery.GateOpening {
+			t.Fatalf("the gate is %s", g)
+		}
+		opened := time.Now()
+		time.Sleep(time.Hour)
+		if n := len(seen.requests(opened)); n < 12 || n > 40 {
+			t.Errorf("%d tries in an hour", n)
+		}
+		box.SetFaults(sandbox.Faults{})
+		h.drained(6 * time.Minute)
+	})
 }

@@ -87,7 +87,7 @@ type news struct {
 // The most lanes that are remembered as tried, and that are looked at for one that is not.
 const (
 	maxTried    = 4096
-	probeChoice = 16
+	probeChoice = 32
 )
 
 func newGate(o *Options, base string) *gate {
@@ -166,6 +166,20 @@ func (g *gate) holds(p pass) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return p.era == g.era
+}
+
+// isOpen tells whether nothing is wrong, nor was just now.
+func (g *gate) isOpen() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.state == GateOpen
+}
+
+// doubts tells whether one more failure would close the gate.
+func (g *gate) doubts() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.failures >= closeAfter-1
 }
 
 // hasTried tells whether a probe of this lane has failed since the gate closed.

@@ -263,6 +263,15 @@ func TestFreshUserIsTriedNext(t *testing.T) {
 		if r := seen.requests(appended); r[0].people[0] != "good" {
 			t.Errorf("the next probe was %v", r[0].people)
 		}
+		// Those who fail are tried on, although nobody else is there to open the gate wide.
+		time.Sleep(time.Hour)
+		opened := time.Now()
+		time.Sleep(time.Hour)
+		if n := len(seen.requests(opened)); n < 12 || n > 8*40 {
+			t.Errorf("%d tries in an hour", n)
+		}
+		box.SetFaults(sandbox.Faults{})
+		h.drained(6 * time.Minute)
 	})
 }
 

@@ -40,8 +40,8 @@ func (s *Sync) exchange(ctx context.Context, b *batch, operations []*operation) 
 	if ctx.Err() != nil || !s.mayGoOn(b.pass) {
 		return false
 	}
-	expected := b.expected || b.alone
-	b.expected = false
+	expected, later := b.expected || b.alone, b.later
+	b.expected, b.later = false, false
 	a := s.post(operations)
 	if a.err != nil && s.cut.Err() != nil {
 		return false // we hung up ourselves, at the end of StopGrace
@@ -83,6 +83,9 @@ func (s *Sync) exchange(ctx context.Context, b *batch, operations []*operation) 
 		// All of it goes back as it was, to the end of the queue: the next probe is another lane.
 		return false
 	case s.bisects(b, operations, &r, before.worked):
+		if b.unsearched = later; later {
+			return true
+		}
 		return s.bisect(ctx, b, operations)
 	}
 	postpone(operations, r)

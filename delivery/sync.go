@@ -4,9 +4,17 @@
 //
 // One batch: a worker claims lanes until a request is full (batch.go), sends it
 // (send.go, client.go), reads the answer operation by operation (verdict.go) and
-// settles each claim (settle.go). Before anything is sent the account is checked;
-// answers that only a person can mend shut the door for all workers (account.go,
-// door.go). pace.go and backoff.go say when the next request may leave.
+// settles each claim (settle.go). Dead letters that are tried again are mapped anew
+// (replay.go). pace.go and backoff.go say when the next request may leave.
+//
+// Three things can be wrong, and each keeps up only those whom it concerns. Keys,
+// region, endpoint (account.go) or workspace (workspace.go): the door (door.go) is shut
+// until a person has mended it. The destination itself: the gate (gate.go) is closed,
+// and one user at a time is tried. What one user sends: it is found among the others,
+// who are delivered, and waits alone (bisect.go).
+//
+// A Sync is one generation of rules and settings; what it knew of the destination goes
+// over to the next (Options.Before).
 package delivery
 
 import (
@@ -237,14 +245,14 @@ func (s *Sync) work(ctx context.Context, ledger *atomic.Int64) error {
 }
 
 // claim waits for something to be due. A probe is, as far as there is one, a lane
-// that was not tried since the gate closed.
+// that was not tried since the gate closed, and not one that failed before it did.
 func (s *Sync) claim(ctx context.Context, p pass) (*queue.Claim, error) {
 	claim, err := s.source.Claim(ctx)
 	if err != nil || !p.probe {
 		return claim, err
 	}
 	var others []*queue.Claim
-	for first := claim; s.gate.hasTried(claim.Lane()); {
+	for first := claim; !s.promising(claim.Lane()); {
 		others = append(others, claim)
 		if claim = s.source.TryClaim(); claim == nil || len(others) == probeChoice {
 			if claim != nil {
@@ -258,6 +266,11 @@ func (s *Sync) claim(ctx context.Context, p pass) (*queue.Claim, error) {
 		other.Return()
 	}
 	return claim, nil
+}
+
+func (s *Sync) promising(lane string) bool {
+	_, known := s.culprits.of(lane)
+	return !known && !s.gate.hasTried(lane)
 }
 
 // deliver makes a batch that begins with the claim, sends it, and ends all its
@@ -335,4 +348,16 @@ func (s *Sync) beat(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// RetryNow tries all that waits at once: the region endpoint is asked if the door is
+// shut, the gate lets its next probe go, and every lane is due. The rate limit holds.
+// It does not wait for what comes of it.
+func (s *Sync) RetryNow() {
+	select {
+	case s.questions <- question{}:
+	default: // somebody has asked already
+	}
+	s.gate.probeNow()
+	s.source.Hasten(time.Time{})
 }
