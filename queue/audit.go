@@ -158,6 +158,7 @@ type auditor struct {
 	dead *deadSequences
 	side *asideSequences
 	twice
+	deadBytes int64 // of the dead letters that can be read
 }
 
 // auditLedger does the work. known is what all ledgers have seen of the log, where no
@@ -246,8 +247,10 @@ func (au *auditor) balance() {
 	if s.ended[Dead] != au.DeadLetters {
 		au.differs("the ledger counts %s, %s can be read: %s", plural(s.ended[Dead], "dead letter"), comma(au.DeadLetters), surplus(au.DeadLetters, s.ended[Dead]))
 	}
-	d := b.Difference()
-	if d == 0 {
+	if s.ended[Dead] == au.DeadLetters && s.deadBytes != au.deadBytes {
+		au.differs("the ledger's dead letters have by its account %s bytes; those that can be read have %s", humanize.Comma(s.deadBytes), humanize.Comma(au.deadBytes))
+	}
+	if b.Difference() == 0 {
 		return
 	}
 	au.differs("taken %s + rewound %s, but delivered %s + filtered %s + dead %s + discarded %s + lost %s + pending %s make %s: %s",

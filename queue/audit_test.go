@@ -19,8 +19,8 @@ import (
 )
 
 // lived makes a storage that has been through much: two projects, several files, a span
-// that ended, deliveries, dead letters, lanes that wait, and runs that have ended above
-// the low-water mark.
+// that ended, deliveries, a rewind, dead letters, some of them replayed or dropped, lanes
+// that wait, lanes in the side place, and runs that have ended above the low-water mark.
 func lived(t testing.TB, dir string) {
 	t.Helper()
 	o := small(dir)
@@ -35,14 +35,48 @@ func lived(t testing.TB, dir string) {
 	h.fill("app", 100, 300) // not taken
 	h.close(cs)
 	h, cs = mustOpen(t, o, "p")
+	c := cs["p"]
 	h.fill("app", 500, 300)
-	caughtUp(t, h, cs["p"])
-	waiting := mustClaim(t, cs["p"])
-	finish(t, cs["p"], 300)
+	caughtUp(t, h, c)
+	waiting := mustClaim(t, c)
+	finish(t, c, 100)
 	waiting.Retry(time.Hour, "http_503")
+	back, err := c.Rewind(t.Context(), 20_000, true, false)
+	must(t, err)
+	if back.Records == 0 || back.DeadLetters == 0 || back.Pending == 0 {
+		t.Fatalf("%+v", back)
+	}
+	caughtUp(t, h, c)
+	finish(t, c, 200)
+	fail(t, c, "3", "5")
+	must(t, c.Flush())
+	var dead []uint64
+	must(t, c.DeadLetters(func(d DeadLetter) error { dead = append(dead, d.Record.Seq); return nil }))
+	if n, err := c.ReplayDead(dead[4:7]); n != 3 || err != nil {
+		t.Fatal(n, err)
+	}
+	if n, err := c.DropDead(dead[:2]); n != 2 || err != nil {
+		t.Fatal(n, err)
+	}
 	h.fill("web", 30, 300)
-	caughtUp(t, h, cs["p"])
+	h.fill("app", 16, 300) // some of them go to the side place at once
+	caughtUp(t, h, c)
 	h.close(cs)
+}
+
+// fail lets lanes fail until they are in the side place, while others get through.
+func fail(t testing.TB, c *Consumer, lanes ...string) {
+	t.Helper()
+	c.Flowing(true)
+	for mustStats(t, c).Aside.Lanes < len(lanes) {
+		cl := mustClaim(t, c)
+		if slices.Contains(lanes, cl.Lane()) {
+			cl.Retry(0, "http_500")
+			continue
+		}
+		cl.Trim(1)
+		cl.Finish(delivered(1))
+	}
 }
 
 // finish ends n records or more, in every way.
@@ -99,7 +133,8 @@ func TestAuditOfAnUntouchedStorage(t *testing.T) {
 		t.Errorf("audit %+v, queue-stats %+v", a, off[0])
 	}
 	b := a.Books
-	if b.Taken != 800 || b.Delivered == 0 || b.Filtered == 0 || b.Dead == 0 || a.DeadLetters != b.Dead || a.InLog == 0 || a.InLog != b.Pending || len(a.Notes) != 0 {
+	if b.Taken != 816 || b.Rewound == 0 || b.Delivered == 0 || b.Filtered == 0 || b.Dead == 0 || b.Discarded != 2 ||
+		a.DeadLetters != b.Dead || a.InLog == 0 || a.Aside == 0 || a.InLog+a.Aside != b.Pending || len(a.Notes) != 0 {
 		t.Errorf("%+v", a)
 	}
 	if after := readFolder(t, dir); !bytes.Equal(before, after) {
@@ -213,10 +248,54 @@ func pendingIn(t testing.TB, dir string) (found Record) {
 	return found
 }
 
+// whole are the books of the storage that imbalances are planted into.
+var whole Books
+
+// made is what the text says of the other side of the books, when it is out by some.
+func made(by int64, surplus string) string {
+	return fmt.Sprintf("make %s: %s", comma(uint64(int64(whole.Taken+whole.Rewound)+by)), surplus)
+}
+
+// asideIn gives the first record of the side place.
+func asideIn(t testing.TB, dir string) (e *entry) {
+	t.Helper()
+	editLedger(t, dir, func(tx *bolt.Tx) {
+		k, v := tx.Bucket(bucketAside).Cursor().First()
+		var err error
+		e, err = openAside(k, v)
+		must(t, err)
+	})
+	return e
+}
+
+func summaryOf(t testing.TB, tx *bolt.Tx, lane string) asideLane {
+	t.Helper()
+	v, err := unseal(retryKey(lane), tx.Bucket(bucketAsideLane).Get(retryKey(lane)))
+	must(t, err)
+	_, a, err := readAsideLane(v)
+	must(t, err)
+	return a
+}
+
+// changeSummary changes the summary of a lane.
+func changeSummary(t *testing.T, dir string, change func(a *asideLane), says string) []string {
+	t.Helper()
+	e := asideIn(t, dir)
+	editLedger(t, dir, func(tx *bolt.Tx) {
+		a := summaryOf(t, tx, e.rec.Lane)
+		change(&a)
+		must(t, put(tx.Bucket(bucketAsideLane), retryKey(e.rec.Lane), a.append(nil, e.rec.Lane)))
+	})
+	return []string{says}
+}
+
 // Imbalances planted into the files of a storage: each is found, and the text names it.
 func TestAuditFindsPlantedImbalances(t *testing.T) {
 	from := t.TempDir()
 	lived(t, from)
+	untouched := audited(t, from)
+	mustBalance(t, untouched)
+	whole = untouched.Books
 	for _, tt := range planted {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := filepath.Join(quickDir(t), "planted")
@@ -246,11 +325,11 @@ var planted = []struct {
 }{
 	{"a count that is too high", func(t *testing.T, dir string) []string {
 		editState(t, dir, func(s *ledgerState) { s.ended[Delivered] += 3 })
-		return []string{"taken 800 + rewound 0, but", "make 803: 3 too many"}
+		return []string{fmt.Sprintf("taken %s + rewound %s, but", comma(whole.Taken), comma(whole.Rewound)), made(+3, "3 too many")}
 	}},
 	{"a count that is too low", func(t *testing.T, dir string) []string {
 		editState(t, dir, func(s *ledgerState) { s.ended[Filtered]-- })
-		return []string{"make 799: 1 missing"}
+		return []string{made(-1, "1 missing")}
 	}},
 	{"a dead letter that was removed", func(t *testing.T, dir string) []string {
 		var n int
@@ -279,7 +358,7 @@ var planted = []struct {
 			}
 			t.Fatal("no run is long enough")
 		})
-		return []string{"make 802: 2 too many", "by its low-water mark and the runs above it"}
+		return []string{made(+2, "2 too many"), "by its low-water mark and the runs above it"}
 	}},
 	{"runs that overlap", func(t *testing.T, dir string) []string {
 		var r run
@@ -296,7 +375,7 @@ var planted = []struct {
 	}},
 	{"a run beyond the end of the log", func(t *testing.T, dir string) []string {
 		editState(t, dir, func(s *ledgerState) { s.done = append(s.done, run{s.seenCount + 5, s.seenCount + 6}) })
-		return []string{"goes beyond the 900 records there are"}
+		return []string{"goes beyond the 916 records there are"}
 	}},
 	{"a run of records that are not taken", func(t *testing.T, dir string) []string {
 		editState(t, dir, func(s *ledgerState) {
@@ -314,7 +393,7 @@ var planted = []struct {
 		editState(t, dir, func(s *ledgerState) {
 			s.low, s.lowCount = s.low+1, s.lowCount+1
 		})
-		return []string{"make 799: 1 missing", "by its low-water mark and the runs above it"}
+		return []string{made(-1, "1 missing"), "by its low-water mark and the runs above it"}
 	}},
 	{"a chunk of the log that was removed", func(t *testing.T, dir string) []string {
 		r := pendingIn(t, dir)
@@ -342,7 +421,7 @@ var planted = []struct {
 			return put(tx.Bucket(bucketMeta), keyEnd, end.append(nil))
 		}))
 		must(t, db.Close())
-		return []string{"tallies at the end of " + filepath.Base(path) + " say 902 records of project app; its records make 900", "2 missing"}
+		return []string{"tallies at the end of " + filepath.Base(path) + " say 918 records of project app; its records make 916", "2 missing"}
 	}},
 	{"the count of a span that was changed", func(t *testing.T, dir string) []string {
 		editState(t, dir, func(s *ledgerState) { s.spans[0].toCount -= 4 })
@@ -374,6 +453,94 @@ var planted = []struct {
 		})
 		return []string{`in the bucket "dead" the checksum of 1 value is wrong, the first is that of record ` + comma(seq), "1 missing"}
 	}},
+	{"a record that was removed from the side place", func(t *testing.T, dir string) []string {
+		e := asideIn(t, dir)
+		var a asideLane
+		editLedger(t, dir, func(tx *bolt.Tx) {
+			must(t, tx.Bucket(bucketAside).Delete(asideKey(laneKeyOf(e.rec.Lane), e.rec.Seq)))
+			a = summaryOf(t, tx, e.rec.Lane)
+		})
+		return []string{fmt.Sprintf("in the side place has by its summary %s of %s bytes; %s of %s bytes can be read", records(a.count),
+			comma(uint64(a.bytes)), comma(a.count-1), comma(uint64(a.bytes-e.bytes()))), made(-1, "1 missing")}
+	}},
+	{"all records of a lane that were removed from the side place", func(t *testing.T, dir string) []string {
+		e := asideIn(t, dir)
+		var a asideLane
+		editLedger(t, dir, func(tx *bolt.Tx) {
+			a = summaryOf(t, tx, e.rec.Lane)
+			key := retryKey(e.rec.Lane)
+			cur := tx.Bucket(bucketAside).Cursor()
+			for k, _ := cur.Seek(key); bytes.HasPrefix(k, key); k, _ = cur.Seek(key) {
+				must(t, cur.Delete())
+			}
+		})
+		return []string{fmt.Sprintf("the side place should have %s of 1 lane of which it has none", records(a.count)), made(-int64(a.count), comma(a.count)+" missing")}
+	}},
+	{"a record of the side place under the key of another lane", func(t *testing.T, dir string) []string {
+		e := asideIn(t, dir)
+		editLedger(t, dir, func(tx *bolt.Tx) {
+			b := tx.Bucket(bucketAside)
+			must(t, b.Delete(asideKey(laneKeyOf(e.rec.Lane), e.rec.Seq)))
+			other, _ := b.Cursor().Last() // the first is e's
+			must(t, put(b, asideKey(laneKey(other[:16]), e.rec.Seq), appendAside(nil, e)))
+		})
+		return []string{"in the side place 1 record is under the key of another lane, the first is record " + comma(e.rec.Seq), "has by its summary"}
+	}},
+	{"a record that is in the side place twice", func(t *testing.T, dir string) []string {
+		e := asideIn(t, dir)
+		editLedger(t, dir, func(tx *bolt.Tx) {
+			b := tx.Bucket(bucketAside)
+			other, _ := b.Cursor().Last()
+			must(t, put(b, asideKey(laneKey(other[:16]), e.rec.Seq), appendAside(nil, e)))
+		})
+		return []string{"1 record is in the side place twice, the first is " + comma(e.rec.Seq), "under the key of another lane", "1 too many"}
+	}},
+	{"a record that is pending in the log and in the side place", func(t *testing.T, dir string) []string {
+		r := pendingIn(t, dir)
+		editLedger(t, dir, func(tx *bolt.Tx) {
+			e := &entry{rec: r}
+			must(t, put(tx.Bucket(bucketAside), asideKey(laneKeyOf(r.Lane), r.Seq), appendAside(nil, e)))
+			must(t, put(tx.Bucket(bucketAsideLane), retryKey(r.Lane), (&asideLane{count: 1, bytes: e.bytes(), oldest: r.Received}).append(nil, r.Lane)))
+		})
+		return []string{"1 record is pending in the log and in the side place, the first is " + comma(r.Seq), made(+1, "1 too many")}
+	}},
+	{"a record of the side place that is a dead letter", func(t *testing.T, dir string) []string {
+		e := asideIn(t, dir)
+		editLedger(t, dir, func(tx *bolt.Tx) {
+			d := DeadLetter{Record: e.rec, At: 1, Reason: "refused"}
+			must(t, put(tx.Bucket(bucketDead), seqKey(e.rec.Seq), d.append(nil)))
+		})
+		editState(t, dir, func(s *ledgerState) { s.ended[Dead]++; s.ended[Delivered]-- }) // the counts know nothing of it
+		return []string{"1 record is in the side place and a dead letter, the first is " + comma(e.rec.Seq), "bytes"}
+	}},
+	{"a wrong count in the summary of a lane", func(t *testing.T, dir string) []string {
+		return changeSummary(t, dir, func(a *asideLane) { a.count++ }, "has by its summary")
+	}},
+	{"wrong bytes in the summary of a lane", func(t *testing.T, dir string) []string {
+		return changeSummary(t, dir, func(a *asideLane) { a.bytes -= 7 }, "has by its summary")
+	}},
+	{"a wrong age in the summary of a lane", func(t *testing.T, dir string) []string {
+		return changeSummary(t, dir, func(a *asideLane) { a.oldest += 1_000_000_000 }, "has by its summary none that was received before 1970-01-12")
+	}},
+	{"a lane of the side place without a summary", func(t *testing.T, dir string) []string {
+		e := asideIn(t, dir)
+		editLedger(t, dir, func(tx *bolt.Tx) { must(t, tx.Bucket(bucketAsideLane).Delete(retryKey(e.rec.Lane))) })
+		return []string{"in the side place has no summary"}
+	}},
+	{"a record of the side place of which one bit has flipped", func(t *testing.T, dir string) []string {
+		e := asideIn(t, dir)
+		editLedger(t, dir, func(tx *bolt.Tx) {
+			k := asideKey(laneKeyOf(e.rec.Lane), e.rec.Seq)
+			v := bytes.Clone(tx.Bucket(bucketAside).Get(k))
+			v[len(v)/2] ^= 4
+			must(t, tx.Bucket(bucketAside).Put(k, v))
+		})
+		return []string{`in the bucket "aside" the checksum of 1 value is wrong, the first is that of record ` + comma(e.rec.Seq), made(-1, "1 missing")}
+	}},
+	{"a rewind that was not counted", func(t *testing.T, dir string) []string {
+		editState(t, dir, func(s *ledgerState) { s.rewound -= 50 })
+		return []string{"50 too many"}
+	}},
 	{"a retry under the key of another lane", func(t *testing.T, dir string) []string {
 		editLedger(t, dir, func(tx *bolt.Tx) {
 			must(t, put(tx.Bucket(bucketRetry), retryKey("one lane"), retryState{attempts: 1}.append(nil, "another")))
@@ -382,7 +549,7 @@ var planted = []struct {
 	}},
 	{"what the ledger has seen is below its mark", func(t *testing.T, dir string) []string {
 		editState(t, dir, func(s *ledgerState) { s.seen = s.low - 1 })
-		return []string{"is ahead of what the ledger has seen of the log", "what the ledger has seen at", "cannot be what was written", "missing"}
+		return []string{"is ahead of what the ledger has seen of the log", "what the ledger has seen at", `in the bucket "dead"`, `in the bucket "aside"`, "missing"}
 	}},
 }
 
@@ -446,12 +613,16 @@ func TestAuditOfDamageThatWasCounted(t *testing.T) {
 	mustBalance(t, audited(t, dir))
 }
 
-// While all goes on at full speed, an audit never finds what is not there.
+// While all goes on at full speed, an operator's verbs among it, an audit never finds
+// what is not there.
 func TestAuditUnderLoad(t *testing.T) {
 	o := small(t.TempDir())
-	o.RotateBytes = 1 << 20
-	h, cs := mustOpen(t, o, "p")
+	o.RotateBytes, o.Keep, o.KeepBytes = 1<<20, time.Hour, 1<<40
+	co := consumerOptions("p")
+	co.WindowBytes = 64 << 10
+	h, cs := mustOpenAs(t, o, co)
 	c := cs["p"]
+	c.Flowing(true)
 	ctx, stop := context.WithCancel(t.Context())
 	var work sync.WaitGroup
 	for w := range 2 {
@@ -478,34 +649,98 @@ func TestAuditUnderLoad(t *testing.T) {
 				if err != nil {
 					return
 				}
+				if lane := cl.Lane(); len(lane) == 1 && random.IntN(20) > 0 { // 0 to 9 fail and fail
+					cl.Retry(time.Duration(random.IntN(5))*time.Millisecond, "http_500")
+					continue
+				}
 				settleSomehow(cl, random)
 			}
 		})
 	}
-	limit := 3 * time.Second
-	if testing.Short() || raceEnabled {
+	work.Go(func() { operate(ctx, t, c) })
+	limit := 4 * time.Second
+	if testing.Short() {
 		limit = 2 * time.Second
 	}
-	pending, dead := uint64(0), uint64(0)
+	var most Audit
 	rounds := 0
 	for begun := time.Now(); time.Since(begun) < limit && !t.Failed(); rounds++ {
 		a, err := c.Audit(t.Context())
 		must(t, err)
-		if !a.Balanced() || a.Books.Difference() != 0 || a.Counted != a.Books.Pending {
+		if !a.Balanced() || a.Books.Difference() != 0 || a.Counted != a.Books.Pending || len(a.Notes) != 0 {
 			t.Errorf("round %d: %s\n%+v", rounds, strings.Join(a.Differences, "\n"), a)
 		}
-		pending, dead = max(pending, a.InLog), max(dead, a.DeadLetters)
+		most.InLog, most.Aside, most.DeadLetters = max(most.InLog, a.InLog), max(most.Aside, a.Aside), max(most.DeadLetters, a.DeadLetters)
+		most.Books = a.Books
 	}
 	stop()
 	work.Wait()
-	t.Logf("%d audits, with up to %d pending and %d dead letters", rounds, pending, dead)
-	if rounds < 3 || pending == 0 || dead == 0 {
+	t.Logf("%d audits, with up to %d pending in the log, %d in the side place, %d dead letters; %+v",
+		rounds, most.InLog, most.Aside, most.DeadLetters, most.Books)
+	if rounds < 3 || most.InLog == 0 || most.Aside == 0 || most.DeadLetters == 0 || most.Books.Rewound == 0 || most.Books.Discarded == 0 {
 		t.Error("that shows nothing")
 	}
 	if len(h.log.holders) != 1 {
 		t.Errorf("audits still hold the log: %v", h.log.holders)
 	}
 	h.close(cs)
+	mustBalance(t, audited(t, o.Dir))
+}
+
+// operate does what operators do, one after the other, until ctx ends.
+func operate(ctx context.Context, t *testing.T, c *Consumer) {
+	random := rand.New(rand.NewPCG(9, 9))
+	some := func() (seqs []uint64) {
+		c.DeadLetters(func(d DeadLetter) error {
+			if random.IntN(10) == 0 {
+				seqs = append(seqs, d.Record.Seq)
+			}
+			return nil
+		})
+		return seqs
+	}
+	for ctx.Err() == nil {
+		var err error
+		switch random.IntN(8) {
+		case 0:
+			tail := int64(c.log.Tail())
+			_, err = c.Rewind(ctx, 1000*(tail-random.Int64N(min(tail, 3000))), true, false)
+		case 1:
+			_, err = c.ReplayDead(some())
+		case 2:
+			_, err = c.DropDead(some())
+		case 3:
+			err = c.SetEnabled(random.IntN(4) > 0)
+		case 4:
+			if err = c.Pause(); err == nil {
+				err = c.Resume()
+			}
+		case 5:
+			c.SetBound(200<<10, true)
+			err = c.discardNow()
+			c.SetBound(0, false)
+		default:
+			err = c.Flush()
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			t.Error(err)
+			return
+		}
+	}
+	if err := c.SetEnabled(true); err != nil {
+		t.Error(err)
+	}
+}
+
+// discardNow is what Run does about once a second.
+func (c *Consumer) discardNow() error {
+	c.operating.Lock()
+	defer c.operating.Unlock()
+	return c.discardOldest()
 }
 
 // settleSomehow ends a claim in one of all ways.

@@ -96,6 +96,7 @@ func (au *auditor) entry(bucket string, k, v []byte, stored int64, lanes *asideL
 			return false
 		}
 		au.DeadLetters++
+		au.deadBytes += stored
 		return true
 	case string(bucketAside):
 		return lanes.entry(k, v)
@@ -150,7 +151,7 @@ func (l *asideLanes) entry(k, v []byte) bool {
 	l.au.Aside++
 	if key := laneKey(k[:16]); key != l.key {
 		l.finishLane()
-		l.key, l.first, l.oldest = key, e.rec.Seq, e.rec.Received
+		l.key, l.first, l.oldest = key, e.rec.Seq, math.MaxInt64
 	}
 	if laneKeyOf(e.rec.Lane) != l.key {
 		l.wrong.add(e.rec.Seq)
