@@ -92,16 +92,16 @@ func newBackupWriter(ctx context.Context, w io.Writer, dir string, minFree int64
 // Backup writes a backup of the running storage to w. Appends and deliveries go on,
 // however slowly w takes it: ledgers are copied first, into files without a name in the
 // storage folder, so that no transaction on them lasts.
-func (l *Log) Backup(ctx context.Context, w io.Writer, o BackupOptions) error {
+func (l *Log) Backup(ctx context.Context, w io.Writer, o BackupOptions) (Manifest, error) {
 	b := newBackupWriter(ctx, w, l.o.Dir, l.limits.Load().MinFree, o)
 	letGo := l.holdFor("a backup", 0)
 	defer func() { letGo() }()
 	if err := b.addLedgers(o); err != nil {
-		return fmt.Errorf("back up the ledgers: %w", err)
+		return b.manifest, fmt.Errorf("back up the ledgers: %w", err)
 	}
 	if o.Others != nil {
 		if err := o.Others(b); err != nil {
-			return fmt.Errorf("back up: %w", err)
+			return b.manifest, fmt.Errorf("back up: %w", err)
 		}
 	}
 	files := l.list()
@@ -116,17 +116,17 @@ func (l *Log) Backup(ctx context.Context, w io.Writer, o BackupOptions) error {
 			err = b.addNewest(f)
 		}
 		if err != nil {
-			return fmt.Errorf("back up the log: %w", err)
+			return b.manifest, fmt.Errorf("back up the log: %w", err)
 		}
 	}
 	return b.close()
 }
 
 // BackupFiles writes a backup of a folder that no process uses: ErrLocked when one does.
-func BackupFiles(ctx context.Context, dir string, w io.Writer, o BackupOptions) error {
+func BackupFiles(ctx context.Context, dir string, w io.Writer, o BackupOptions) (Manifest, error) {
 	lock, err := lockForLook(dir)
 	if err != nil {
-		return err
+		return Manifest{}, err
 	}
 	defer lock.Close() // nil is harmless
 	b := newBackupWriter(ctx, w, dir, 0, o)
@@ -151,7 +151,7 @@ func BackupFiles(ctx context.Context, dir string, w io.Writer, o BackupOptions) 
 		err = add("log")
 	}
 	if err != nil {
-		return fmt.Errorf("back up: %w", err)
+		return b.manifest, fmt.Errorf("back up: %w", err)
 	}
 	b.lookAt(dir)
 	return b.close()
@@ -377,7 +377,7 @@ func (b *BackupWriter) addFrom(name string, size int64, write func(io.Writer) er
 }
 
 // close writes the manifest, behind it a line with its own checksum, and the tar's end.
-func (b *BackupWriter) close() error {
+func (b *BackupWriter) close() (Manifest, error) {
 	b.manifest.Tail = b.end.seq
 	for i, s := range b.states {
 		books := booksOf(&s, b.end.counts[s.project], 0)
@@ -385,7 +385,7 @@ func (b *BackupWriter) close() error {
 	}
 	text, err := json.Marshal(&b.manifest)
 	if err != nil {
-		return err
+		return b.manifest, err
 	}
 	text = append(text, '\n')
 	text = fmt.Appendf(text, "%x\n", sha256.Sum256(text))
@@ -393,7 +393,7 @@ func (b *BackupWriter) close() error {
 	if err == nil {
 		_, err = b.tw.Write(text)
 	}
-	return errors.Join(err, b.tw.Close())
+	return b.manifest, errors.Join(err, b.tw.Close())
 }
 
 // backupName is what may be in a backup, and so what a restore creates.

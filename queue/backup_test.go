@@ -88,7 +88,8 @@ func TestBackupUnderLoad(t *testing.T) {
 		})
 		last = before
 		var b bytes.Buffer
-		must(t, h.log.Backup(t.Context(), &b, backupOptions(cs)))
+		_, err := h.log.Backup(t.Context(), &b, backupOptions(cs))
+		must(t, err)
 
 		dir, m := restored(t, b.Bytes())
 		if len(m.Syncs) != 2 || m.Tail < uint64(before) || m.Version != "test" || m.Syncs[0].Pending == 0 || m.Syncs[1].Low != 0 || m.Syncs[1].Pending != m.Tail {
@@ -174,7 +175,10 @@ func TestABackupThatIsTakenSlowly(t *testing.T) {
 	files := logPaths(t, o.Dir)
 	w := &slowly{reached: make(chan struct{}), open: make(chan struct{})}
 	done := make(chan error, 1)
-	go func() { done <- h.log.Backup(context.Background(), w, backupOptions(cs)) }()
+	go func() {
+		_, err := h.log.Backup(context.Background(), w, backupOptions(cs))
+		done <- err
+	}()
 	<-w.reached
 	if n := cs["p"].db.Stats().OpenTxN; n != 0 {
 		t.Errorf("%d transactions are open on the ledger", n)
@@ -214,7 +218,8 @@ func TestBackupOfFiles(t *testing.T) {
 	o := BackupOptions{Version: "test", Now: time.Now, Others: func(b *BackupWriter) error {
 		return errors.Join(b.AddFile("hash.key"), b.AddFile("door.json"))
 	}}
-	must(t, BackupFiles(t.Context(), dir, &b, o))
+	_, err := BackupFiles(t.Context(), dir, &b, o)
+	must(t, err)
 	to, m := restored(t, b.Bytes())
 	want := audited(t, dir)
 	a := audited(t, to)
@@ -232,7 +237,7 @@ func TestBackupOfFiles(t *testing.T) {
 		t.Error("it is forgotten that damage was met in a file")
 	}
 	h, cs := mustOpen(t, small(dir), "p")
-	if err := BackupFiles(t.Context(), dir, io.Discard, o); !errors.Is(err, ErrLocked) {
+	if _, err := BackupFiles(t.Context(), dir, io.Discard, o); !errors.Is(err, ErrLocked) {
 		t.Errorf("files that are in use: %v", err)
 	}
 	h.close(cs)
@@ -243,7 +248,8 @@ func TestBackupsThatAreNotWhole(t *testing.T) {
 	from := t.TempDir()
 	lived(t, from)
 	var buf bytes.Buffer
-	must(t, BackupFiles(t.Context(), from, &buf, BackupOptions{Version: "test", Now: time.Now}))
+	_, err := BackupFiles(t.Context(), from, &buf, BackupOptions{Version: "test", Now: time.Now})
+	must(t, err)
 	whole := buf.Bytes()
 	root := quickDir(t)
 	refused := func(t *testing.T, backup []byte, is error, says string) {
@@ -300,7 +306,8 @@ func TestBackupsThatAreNotWhole(t *testing.T) {
 		newer := byte(ledgerFormat + 1)
 		editLedger(t, dir, func(tx *bolt.Tx) { must(t, put(tx.Bucket(bucketMeta), keyFormat, []byte{newer})) })
 		var b bytes.Buffer
-		must(t, BackupFiles(t.Context(), dir, &b, BackupOptions{Version: "test", Now: time.Now}))
+		_, err := BackupFiles(t.Context(), dir, &b, BackupOptions{Version: "test", Now: time.Now})
+		must(t, err)
 		refused(t, b.Bytes(), ErrNewerFormat, fmt.Sprintf("format %d", newer))
 	})
 	t.Run("a file that is missing", func(t *testing.T) {
@@ -355,7 +362,8 @@ func rewritten(t testing.TB, backup []byte, change func(*BackupWriter)) []byte {
 		must(t, w.addFrom(h.Name, h.Size, func(to io.Writer) error { _, err := io.Copy(to, r); return err }))
 	}
 	change(w)
-	must(t, w.close())
+	_, err := w.close()
+	must(t, err)
 	return b.Bytes()
 }
 
@@ -363,7 +371,8 @@ func TestWhereABackupIsRestoredTo(t *testing.T) {
 	from := t.TempDir()
 	lived(t, from)
 	var b bytes.Buffer
-	must(t, BackupFiles(t.Context(), from, &b, BackupOptions{Version: "test", Now: time.Now}))
+	_, err := BackupFiles(t.Context(), from, &b, BackupOptions{Version: "test", Now: time.Now})
+	must(t, err)
 	restore := func(dir string) error {
 		_, err := Restore(t.Context(), bytes.NewReader(b.Bytes()), dir, nil)
 		return err
@@ -413,7 +422,8 @@ func TestABackupIsATarThatPeopleCanRead(t *testing.T) {
 	dir := t.TempDir()
 	lived(t, dir)
 	var b bytes.Buffer
-	must(t, BackupFiles(t.Context(), dir, &b, BackupOptions{Version: "test", Now: func() time.Time { return time.UnixMilli(1_700_000_000_999) }}))
+	_, err := BackupFiles(t.Context(), dir, &b, BackupOptions{Version: "test", Now: func() time.Time { return time.UnixMilli(1_700_000_000_999) }})
+	must(t, err)
 	var names []string
 	var last []byte
 	for r := tar.NewReader(&b); ; {
