@@ -33,6 +33,8 @@ type Audit struct {
 	// person should know beside that.
 	Differences []string `json:"differences"`
 	Notes       []string `json:"notes"`
+
+	damaged bool // something in the ledger is not what was written
 }
 
 // Balanced says whether nothing was found that does not add up.
@@ -65,11 +67,14 @@ func (a *Audit) note(format string, args ...any) {
 // is pending. While it reads, the ledger's file grows, since pages that the
 // transaction sees are not used again before it ends.
 //
-// Damage that leaves nothing to compare with is an error: ErrDamaged.
+// Damage that leaves nothing to compare with is an error: ErrDamaged. A ledger in which
+// damage is found is marked, so that the next start salvages it.
 func (c *Consumer) Audit(ctx context.Context) (Audit, error) {
 	if err := c.Flush(); err != nil && !noSpace(err) { // then the last checkpoint is audited
 		return Audit{}, err
 	}
+	c.looking.RLock()
+	defer c.looking.RUnlock()
 	letGo := c.log.holdFor("an audit of "+c.o.Name, 0)
 	defer func() { letGo() }()
 	var a Audit
@@ -85,6 +90,10 @@ func (c *Consumer) Audit(ctx context.Context) (Audit, error) {
 		a, err = auditLedger(ctx, c.o.Name, tx, &s, c.log.list(), nil)
 		return err
 	})
+	if a.damaged || errors.Is(err, ErrDamaged) {
+		suspect(ledgerPath(c.log.o.Dir, c.o.Name))
+		a.note("the next start sets the ledger aside, takes over what can be read of it, and counts what is missing as lost")
+	}
 	if err != nil {
 		return a, fmt.Errorf("audit of sync %s: %w", c.o.Name, err)
 	}

@@ -46,8 +46,10 @@ func (au *auditor) checkEntries() error {
 			return ctxErr
 		}
 		if err != nil {
+			au.damaged = true
 			au.differs("the bucket %q cannot be read to its end: %v", name, err)
 		}
+		au.damaged = au.damaged || bad.n+broken.n > 0
 		if bad.n > 0 {
 			au.differs("in the bucket %q the checksum of %s is wrong%s", name, plural(bad.n, "value"), bad.where(name))
 		}

@@ -200,7 +200,7 @@ func (b *BackupWriter) addLedgers(o BackupOptions) error {
 				return err
 			}
 			var s ledgerState
-			copied, err := b.copyDB(c.db, func(tx *bolt.Tx) (err error) {
+			copied, err := b.copyDB(c.o.Name+".db", c.view, func(tx *bolt.Tx) (err error) {
 				s, err = stateOf(tx)
 				return err
 			})
@@ -235,7 +235,8 @@ func (b *BackupWriter) addLedgers(o BackupOptions) error {
 
 // AddDB adds a bbolt file that is in use, as of one transaction.
 func (b *BackupWriter) AddDB(name string, db *bolt.DB) error {
-	copied, err := b.copyDB(db, func(*bolt.Tx) error { return nil })
+	view := func(look func(*bolt.Tx) error) error { return Guard(func() error { return db.View(look) }) }
+	copied, err := b.copyDB(name, view, func(*bolt.Tx) error { return nil })
 	if err != nil {
 		return err
 	}
@@ -244,21 +245,19 @@ func (b *BackupWriter) AddDB(name string, db *bolt.DB) error {
 }
 
 // copyDB copies a bbolt file as of one transaction, in which it calls look.
-func (b *BackupWriter) copyDB(db *bolt.DB, look func(*bolt.Tx) error) (*os.File, error) {
+func (b *BackupWriter) copyDB(name string, view func(func(*bolt.Tx) error) error, look func(*bolt.Tx) error) (*os.File, error) {
 	to, err := os.CreateTemp(b.dir, "backup-")
 	if err != nil {
 		return nil, err
 	}
 	err = os.Remove(to.Name()) // it is there until it is closed, or the process ends
 	if err == nil {
-		err = Guard(func() error {
-			return db.View(func(tx *bolt.Tx) error {
-				if err := errors.Join(b.hasRoom(tx.Size(), filepath.Base(db.Path())), look(tx)); err != nil {
-					return err
-				}
-				_, err := tx.WriteTo(stoppable{b.ctx, to})
+		err = view(func(tx *bolt.Tx) error {
+			if err := errors.Join(b.hasRoom(tx.Size(), name), look(tx)); err != nil {
 				return err
-			})
+			}
+			_, err := tx.WriteTo(stoppable{b.ctx, to})
+			return err
 		})
 	}
 	if err == nil {
