@@ -95,7 +95,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), syncCommand(), deadLettersCommand(),
-			sandboxCommand(), versionCommand(),
+			auditCommand(), backupCommand(), restoreCommand(), sandboxCommand(), versionCommand(),
 		},
 	}
 	prepare(a.Commands)
@@ -203,8 +203,7 @@ func takesValue(verb *cli.Command, flag string) bool {
 // laterCommands are the verbs of the design that this version does not have.
 func laterCommands() []*cli.Command {
 	var cs []*cli.Command
-	for _, name := range []string{"explain", "send-test", "trace", "audit", "import", "user",
-		"backup", "restore", "drain", "doctor"} {
+	for _, name := range []string{"explain", "send-test", "trace", "import", "user", "drain", "doctor"} {
 		cs = append(cs, &cli.Command{
 			Name: name, Hidden: true, SkipFlagParsing: true,
 			Action: func(*cli.Context) error {

@@ -31,6 +31,10 @@ func (c *Consumer) compact() error {
 	if live := st.Size() - free; free < compactFree || free < live || live > compactMost {
 		return nil
 	}
+	if !c.looking.TryLock() {
+		return nil // an audit: whoever waited for it would hold up checkpoints
+	}
+	defer c.looking.Unlock()
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	path := ledgerPath(c.log.o.Dir, c.o.Name)

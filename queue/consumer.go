@@ -87,6 +87,7 @@ type Consumer struct {
 	failed             error // why Run ends
 
 	using     sync.RWMutex // of db and file, which change when the ledger is written anew
+	looking   sync.RWMutex // of looks that may last: none begins while it is written anew, and it is not while one lasts
 	writing   sync.Mutex   // one checkpoint at a time
 	operating sync.Mutex   // one change at a time of what has ended already
 

@@ -45,8 +45,12 @@ var (
 	keyState        = []byte("state")
 )
 
+// ledgerMmap is address space taken at once, not memory. A file that outgrows it is mapped
+// anew, which waits for every look at it, also for an audit, and all else waits behind that.
+const ledgerMmap = 8 << 30
+
 func ledgerOptions() DBOptions {
-	return DBOptions{MmapBytes: 64 << 20, Format: ledgerFormat, Upgrade: upgradeLedger,
+	return DBOptions{MmapBytes: ledgerMmap, Format: ledgerFormat, Upgrade: upgradeLedger,
 		Buckets: []string{string(bucketSent), string(bucketRetry), string(bucketDead), string(bucketTally),
 			string(bucketAside), string(bucketAsideLane)}}
 }

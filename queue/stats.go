@@ -224,7 +224,7 @@ func Inspect(dir string) (LogStats, []ConsumerStats, error) {
 }
 
 func (l *Log) inspectLedger(name string) (ConsumerStats, error) {
-	c := newConsumer(l, ConsumerOptions{Name: name})
+	c := newConsumer(l, ConsumerOptions{Name: name, Now: l.o.Now})
 	if err := viewLedger(l.o.Dir, name, c.load); err != nil {
 		return ConsumerStats{Name: name, Waiting: map[string]Wait{}, Tallies: map[string]Count{}}, err
 	}

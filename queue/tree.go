@@ -1,6 +1,8 @@
 package queue
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -41,8 +43,9 @@ func checkTree(f *os.File, m metaPage, forWriting bool) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range free {
-		if id < 2 || id >= uint64(m.pages) || whole && t.used[id] {
+	for i, id := range free {
+		// Named twice, in a list that bbolt writes in order, a page would be given away twice.
+		if id < 2 || id >= uint64(m.pages) || whole && t.used[id] || id == m.freelist || i > 0 && id <= free[i-1] {
 			return fmt.Errorf("its free list names page %d: %w", id, ErrDamaged)
 		}
 	}
@@ -67,22 +70,23 @@ type element struct {
 	key, val int64 // sizes
 }
 
-// page reads a page's header and elements. What they point at lies within the page.
-func (t *tree) page(id uint64) (branch bool, es []element, err error) {
+// page reads a page's header and elements, and gives the bytes it has read: of one that
+// takes more pages the first. What elements point at lies within the page.
+func (t *tree) page(id uint64) (branch bool, es []element, b []byte, err error) {
 	if id < 2 || id >= uint64(t.meta.pages) {
-		return false, nil, fmt.Errorf("page %d of %d: %w", id, t.meta.pages, ErrDamaged)
+		return false, nil, nil, fmt.Errorf("page %d of %d: %w", id, t.meta.pages, ErrDamaged)
 	}
-	b := make([]byte, t.meta.pageSize)
+	b = make([]byte, t.meta.pageSize)
 	if n, err := t.f.ReadAt(b, int64(id)*t.meta.pageSize); n < len(b) {
-		return false, nil, fmt.Errorf("page %d: %w: %w", id, err, ErrDamaged)
+		return false, nil, nil, fmt.Errorf("page %d: %w: %w", id, err, ErrDamaged)
 	}
 	overflow := uint64(binary.NativeEndian.Uint32(b[12:]))
 	if binary.NativeEndian.Uint64(b) != id || id+overflow >= uint64(t.meta.pages) {
-		return false, nil, fmt.Errorf("page %d is not itself: %w", id, ErrDamaged)
+		return false, nil, nil, fmt.Errorf("page %d is not itself: %w", id, ErrDamaged)
 	}
 	for n := id; n <= id+overflow; n++ {
 		if t.used[n] {
-			return false, nil, fmt.Errorf("page %d is in the tree twice: %w", n, ErrDamaged)
+			return false, nil, nil, fmt.Errorf("page %d is in the tree twice: %w", n, ErrDamaged)
 		}
 		t.used[n] = true
 	}
@@ -90,7 +94,31 @@ func (t *tree) page(id uint64) (branch bool, es []element, err error) {
 	if err != nil {
 		err = fmt.Errorf("page %d: %w", id, err)
 	}
-	return branch, es, err
+	return branch, es, b, err
+}
+
+// checkKeys looks whether the keys of a page are in order and begin with the one by which
+// the page above knows it. bbolt relies on that when it writes the page anew: it would
+// leave the old one in the tree, and use it again for something else.
+func (t *tree) checkKeys(p place, es []element, b []byte) error {
+	before := []byte(nil)
+	for i, e := range es {
+		var k []byte
+		if e.at+e.key <= int64(len(b)) {
+			k = b[e.at : e.at+e.key]
+		} else {
+			var err error
+			e.val = 0
+			if k, _, err = t.read(p.id, e); err != nil {
+				return err
+			}
+		}
+		if i == 0 && p.key != nil && !bytes.Equal(k, p.key) || i > 0 && bytes.Compare(before, k) >= 0 {
+			return fmt.Errorf("page %d: its key %d stands in the wrong place: %w", p.id, i, ErrDamaged)
+		}
+		before = k
+	}
+	return nil
 }
 
 // elements reads those of a page of size bytes, of which b is the begin.
@@ -141,28 +169,42 @@ func bucket(v []byte) (root uint64, inline []byte, err error) {
 	return binary.NativeEndian.Uint64(v), v[bucketHeader:], nil
 }
 
+// place is where in the tree a page stands: the key by which the page above knows it, nil
+// when it is the root of a bucket.
+type place struct {
+	id  uint64
+	key []byte
+}
+
 // check visits the tree from above, level by level, last pages first. whole says that
 // it has seen all of it.
 func (t *tree) check() (whole bool, err error) {
-	level := []uint64{t.meta.root}
+	level := []place{{id: t.meta.root}}
 	for seen := 0; len(level) > 0; {
-		var next []uint64
-		for _, id := range slices.Backward(level) {
+		var next []place
+		for _, p := range slices.Backward(level) {
 			if seen++; seen > checkedPages {
 				return false, nil
 			}
-			branch, es, err := t.page(id)
+			branch, es, b, err := t.page(p.id)
+			if err == nil {
+				err = t.checkKeys(p, es, b)
+			}
 			if err != nil {
 				return false, err
 			}
 			for _, e := range es {
 				if branch {
-					next = append(next, e.child)
+					k, _, err := t.read(p.id, element{at: e.at, key: e.key})
+					if err != nil {
+						return false, err
+					}
+					next = append(next, place{e.child, k})
 				}
 				if !e.bucket {
 					continue
 				}
-				_, v, err := t.read(id, e)
+				_, v, err := t.read(p.id, e)
 				if err != nil {
 					return false, err
 				}
@@ -174,11 +216,11 @@ func (t *tree) check() (whole bool, err error) {
 					return false, err
 				}
 				if root != 0 {
-					next = append(next, root)
+					next = append(next, place{id: root})
 				}
 			}
 		}
-		slices.Sort(next) // pages are written in order: the last are about the newest
+		slices.SortFunc(next, func(a, b place) int { return cmp.Compare(a.id, b.id) }) // pages are written in order: the last are about the newest
 		level = next
 	}
 	return true, nil
@@ -187,7 +229,7 @@ func (t *tree) check() (whole bool, err error) {
 // each calls f for what can be read below a page, in order; buckets are given by their
 // value. Damaged pages are passed over and counted.
 func (t *tree) each(id uint64, f func(k, v []byte) error) (damaged int, err error) {
-	branch, es, err := t.page(id)
+	branch, es, _, err := t.page(id)
 	if err != nil {
 		return 1, nil
 	}

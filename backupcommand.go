@@ -1,0 +1,277 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"ampcio/config"
+	"ampcio/queue"
+	"ampcio/users"
+)
+
+func init() { verbs["backup"] = backupVerb }
+
+func backupCommand() *cli.Command {
+	return &cli.Command{
+		Name: "backup", Usage: "copy everything that is stored into one file, while the daemon runs or not",
+		UsageText: "ampcio backup FILE|- [--force]",
+		Description: "FILE is a tar; - is stdout. Events are taken and delivered meanwhile. It holds what was accepted before it began;\n" +
+			"after a restore, deliveries of the time around it may repeat, under the same ids. The configuration is not in it.\n\n" +
+			"Examples: ampcio backup /backup/ampcio.tar\n" +
+			"          ampcio backup - | zstd | ssh elsewhere 'cat > ampcio.tar.zst'",
+		Flags: []cli.Flag{configFlag, &cli.BoolFlag{Name: "force", Usage: "replace a FILE that is there"}},
+		Action: func(c *cli.Context) error {
+			if c.Args().Len() != 1 {
+				return exit(exitUsage, errors.New("backup takes one argument: the file to write, or - for stdout"))
+			}
+			cfg, err := readConfig(c, false)
+			if err != nil {
+				return err
+			}
+			ctx := c.Context
+			if name := c.Args().First(); name != "-" {
+				return backupToFile(ctx, cfg, name, c.Bool("force"), c.App.Writer)
+			}
+			if f, ok := c.App.Writer.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+				return exit(exitUsage, errors.New("a backup is no text for a terminal: name a file, or send it somewhere"))
+			}
+			_, err = makeBackup(ctx, cfg, c.App.Writer)
+			return err
+		},
+	}
+}
+
+// backupToFile writes a backup under another name and, once all of it is on the disk,
+// gives it its own: a file of that name is a whole backup.
+func backupToFile(ctx context.Context, cfg *config.Config, name string, force bool, say io.Writer) error {
+	if _, err := os.Lstat(name); err == nil && !force {
+		return exit(exitCantCreate, fmt.Errorf("%s is there already: give another name, or --force to replace it", name))
+	}
+	partial := name + ".partial"
+	f, err := os.OpenFile(partial, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return exit(exitCantCreate, err)
+	}
+	m, err := makeBackup(ctx, cfg, f)
+	err = errors.Join(err, exit(exitIO, errors.Join(f.Sync(), f.Close())))
+	if err == nil {
+		err = exit(exitIO, renameSynced(partial, name))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(partial))
+	}
+	size := int64(0)
+	for _, file := range m.Files {
+		size += file.Bytes
+	}
+	fmt.Fprintf(say, "%s: %s in %d files, up to record %s.\n", name, humanize.IBytes(uint64(size)), len(m.Files), humanize.Comma(int64(m.Tail)))
+	for _, y := range m.Syncs {
+		fmt.Fprintf(say, "  %s: %s pending\n", y.Name, humanize.Comma(int64(y.Pending)))
+	}
+	return nil
+}
+
+func renameSynced(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(to))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// backupPart is a line of the answer of the verb backup: bytes of the backup, or, at the
+// end, its manifest.
+type backupPart struct {
+	Bytes    []byte          `json:"bytes,omitempty"`
+	Manifest *queue.Manifest `json:"manifest,omitempty"`
+}
+
+// makeBackup has the daemon make a backup, or makes it of the files when none runs.
+func makeBackup(ctx context.Context, cfg *config.Config, w io.Writer) (m queue.Manifest, err error) {
+	whole := false
+	err = askDaemon(ctx, socketPath(cfg), "backup", []byte("{}"), func(line []byte) error {
+		var part backupPart
+		if err := json.Unmarshal(line, &part); err != nil {
+			return err
+		}
+		if part.Manifest != nil {
+			m, whole = *part.Manifest, true
+		}
+		_, err := w.Write(part.Bytes)
+		return exit(exitIO, err)
+	})
+	switch {
+	case err == nil && !whole:
+		return m, exit(exitUnavailable, errors.New("the daemon has not finished the backup"))
+	case !notRunning(err):
+		return m, err
+	}
+	dir := cfg.Storage.Dir
+	if _, err := os.Stat(dir); err != nil {
+		return m, filesError(cfg, err)
+	}
+	m, err = queue.BackupFiles(ctx, dir, w, queue.BackupOptions{Version: version().version, Now: time.Now, Others: func(b *queue.BackupWriter) error {
+		return errors.Join(users.BackupFiles(b), addSmallFiles(b))
+	}})
+	if err != nil {
+		return m, filesError(cfg, err)
+	}
+	return m, nil
+}
+
+// addSmallFiles adds what main keeps in the storage folder, where it is there.
+func addSmallFiles(b *queue.BackupWriter) error {
+	return errors.Join(b.AddFile(hashKeyFile), b.AddFile(doorBook))
+}
+
+// backupBuffer is how many bytes of a backup go into one line.
+const backupBuffer = 256 << 10
+
+func backupVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer) error {
+	if err := readInput(in, &struct{}{}); err != nil {
+		return err
+	}
+	d, ok := h.(*daemon)
+	if !ok {
+		return exit(exitUsage, errors.New("the files of a stopped ampcio are backed up without it"))
+	}
+	lines := &backupLines{out: out}
+	m, err := d.records.Backup(ctx, lines, queue.BackupOptions{
+		Version: version().version, Now: time.Now,
+		Consumers: func(copy func([]*queue.Consumer) error) error {
+			return d.operate(func() error {
+				var all []*queue.Consumer
+				for _, name := range d.names() {
+					all = append(all, d.consumer(name))
+				}
+				return copy(all)
+			})
+		},
+		Others: func(b *queue.BackupWriter) error {
+			return errors.Join(d.users.Backup(b), addSmallFiles(b))
+		},
+	})
+	if err == nil {
+		err = lines.flush()
+	}
+	if full, is := errors.AsType[*queue.FullError](err); is {
+		return exit(exitUnavailable, errors.New(full.Reason))
+	}
+	if err != nil {
+		return exit(exitIO, err)
+	}
+	return tell(out, backupPart{Manifest: &m})
+}
+
+// backupLines makes lines of what is written to it.
+type backupLines struct {
+	out io.Writer
+	buf []byte
+}
+
+func (l *backupLines) Write(b []byte) (int, error) {
+	for rest := b; len(rest) > 0; {
+		n := min(len(rest), backupBuffer-len(l.buf))
+		l.buf, rest = append(l.buf, rest[:n]...), rest[n:]
+		if len(l.buf) == backupBuffer {
+			if err := l.flush(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return len(b), nil
+}
+
+func (l *backupLines) flush() error {
+	if len(l.buf) == 0 {
+		return nil
+	}
+	err := tell(l.out, backupPart{Bytes: l.buf})
+	l.buf = l.buf[:0]
+	return err
+}
+
+func restoreCommand() *cli.Command {
+	return &cli.Command{
+		Name: "restore", Usage: "make the storage folder of a backup, where there is none",
+		UsageText: "ampcio restore FILE|-",
+		Description: "Writes into storage.dir of the configuration, which must be empty or not there yet. A backup that is not whole changes\n" +
+			"nothing. Stop ampcio before; start it afterwards, and it delivers what was pending.\n\n" +
+			"Examples: ampcio restore /backup/ampcio.tar\n" +
+			"          zstd -dc ampcio.tar.zst | ampcio restore -",
+		Flags: []cli.Flag{configFlag},
+		Action: func(c *cli.Context) error {
+			if c.Args().Len() != 1 {
+				return exit(exitUsage, errors.New("restore takes one argument: the backup, or - for stdin"))
+			}
+			cfg, err := readConfig(c, false)
+			if err != nil {
+				return err
+			}
+			from := io.Reader(os.Stdin)
+			if name := c.Args().First(); name != "-" {
+				f, err := os.Open(name)
+				if err != nil {
+					return exit(exitUsage, err)
+				}
+				defer f.Close()
+				from = f
+			}
+			return restore(c.Context, cfg, from, c.App.Writer)
+		},
+	}
+}
+
+func restore(ctx context.Context, cfg *config.Config, from io.Reader, say io.Writer) error {
+	dir := cfg.Storage.Dir
+	m, err := queue.Restore(ctx, from, dir, func(folder string) error { return users.Check(filepath.Join(folder, "users.db")) })
+	switch {
+	case err == nil:
+	case errors.Is(err, queue.ErrNotEmpty):
+		return exit(exitCantCreate, fmt.Errorf("storage.dir %s is not empty, and nothing in it was changed: stop ampcio, move the folder away (mv %s %s.old), and restore again", dir, dir, dir))
+	case errors.Is(err, queue.ErrBadBackup):
+		return exit(exitData, fmt.Errorf("%w; nothing was written", err))
+	case errors.Is(err, queue.ErrNewerFormat):
+		return exit(exitData, fmt.Errorf("%w: install that version, or a later one; nothing was written", err))
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist):
+		return exit(exitCantCreate, fmt.Errorf("%w: restore as root, or as a user that may create %s", err, dir))
+	default:
+		return exit(exitIO, err)
+	}
+	fmt.Fprintf(say, "%s is as it was on %s, up to record %s.\n", dir, m.Time.Format("2006-01-02 15:04:05 UTC"), humanize.Comma(int64(m.Tail)))
+	for _, y := range m.Syncs {
+		fmt.Fprintf(say, "  %s: %s pending\n", y.Name, humanize.Comma(int64(y.Pending)))
+	}
+	fmt.Fprintf(say, "What was delivered after that is delivered again when ampcio starts, under the same ids: Customer.io ignores the events that it has.\n")
+	if note := ownerNote(dir); note != "" {
+		fmt.Fprintln(say, note)
+	}
+	return nil
+}
+
+// ownerNote says what to do when the folder belongs to root, as which no service runs.
+func ownerNote(dir string) string {
+	st, err := os.Stat(dir)
+	if err != nil || os.Geteuid() != 0 {
+		return ""
+	}
+	if owner, ok := st.Sys().(*syscall.Stat_t); !ok || owner.Uid != 0 {
+		return ""
+	}
+	return fmt.Sprintf("It belongs to root. Give it to the user that runs ampcio before you start it: chown -R ampcio:ampcio %s", dir)
+}

@@ -1,0 +1,152 @@
+package queue
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// What bbolt writes passes the look at its tree, whatever was put and deleted: a file
+// that did not would be set aside though it is whole.
+func TestTheTreeOfASoundFileIsSound(t *testing.T) {
+	path := filepath.Join(quickDir(t), "sound.db")
+	o := DBOptions{Format: 1, Buckets: []string{"a", "b"}}
+	random := rand.New(rand.NewPCG(1, 9))
+	key := func(n int) []byte {
+		k := binary.BigEndian.AppendUint64(nil, uint64(n*2654435761)%1e9)
+		return append(k, make([]byte, n%40)...)
+	}
+	most, deepest := int64(0), 0
+	for round := range 60 {
+		db, err := OpenDB(path, o) // which looks, too
+		must(t, err)
+		for range 5 {
+			must(t, db.Update(func(tx *bolt.Tx) error {
+				b := tx.Bucket([]byte{"ab"[random.IntN(2)]})
+				if random.IntN(4) == 0 {
+					var err error
+					if b, err = b.CreateBucketIfNotExists(fmt.Appendf(nil, "nested %d", random.IntN(5))); err != nil {
+						return err
+					}
+				}
+				from, n := random.IntN(3000), random.IntN(400)
+				for i := range n {
+					k := key(from + i)
+					if random.IntN(3) == 0 || round%7 == 6 { // now and then most of it goes
+						if err := b.Delete(k); err != nil {
+							return err
+						}
+						continue
+					}
+					size := random.IntN(60)
+					if random.IntN(50) == 0 {
+						size = random.IntN(20_000)
+					}
+					if err := b.Put(k, make([]byte, size)); err != nil {
+						return err
+					}
+				}
+				return nil
+			}))
+			f, err := os.Open(path)
+			must(t, err)
+			m, err := newestMeta(f)
+			must(t, err)
+			most = max(most, m.pages)
+			if err := checkTree(f, m, true); err != nil {
+				t.Fatalf("round %d: %v", round, err)
+			}
+			must(t, f.Close())
+			must(t, db.View(func(tx *bolt.Tx) error {
+				deepest = max(deepest, tx.Bucket([]byte("a")).Stats().Depth)
+				return nil
+			}))
+		}
+		must(t, db.Close())
+	}
+	if most < 100 || deepest < 3 {
+		t.Errorf("%d pages, %d levels: that shows little", most, deepest)
+	}
+}
+
+// What bbolt would not survive for long is seen at the open.
+func TestATreeThatIsNotSound(t *testing.T) {
+	from := filepath.Join(quickDir(t), "sound.db")
+	o := DBOptions{Format: 1, Buckets: []string{"a"}}
+	db, err := OpenDB(from, o)
+	must(t, err)
+	for round := range 4 {
+		must(t, db.Update(func(tx *bolt.Tx) error {
+			for n := range 600 {
+				if round == 3 && n%2 == 0 {
+					tx.Bucket([]byte("a")).Delete(seqKey(uint64(n)))
+				} else if err := tx.Bucket([]byte("a")).Put(seqKey(uint64(n)), make([]byte, 50)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+	}
+	must(t, db.Close())
+	f, err := os.Open(from)
+	must(t, err)
+	defer f.Close()
+	m, err := newestMeta(f)
+	must(t, err)
+	tree := newTree(f, m)
+	_, es, _, err := tree.page(m.root)
+	must(t, err)
+	var root uint64
+	for _, e := range es {
+		k, v, err := tree.read(m.root, e)
+		must(t, err)
+		if string(k) == "a" {
+			root, _, _ = bucket(v)
+		}
+	}
+	branch, below, _, err := tree.page(root)
+	must(t, err)
+	if !branch || len(below) < 3 {
+		t.Fatalf("branch %t, %d elements", branch, len(below))
+	}
+	leaf := below[1].child
+	_, entries, _, err := tree.page(leaf)
+	must(t, err)
+	free, err := tree.freelist()
+	must(t, err)
+	if len(free) < 3 {
+		t.Fatalf("%d free pages", len(free))
+	}
+	page := func(id uint64) int { return int(id) * int(m.pageSize) }
+	for _, tt := range []struct {
+		name string
+		harm func(b []byte)
+	}{
+		{"the first key of a leaf", func(b []byte) { b[page(leaf)+int(entries[0].at)+6] ^= 1 }},
+		{"a key in the middle of a leaf", func(b []byte) { b[page(leaf)+int(entries[3].at)] ^= 0x40 }},
+		{"the key by which a leaf is known", func(b []byte) { b[page(root)+int(below[1].at)+7] ^= 1 }},
+		{"a free page that is named twice", func(b []byte) {
+			at := page(m.freelist) + boltPageHeader
+			binary.NativeEndian.PutUint64(b[at+8:], free[0])
+		}},
+		{"a free list that names itself", func(b []byte) {
+			at := page(m.freelist) + boltPageHeader
+			binary.NativeEndian.PutUint64(b[at:], m.freelist)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			to := filepath.Join(t.TempDir(), "harmed.db")
+			must(t, copySparse(from, to))
+			edit(t, to, func(b []byte) []byte { tt.harm(b); return b })
+			if db, err := OpenDB(to, o); err == nil {
+				db.Close()
+				t.Error("it was opened")
+			}
+		})
+	}
+}
