@@ -76,12 +76,6 @@ func rewind(ctx context.Context, h house, asked rewinding, out io.Writer) error 
 	case err != nil:
 		return exit(exitIO, err)
 	}
-	if done == (queue.Rewound{}) {
-		if kept, err := h.recordLog().Kept(); err == nil && kept == 0 {
-			return exit(exitData, fmt.Errorf("there is nothing to take again: the log has no events any more (storage.keep = %q, within keep_bytes = %q)",
-				h.config().Storage.Keep, h.config().Storage.KeepBytes))
-		}
-	}
 	if asked.DryRun {
 		if err := r.judge(ctx, c, standardOf(h.config(), asked.Sync, rules)); err != nil {
 			return err
@@ -96,12 +90,12 @@ func rewind(ctx context.Context, h house, asked rewinding, out io.Writer) error 
 }
 
 func notKept(h house, from int64) error {
-	kept := "no longer"
-	if from != 0 {
-		kept = "since " + time.UnixMilli(from).UTC().Format("2006-01-02 15:04:05 UTC") + " only"
+	keep := fmt.Sprintf("(storage.keep = %q, within keep_bytes = %q)", h.config().Storage.Keep, h.config().Storage.KeepBytes)
+	if from == 0 {
+		return fmt.Errorf("there is nothing to take again: the log has no events any more %s", keep)
 	}
-	return fmt.Errorf("events of that time are kept %s (storage.keep = %q, within keep_bytes = %q). To take what there is: --partly",
-		kept, h.config().Storage.Keep, h.config().Storage.KeepBytes)
+	return fmt.Errorf("events of that time are kept since %s only %s. To take what there is: --partly",
+		time.UnixMilli(from).UTC().Format("2006-01-02 15:04:05 UTC"), keep)
 }
 
 // judge counts what the rules make of what would be taken again. Whether a user's
