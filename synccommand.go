@@ -333,37 +333,39 @@ func syncRename(c *cli.Context) error {
 }
 
 func syncRemove(c *cli.Context) error {
-	cfg, args, err := named(c, "NAME")
-	if err != nil {
-		return err
-	}
-	o := &operator{cfg: cfg}
-	in := oneSync{Sync: args[0], DryRun: true}
-	if c.Bool("dry-run") || !c.Bool("yes") {
-		s, err := doOne[syncState](c.Context, o, "sync-remove", in)
-		if err != nil {
-			return err
-		}
-		gone := fmt.Sprintf("%s would be given up for good: %s pending and %s", s.Sync, many(s.Pending), letters(s.DeadLetters))
-		if c.Bool("dry-run") {
-			return shown(c, s, func(w io.Writer) { fmt.Fprintln(w, gone) })
-		}
-		fmt.Fprintln(c.App.ErrWriter, gone)
-		if err := confirm(c, fmt.Sprintf("Remove %s?", s.Sync)); err != nil {
-			return err
-		}
-	}
-	in.DryRun = false
-	s, err := doOne[syncState](c.Context, o, "sync-remove", in)
-	if err != nil {
-		return err
-	}
-	return shown(c, s, func(w io.Writer) {
-		fmt.Fprintf(w, "%s is removed; given up: %s pending and %s\n", s.Sync, many(s.Pending), letters(s.DeadLetters))
+	return askedFirst(c, "sync-remove", question[syncState]{
+		would: func(s syncState) string {
+			return fmt.Sprintf("%s would be given up for good: %s pending and %s", s.Sync, many(s.Pending), letters(s.DeadLetters))
+		},
+		ask: func(s syncState) string { return fmt.Sprintf("Remove %s?", s.Sync) },
+		did: func(_ *operator, s syncState) string {
+			return fmt.Sprintf("%s is removed; given up: %s pending and %s", s.Sync, many(s.Pending), letters(s.DeadLetters))
+		},
 	})
 }
 
 func syncAdopt(c *cli.Context) error {
+	return askedFirst(c, "sync-adopt", question[adoption]{
+		would: func(a adoption) string {
+			return fmt.Sprintf("%s has delivered to workspace %d, and its keys are now those of workspace %d: %s pending would go there",
+				a.Sync, a.From, a.To, many(a.Pending))
+		},
+		ask: func(a adoption) string { return fmt.Sprintf("Deliver to workspace %d from now on?", a.To) },
+		did: func(o *operator, a adoption) string {
+			return fmt.Sprintf("%s delivers to workspace %d now; %s pending%s", a.Sync, a.To, many(a.Pending), o.goesOn(a.Sync, a.Status))
+		},
+	})
+}
+
+// question is what a person is told of a verb, from what it answers.
+type question[T any] struct {
+	would, ask func(T) string
+	did        func(*operator, T) string
+}
+
+// askedFirst does what cannot be taken back to one sync: it says what would happen, and
+// goes on when that is meant.
+func askedFirst[T any](c *cli.Context, verb string, q question[T]) error {
 	cfg, args, err := named(c, "NAME")
 	if err != nil {
 		return err
@@ -371,27 +373,24 @@ func syncAdopt(c *cli.Context) error {
 	o := &operator{cfg: cfg}
 	in := oneSync{Sync: args[0], DryRun: true}
 	if c.Bool("dry-run") || !c.Bool("yes") {
-		a, err := doOne[adoption](c.Context, o, "sync-adopt", in)
+		t, err := doOne[T](c.Context, o, verb, in)
 		if err != nil {
 			return err
 		}
-		would := fmt.Sprintf("%s has delivered to workspace %d, and its keys are now those of workspace %d: %s pending would go there", a.Sync, a.From, a.To, many(a.Pending))
 		if c.Bool("dry-run") {
-			return shown(c, a, func(w io.Writer) { fmt.Fprintln(w, would) })
+			return shown(c, t, func(w io.Writer) { fmt.Fprintln(w, q.would(t)) })
 		}
-		fmt.Fprintln(c.App.ErrWriter, would)
-		if err := confirm(c, fmt.Sprintf("Deliver to workspace %d from now on?", a.To)); err != nil {
+		fmt.Fprintln(c.App.ErrWriter, q.would(t))
+		if err := confirm(c, q.ask(t)); err != nil {
 			return err
 		}
 	}
 	in.DryRun = false
-	a, err := doOne[adoption](c.Context, o, "sync-adopt", in)
+	t, err := doOne[T](c.Context, o, verb, in)
 	if err != nil {
 		return err
 	}
-	return shown(c, a, func(w io.Writer) {
-		fmt.Fprintf(w, "%s delivers to workspace %d now; %s pending%s\n", a.Sync, a.To, many(a.Pending), o.goesOn(a.Sync, a.Status))
-	})
+	return shown(c, t, func(w io.Writer) { fmt.Fprintln(w, q.did(o, t)) })
 }
 
 func many(n uint64) string { return humanize.Comma(int64(n)) }

@@ -133,13 +133,21 @@ func setPause(h house, in json.RawMessage, out io.Writer, pause bool) error {
 	})
 }
 
-func retryVerb(_ context.Context, h house, in json.RawMessage, out io.Writer) error {
-	var asked oneSync
+// readSync reads which sync was asked for; it has a ledger.
+func readSync(h house, in json.RawMessage) (asked oneSync, err error) {
 	if err := readInput(in, &asked); err != nil {
-		return err
+		return asked, err
 	}
 	if !slices.Contains(h.names(), asked.Sync) {
-		return unknownSync(h, asked.Sync)
+		return asked, unknownSync(h, asked.Sync)
+	}
+	return asked, nil
+}
+
+func retryVerb(_ context.Context, h house, in json.RawMessage, out io.Writer) error {
+	asked, err := readSync(h, in)
+	if err != nil {
+		return err
 	}
 	if !h.running() {
 		return exit(exitUnavailable, errors.New("ampcio is stopped: the next start tries at once (systemctl start ampcio)"))
@@ -161,12 +169,9 @@ func retryVerb(_ context.Context, h house, in json.RawMessage, out io.Writer) er
 }
 
 func adoptVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer) error {
-	var asked oneSync
-	if err := readInput(in, &asked); err != nil {
+	asked, err := readSync(h, in)
+	if err != nil {
 		return err
-	}
-	if !slices.Contains(h.names(), asked.Sync) {
-		return unknownSync(h, asked.Sync)
 	}
 	if !h.running() {
 		return exit(exitUnavailable, errors.New("ampcio is stopped, and only a running one asks Customer.io which workspace it is: start it first (systemctl start ampcio)"))

@@ -73,20 +73,10 @@ func tailOf(f *logFile) (end *logEnd, last *Chunk, err error) {
 	}
 	defer f.release()
 	err = Guard(func() error {
-		return db.View(func(tx *bolt.Tx) error {
-			stored := tx.Bucket(bucketMeta).Get(keyEnd)
-			if stored == nil {
-				return nil // a crash has interrupted its birth
-			}
-			v, err := unseal(keyEnd, stored)
-			if err != nil {
+		return db.View(func(tx *bolt.Tx) (err error) {
+			if end, err = storedEnd(tx); err != nil || end == nil {
 				return err
 			}
-			e, err := readLogEnd(v)
-			if err != nil {
-				return err
-			}
-			end = &e
 			name, _ := tx.Bucket(bucketLog).Cursor().Last()
 			if name == nil {
 				return nil

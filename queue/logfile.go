@@ -198,6 +198,21 @@ func (l *Log) retract(f *logFile) error {
 	return os.Remove(f.path)
 }
 
+// storedEnd reads the end of the log as a file knows it; nil when it does not, since a
+// crash has interrupted its birth.
+func storedEnd(tx *bolt.Tx) (*logEnd, error) {
+	stored := tx.Bucket(bucketMeta).Get(keyEnd)
+	if stored == nil {
+		return nil, nil
+	}
+	v, err := unseal(keyEnd, stored)
+	if err != nil {
+		return nil, err
+	}
+	e, err := readLogEnd(v)
+	return &e, err
+}
+
 // lastKnown gives the end of the log as the file knows it; nil when it does not.
 func (f *logFile) lastKnown() (e *logEnd, err error) {
 	db, ok, err := f.acquire()
@@ -206,17 +221,8 @@ func (f *logFile) lastKnown() (e *logEnd, err error) {
 	}
 	defer f.release()
 	err = Guard(func() error {
-		return db.View(func(tx *bolt.Tx) error {
-			stored := tx.Bucket(bucketMeta).Get(keyEnd)
-			if stored == nil {
-				return nil // a crash has interrupted its birth
-			}
-			v, err := unseal(keyEnd, stored)
-			if err != nil {
-				return err
-			}
-			found, err := readLogEnd(v)
-			e = &found
+		return db.View(func(tx *bolt.Tx) (err error) {
+			e, err = storedEnd(tx)
 			return err
 		})
 	})
