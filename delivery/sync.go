@@ -1,13 +1,14 @@
 // Package delivery brings the records of a sync's queue to Customer.io, in order
 // for each person, and enters in the sync's ledger what became of each: nothing
-// counts as delivered, or as refused, but what Customer.io itself has answered.
+// counts as delivered, or as refused, but what Customer.io itself has answered; and as
+// refused what is known beforehand, too large or too late.
 //
 // One batch: a worker claims lanes until a request is full (batch.go), sends it
 // (send.go, client.go), reads the answer operation by operation (verdict.go) and
 // settles each claim (settle.go). Dead letters that are tried again are mapped anew
 // (replay.go). pace.go and backoff.go say when the next request may leave.
 //
-// Three things can be wrong, and each keeps up only those whom it concerns. Keys,
+// Three things can be wrong, and each holds up only those whom it concerns. Keys,
 // region, endpoint (account.go) or workspace (workspace.go): the door (door.go) is shut
 // until a person has mended it. The destination itself: the gate (gate.go) is closed,
 // and one user at a time is tried. What one user sends: it is found among the others,
