@@ -792,3 +792,82 @@ func TestAuditAfterKills(t *testing.T) {
 		}
 	}
 }
+
+// A look at the ledger that lasts, as an audit's, holds up no checkpoint, however much
+// the ledger grows meanwhile, and no look that comes later.
+func TestALookHoldsUpNoCheckpoint(t *testing.T) {
+	h, cs := mustOpen(t, options(t.TempDir()), "p")
+	c := cs["p"]
+	looking, enough := make(chan struct{}), make(chan struct{})
+	looked := make(chan error, 1)
+	go func() {
+		looked <- c.view(func(*bolt.Tx) error { close(looking); <-enough; return nil })
+	}()
+	<-looking
+	grown := make(chan error, 1)
+	go func() {
+		for i := range 20 {
+			c.mu.Lock()
+			c.sentNew[fmt.Sprintf("id:%d", i)] = make([]byte, 5<<20)
+			c.touch()
+			c.mu.Unlock()
+			if err := c.Flush(); err != nil {
+				grown <- err
+				return
+			}
+		}
+		_, err := c.sent("id:0")
+		grown <- err
+	}()
+	select {
+	case err := <-grown:
+		must(t, err)
+	case <-time.After(60 * time.Second):
+		t.Error("a checkpoint waits for the look")
+	}
+	close(enough)
+	must(t, <-looked)
+	if st := mustStats(t, c); st.LedgerBytes < 90<<20 {
+		t.Errorf("the ledger has only %d bytes: that shows nothing", st.LedgerBytes)
+	}
+	h.close(cs)
+}
+
+// A ledger is not written anew while an audit reads it, and is afterwards.
+func TestAnAuditAndACompaction(t *testing.T) {
+	dir := t.TempDir()
+	l, err := Open(options(dir))
+	must(t, err)
+	c, err := OpenConsumer(l, consumerOptions("p"))
+	must(t, err)
+	for i, size := range []int{40 << 20, 1, 1, 1} {
+		c.mu.Lock()
+		c.sentNew["id:1"] = make([]byte, size)
+		c.sentNew[fmt.Sprintf("id:%d", 2+i)] = []byte("small") // bbolt gives pages free one transaction later
+		c.touch()
+		c.mu.Unlock()
+		must(t, c.Flush())
+	}
+	size := func() int64 {
+		b, err := diskBytes(ledgerPath(dir, "p"))
+		must(t, err)
+		return b
+	}
+	must(t, c.view(func(*bolt.Tx) error {
+		c.looking.RLock() // as an audit does
+		defer c.looking.RUnlock()
+		return c.compact()
+	}))
+	if size() < 20<<20 {
+		t.Error("it was written anew under the audit")
+	}
+	must(t, c.compact())
+	if n := size(); n > 1<<20 {
+		t.Errorf("it has %d bytes still", n)
+	}
+	a, err := c.Audit(t.Context())
+	must(t, err)
+	mustBalance(t, a)
+	must(t, c.Close())
+	must(t, l.Close())
+}
