@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -137,7 +139,7 @@ func TestAuditOfAnUntouchedStorage(t *testing.T) {
 		a.DeadLetters != b.Dead || a.InLog == 0 || a.Aside == 0 || a.InLog+a.Aside != b.Pending || len(a.Notes) != 0 {
 		t.Errorf("%+v", a)
 	}
-	if after := readFolder(t, dir); !bytes.Equal(before, after) {
+	if after := readFolder(t, dir); !maps.Equal(before, after) {
 		t.Error("an audit of files has changed them")
 	}
 	// The same while it runs.
@@ -154,14 +156,15 @@ func TestAuditOfAnUntouchedStorage(t *testing.T) {
 	h.close(cs)
 }
 
-// readFolder gives all that is in a folder's files.
-func readFolder(t testing.TB, dir string) (all []byte) {
+// readFolder gives a checksum of all that is in a folder's files, by name.
+func readFolder(t testing.TB, dir string) map[string]uint32 {
 	t.Helper()
+	all := map[string]uint32{}
 	must(t, filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
 		if err == nil && e.Type().IsRegular() {
 			var b []byte
 			b, err = os.ReadFile(path)
-			all = append(append(all, path...), b...)
+			all[path] = crc32.Checksum(b, castagnoli)
 		}
 		return err
 	}))
@@ -613,18 +616,10 @@ func TestAuditOfDamageThatWasCounted(t *testing.T) {
 	mustBalance(t, audited(t, dir))
 }
 
-// While all goes on at full speed, an operator's verbs among it, an audit never finds
-// what is not there.
-func TestAuditUnderLoad(t *testing.T) {
-	o := small(t.TempDir())
-	o.RotateBytes, o.Keep, o.KeepBytes = 1<<20, time.Hour, 1<<40
-	co := consumerOptions("p")
-	co.WindowBytes = 64 << 10
-	h, cs := mustOpenAs(t, o, co)
-	c := cs["p"]
+// busy appends, delivers, fails and operates, all at full speed, until ctx ends.
+func busy(ctx context.Context, l *Log, c *Consumer, fail func(error)) (work *sync.WaitGroup) {
+	work = &sync.WaitGroup{}
 	c.Flowing(true)
-	ctx, stop := context.WithCancel(t.Context())
-	var work sync.WaitGroup
 	for w := range 2 {
 		work.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
@@ -636,8 +631,8 @@ func TestAuditUnderLoad(t *testing.T) {
 				for i := range 20 {
 					b.items = append(b.items, fmt.Sprintf("%d:%d-%d-%d%s", (n+i)%40, w, n, i, noise(uint64(n), 200)))
 				}
-				if err := h.log.Append(context.Background(), b); err != nil {
-					t.Error(err)
+				if err := l.Append(context.Background(), b); err != nil {
+					fail(err)
 					return
 				}
 			}
@@ -657,7 +652,28 @@ func TestAuditUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	work.Go(func() { operate(ctx, t, c) })
+	work.Go(func() {
+		if err := operate(ctx, c); err != nil {
+			fail(err)
+		}
+	})
+	return work
+}
+
+func busyOptions(dir string) (Options, ConsumerOptions) {
+	o, co := small(dir), consumerOptions("p")
+	o.RotateBytes, o.Keep, o.KeepBytes = 1<<20, time.Hour, 1<<40
+	co.WindowBytes = 64 << 10
+	return o, co
+}
+
+// While all goes on, an operator's verbs among it, an audit never finds what is not there.
+func TestAuditUnderLoad(t *testing.T) {
+	o, co := busyOptions(t.TempDir())
+	h, cs := mustOpenAs(t, o, co)
+	c := cs["p"]
+	ctx, stop := context.WithCancel(t.Context())
+	work := busy(ctx, h.log, c, func(err error) { t.Error(err) })
 	limit := 4 * time.Second
 	if testing.Short() {
 		limit = 2 * time.Second
@@ -688,7 +704,7 @@ func TestAuditUnderLoad(t *testing.T) {
 }
 
 // operate does what operators do, one after the other, until ctx ends.
-func operate(ctx context.Context, t *testing.T, c *Consumer) {
+func operate(ctx context.Context, c *Consumer) (err error) {
 	random := rand.New(rand.NewPCG(9, 9))
 	some := func() (seqs []uint64) {
 		c.DeadLetters(func(d DeadLetter) error {
@@ -700,10 +716,9 @@ func operate(ctx context.Context, t *testing.T, c *Consumer) {
 		return seqs
 	}
 	for ctx.Err() == nil {
-		var err error
 		switch random.IntN(8) {
 		case 0:
-			tail := int64(c.log.Tail())
+			tail := int64(max(c.log.Tail(), 1))
 			_, err = c.Rewind(ctx, 1000*(tail-random.Int64N(min(tail, 3000))), true, false)
 		case 1:
 			_, err = c.ReplayDead(some())
@@ -727,13 +742,10 @@ func operate(ctx context.Context, t *testing.T, c *Consumer) {
 			}
 		}
 		if err != nil && ctx.Err() == nil {
-			t.Error(err)
-			return
+			return err
 		}
 	}
-	if err := c.SetEnabled(true); err != nil {
-		t.Error(err)
-	}
+	return c.SetEnabled(true)
 }
 
 // discardNow is what Run does about once a second.
@@ -761,34 +773,139 @@ func settleSomehow(cl *Claim, random *rand.Rand) {
 	}
 }
 
-// A process that is killed at any moment leaves books that balance.
+func init() {
+	// Is as busy as can be until it is killed.
+	roles["busy"] = func(dir string) {
+		o, co := busyOptions(dir)
+		l, err := Open(o)
+		if err != nil {
+			fmt.Println("open:", err)
+			return
+		}
+		c, err := OpenConsumer(l, co)
+		if err != nil {
+			fmt.Println("open:", err)
+			return
+		}
+		ctx := context.Background()
+		go func() { fmt.Println("log:", l.Run(ctx)) }()
+		go func() { fmt.Println("consumer:", c.Run(ctx)) }()
+		busy(ctx, l, c, func(err error) { fmt.Println("busy:", err) }).Wait()
+	}
+}
+
+// A process that is killed at any moment, an operator's verbs among it, leaves books that
+// balance.
 func TestAuditAfterKills(t *testing.T) {
 	dir := t.TempDir()
-	lives := 6
+	lives := 8
 	if testing.Short() || raceEnabled {
 		lives = 3
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
+	var most Audit
 	for life := range lives {
-		cmd := child(t, "work", dir)
-		cmd.Env = append(cmd.Env, fmt.Sprintf("QUEUE_TEST_SEED=%d", seed+uint64(life)))
-		out, err := cmd.StdoutPipe()
-		must(t, err)
+		cmd := child(t, "busy", dir)
+		var says bytes.Buffer
+		cmd.Stdout = &says
 		must(t, cmd.Start())
-		left := 2000 + random.IntN(200_000) // bytes of what it says
-		for b := make([]byte, 1024); left > 0; {
-			n, err := out.Read(b)
-			must(t, err)
-			left -= n
-		}
+		alive := time.NewTimer(100*time.Millisecond + time.Duration(random.IntN(600))*time.Millisecond)
+		<-alive.C
 		must(t, cmd.Process.Signal(syscall.SIGKILL))
 		cmd.Wait()
-		a := audited(t, dir)
-		mustBalance(t, a)
-		if a.Books.Taken == 0 {
-			t.Fatal("it has done nothing")
+		if says.Len() > 0 {
+			t.Fatalf("life %d: %s", life, &says)
+		}
+		all, err := AuditFiles(t.Context(), dir)
+		must(t, err)
+		for _, a := range all {
+			mustBalance(t, a)
+			most.Aside, most.DeadLetters, most.Books = max(most.Aside, a.Aside), max(most.DeadLetters, a.DeadLetters), a.Books
 		}
 	}
+	t.Logf("up to %d in the side place, %d dead letters; %+v", most.Aside, most.DeadLetters, most.Books)
+	if most.Aside == 0 || most.DeadLetters == 0 || most.Books.Rewound == 0 {
+		t.Error("that shows nothing")
+	}
+}
+
+// A look at the ledger that lasts, as an audit's, holds up no checkpoint, however much
+// the ledger grows meanwhile, and no look that comes later.
+func TestALookHoldsUpNoCheckpoint(t *testing.T) {
+	h, cs := mustOpen(t, options(t.TempDir()), "p")
+	c := cs["p"]
+	looking, enough := make(chan struct{}), make(chan struct{})
+	looked := make(chan error, 1)
+	go func() {
+		looked <- c.view(func(*bolt.Tx) error { close(looking); <-enough; return nil })
+	}()
+	<-looking
+	grown := make(chan error, 1)
+	go func() {
+		for i := range 20 {
+			c.mu.Lock()
+			c.sentNew[fmt.Sprintf("id:%d", i)] = make([]byte, 5<<20)
+			c.touch()
+			c.mu.Unlock()
+			if err := c.Flush(); err != nil {
+				grown <- err
+				return
+			}
+		}
+		_, err := c.sent("id:0")
+		grown <- err
+	}()
+	select {
+	case err := <-grown:
+		must(t, err)
+	case <-time.After(60 * time.Second):
+		t.Error("a checkpoint waits for the look")
+	}
+	close(enough)
+	must(t, <-looked)
+	if st := mustStats(t, c); st.LedgerBytes < 90<<20 {
+		t.Errorf("the ledger has only %d bytes: that shows nothing", st.LedgerBytes)
+	}
+	h.close(cs)
+}
+
+// A ledger is not written anew while an audit reads it, and is afterwards.
+func TestAnAuditAndACompaction(t *testing.T) {
+	dir := t.TempDir()
+	l, err := Open(options(dir))
+	must(t, err)
+	c, err := OpenConsumer(l, consumerOptions("p"))
+	must(t, err)
+	for i, size := range []int{40 << 20, 1, 1, 1} {
+		c.mu.Lock()
+		c.sentNew["id:1"] = make([]byte, size)
+		c.sentNew[fmt.Sprintf("id:%d", 2+i)] = []byte("small") // bbolt gives pages free one transaction later
+		c.touch()
+		c.mu.Unlock()
+		must(t, c.Flush())
+	}
+	size := func() int64 {
+		b, err := diskBytes(ledgerPath(dir, "p"))
+		must(t, err)
+		return b
+	}
+	must(t, c.view(func(*bolt.Tx) error {
+		c.looking.RLock() // as an audit does
+		defer c.looking.RUnlock()
+		return c.compact()
+	}))
+	if size() < 20<<20 {
+		t.Error("it was written anew under the audit")
+	}
+	must(t, c.compact())
+	if n := size(); n > 1<<20 {
+		t.Errorf("it has %d bytes still", n)
+	}
+	a, err := c.Audit(t.Context())
+	must(t, err)
+	mustBalance(t, a)
+	must(t, c.Close())
+	must(t, l.Close())
 }
