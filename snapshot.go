@@ -110,6 +110,10 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 		} else {
 			y.Status = admin.StatusOrphaned
 		}
+		if stats.Project == "" {
+			y.Project, y.Books.Balanced, y.LedgerDamaged = cfg.Sync[stats.Name].Project, false, true
+			snap.Notes = append(snap.Notes, fmt.Sprintf("the ledger of sync %s is damaged: what is pending is unknown until ampcio is started, which sets it aside and goes on", stats.Name))
+		}
 		hold(&y)
 		snap.Syncs = append(snap.Syncs, y)
 	}

@@ -22,7 +22,7 @@ func (y *Sync) advise(s *Snapshot) {
 	if y.NoCheckpoint != "" {
 		do("free space on the disk of %s (df -h %[1]s): it goes on by itself", s.Disk.Dir)
 	}
-	if !y.Books.Balanced {
+	if !y.Books.Balanced && !y.LedgerDamaged {
 		do("see what is wrong with the books: ampcio audit, and tell us what it says")
 	}
 	if y.overfull() {
@@ -67,6 +67,9 @@ func (y *Sync) advise(s *Snapshot) {
 	}
 	if y.Kept.Count > 0 {
 		do("see what was refused: ampcio dead-letters list --sync %s", y.Name)
+	}
+	if y.LedgerDamaged {
+		y.Detail = "its ledger is damaged: what is pending is unknown; a start sets it aside and goes on with what can be read of it"
 	}
 	y.Advice = strings.Join(todo, "; ")
 }

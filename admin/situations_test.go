@@ -176,6 +176,10 @@ func TestSituations(t *testing.T) {
 			y.Waiting = []Waiting{{Reason: "http_503", Users: 2, NextAttempt: ptr(int64(18))}}
 			s.Source, s.Uptime = "files", nil
 		}, "systemctl start ampcio"},
+		{"stopped-damaged", func(s *Snapshot) {
+			s.Syncs[0] = Sync{Name: "production", Project: "app", Status: StatusStopped, LedgerDamaged: true}
+			s.Source, s.Uptime = "files", nil
+		}, "systemctl start ampcio"},
 		{"shared-workspace", func(s *Snapshot) {
 			y := s.Syncs[0]
 			y.Name = "mobile"

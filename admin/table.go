@@ -86,6 +86,10 @@ func (p *printer) overview(syncs []Sync) {
 	t.AppendHeader(table.Row{"SYNC", "STATUS", "PENDING", "RETRY", "HELD", "DEAD", "OLDEST", "IN/s", "OUT/s", "DRAIN"})
 	for _, y := range syncs {
 		d := y.Depth
+		if y.LedgerDamaged {
+			t.AppendRow(table.Row{y.Name, p.status(y.Status), "?", "?", "?", "?", "?", "-", "-", "-"})
+			continue
+		}
 		t.AppendRow(table.Row{y.Name, p.status(y.Status), count(d.Ready + d.InFlight + d.Retry + d.Held), count(d.Retry), count(d.Held),
 			count(d.Dead), age(y.OldestAge), rate(y.RateIn), rate(y.RateOut), age(y.DrainETA)})
 	}
@@ -113,6 +117,10 @@ func (p *printer) status(s string) string {
 func (p *printer) sync(y Sync) {
 	p.line("")
 	p.state(y)
+	if y.LedgerDamaged {
+		p.line("  books      %s", p.paint(text.FgRed, "UNKNOWN"))
+		return
+	}
 	for i, r := range y.Filtered {
 		p.line("%s %s %s: %s%s", heading(i, "not sent"), r.Kind, r.Reason, count(r.Count), p.newest(r))
 	}
@@ -172,7 +180,7 @@ func (p *printer) state(y Sync) {
 	if y.PausedSince != nil && y.Status != StatusPaused {
 		p.line("  paused     for %s; new events are accepted and held", p.ago(*y.PausedSince))
 	}
-	if pending := y.Books.Pending; pending > 0 || y.MaxPending > 0 {
+	if pending := y.Books.Pending; !y.LedgerDamaged && (pending > 0 || y.MaxPending > 0) {
 		line := count(pending) + " records"
 		if y.PendingBytes > 0 {
 			line += ", " + size(y.PendingBytes)
