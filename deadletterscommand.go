@@ -127,8 +127,8 @@ func asked(c *cli.Context) (*operator, deadQuery, error) {
 	if err != nil {
 		return nil, q, err
 	}
-	cfg, err := readConfig(c, false)
-	return &operator{cfg: cfg}, q, err
+	o, err := newOperator(c)
+	return o, q, err
 }
 
 func deadList(c *cli.Context) error {
@@ -319,11 +319,10 @@ func deadChange(verb, done string) cli.ActionFunc {
 		if err != nil {
 			return err
 		}
-		cfg, err := readConfig(c, false)
+		o, err := newOperator(c)
 		if err != nil {
 			return err
 		}
-		o := &operator{cfg: cfg}
 		total := uint64(0)
 		if c.Bool("dry-run") || !c.Bool("yes") {
 			q.DryRun = true

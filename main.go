@@ -218,11 +218,19 @@ var configFlag = &cli.StringFlag{
 	Name: "config", Usage: "the configuration `FILE`", EnvVars: []string{"AMPCIO_CONFIG"}, Value: "/etc/ampcio/config.toml",
 }
 
+// noArguments is of a verb that takes none.
+func noArguments(c *cli.Context) error {
+	if c.Args().Present() {
+		return exit(exitUsage, fmt.Errorf("%s takes no arguments: %q", c.Command.Name, strings.Join(c.Args().Slice(), " ")))
+	}
+	return nil
+}
+
 // loadConfig reads the configuration that the command line names, of a verb that takes
 // no arguments.
 func loadConfig(c *cli.Context, secrets bool) (*config.Config, error) {
-	if c.Args().Present() {
-		return nil, exit(exitUsage, fmt.Errorf("%s takes no arguments: %q", c.Command.Name, strings.Join(c.Args().Slice(), " ")))
+	if err := noArguments(c); err != nil {
+		return nil, err
 	}
 	return readConfig(c, secrets)
 }

@@ -54,6 +54,9 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 		y.DrainETA = drain(y)
 		snap.Syncs = append(snap.Syncs, y)
 	}
+	if earlier := d.earlierDamage(); earlier != "" {
+		snap.Notes = append(snap.Notes, earlier)
+	}
 	if w := d.users.Warning(); w != nil {
 		snap.Notes = append(snap.Notes, w.Error())
 	}
@@ -116,6 +119,9 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 		}
 		hold(&y)
 		snap.Syncs = append(snap.Syncs, y)
+	}
+	if kept := damagedNote(cfg.Storage.Dir, nil); kept != "" {
+		snap.Notes = append(snap.Notes, kept)
 	}
 	door, err := readDoorBook(cfg.Storage.Dir)
 	if err != nil {

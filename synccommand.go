@@ -15,7 +15,6 @@ import (
 	"golang.org/x/term"
 
 	"ampcio/admin"
-	"ampcio/config"
 )
 
 func syncCommand() *cli.Command {
@@ -92,7 +91,7 @@ func syncCommand() *cli.Command {
 
 // named reads the configuration and the names that a verb wants, as many as there are
 // words in want.
-func named(c *cli.Context, want ...string) (*config.Config, []string, error) {
+func named(c *cli.Context, want ...string) (*operator, []string, error) {
 	args := c.Args().Slice()
 	if len(args) != len(want) {
 		text := ""
@@ -101,8 +100,8 @@ func named(c *cli.Context, want ...string) (*config.Config, []string, error) {
 		}
 		return nil, nil, exit(exitUsage, fmt.Errorf("%s wants%s (see %[1]s --help)", c.Command.HelpName, text))
 	}
-	cfg, err := readConfig(c, false)
-	return cfg, args, err
+	o, err := newOperator(c)
+	return o, args, err
 }
 
 // doOne has a verb done that answers with one line.
@@ -128,11 +127,11 @@ func shown(c *cli.Context, answer any, text func(w io.Writer)) error {
 }
 
 func syncStatus(c *cli.Context) error {
-	cfg, err := readConfig(c, false)
+	o, err := newOperator(c)
 	if err != nil {
 		return err
 	}
-	snap, err := takeSnapshot(c.Context, cfg)
+	snap, err := o.takeSnapshot(c.Context)
 	if err != nil {
 		return err
 	}
@@ -167,11 +166,10 @@ func colored(w io.Writer) bool {
 
 func holdAction(verb string) cli.ActionFunc {
 	return func(c *cli.Context) error {
-		cfg, args, err := named(c, "NAME")
+		o, args, err := named(c, "NAME")
 		if err != nil {
 			return err
 		}
-		o := &operator{cfg: cfg}
 		s, err := doOne[syncState](c.Context, o, verb, oneSync{Sync: args[0]})
 		if err != nil {
 			return err
@@ -213,11 +211,11 @@ func (o *operator) goesOn(name, status string) string {
 }
 
 func syncRetry(c *cli.Context) error {
-	cfg, args, err := named(c, "NAME")
+	o, args, err := named(c, "NAME")
 	if err != nil {
 		return err
 	}
-	s, err := doOne[syncState](c.Context, &operator{cfg: cfg}, "sync-retry", oneSync{Sync: args[0]})
+	s, err := doOne[syncState](c.Context, o, "sync-retry", oneSync{Sync: args[0]})
 	if err != nil {
 		return err
 	}
@@ -231,7 +229,7 @@ func syncRetry(c *cli.Context) error {
 }
 
 func syncRewind(c *cli.Context) error {
-	cfg, args, err := named(c, "NAME")
+	o, args, err := named(c, "NAME")
 	if err != nil {
 		return err
 	}
@@ -243,7 +241,6 @@ func syncRewind(c *cli.Context) error {
 		return exit(exitUsage, fmt.Errorf("--since: %w", err))
 	}
 	in := rewinding{Sync: args[0], Since: since.UnixMilli(), Partly: c.Bool("partly"), DryRun: true}
-	o := &operator{cfg: cfg}
 	if c.Bool("dry-run") || !c.Bool("yes") {
 		r, err := doOne[rewound](c.Context, o, "sync-rewind", in)
 		if err != nil {
@@ -304,11 +301,10 @@ func (r *rewound) print(w io.Writer) {
 }
 
 func syncRename(c *cli.Context) error {
-	cfg, args, err := named(c, "OLD", "NEW")
+	o, args, err := named(c, "OLD", "NEW")
 	if err != nil {
 		return err
 	}
-	o := &operator{cfg: cfg}
 	r, err := doOne[renamed](c.Context, o, "sync-rename", renaming{Old: args[0], New: args[1], DryRun: c.Bool("dry-run")})
 	if err != nil {
 		return err
@@ -366,11 +362,10 @@ type question[T any] struct {
 // askedFirst does what cannot be taken back to one sync: it says what would happen, and
 // goes on when that is meant.
 func askedFirst[T any](c *cli.Context, verb string, q question[T]) error {
-	cfg, args, err := named(c, "NAME")
+	o, args, err := named(c, "NAME")
 	if err != nil {
 		return err
 	}
-	o := &operator{cfg: cfg}
 	in := oneSync{Sync: args[0], DryRun: true}
 	if c.Bool("dry-run") || !c.Bool("yes") {
 		t, err := doOne[T](c.Context, o, verb, in)

@@ -378,7 +378,8 @@ func TestVerbsThatCannotReachTheDaemon(t *testing.T) {
 		edit(t, r, fmt.Sprintf("socket = %q", r.socket), fmt.Sprintf("socket = %q", filepath.Join(r.dir, "other.sock")))
 		defer edit(t, r, fmt.Sprintf("socket = %q", filepath.Join(r.dir, "other.sock")), fmt.Sprintf("socket = %q", r.socket))
 		for _, args := range [][]string{{"sync", "pause", "demo"}, {"dead-letters", "list"}, {"dead-letters", "drop", "--all", "--yes"}} {
-			refuses(t, r, exitUnavailable, []string{"ampcio runs, but its admin socket", "other.sock does not answer: is server.socket the same as when it was started?"}, args...)
+			refuses(t, r, exitTemporary, []string{fmt.Sprintf("another process (%d) uses %s/storage: an ampcio that is starting, or another command; try again in a moment.", r.daemon.Process.Pid, r.dir),
+				"is server.socket the same as when it was started? It is " + r.dir + "/other.sock"}, args...)
 		}
 	})
 	t.Run("not in the group", func(t *testing.T) {
