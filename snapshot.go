@@ -199,7 +199,10 @@ func syncOf(st queue.ConsumerStats, cfg *config.Config, now time.Time) admin.Syn
 	}
 	for _, key := range sortedKeys(st.Tallies) {
 		kind, rest, _ := strings.Cut(key, "/")
-		verdict, reason, _ := strings.Cut(rest, "/")
+		verdict, reason, reasoned := strings.Cut(rest, "/")
+		if kind == "user" && !reasoned && verdict != "delivered" {
+			verdict, reason = "filtered", verdict // the tally has the reason alone
+		}
 		c := st.Tallies[key]
 		r := admin.Reason{Kind: kind, Reason: reason, Count: c.N, Newest: timeOf(c.Newest), Example: c.Example}
 		switch verdict {
