@@ -211,7 +211,7 @@ func (e *listEnd) notes(w io.Writer) { notesOn(w, e.Missing, e.Damaged) }
 
 func notesOn(w io.Writer, missing uint64, damaged []string) {
 	if missing > 0 {
-		fmt.Fprintf(w, "%s no dead letters (any more)\n", counted(missing, "id is", "ids are"))
+		fmt.Fprintf(w, "%s (any more)\n", counted(missing, "id is no dead letter", "ids are no dead letters"))
 	}
 	for _, d := range damaged {
 		fmt.Fprintf(w, "damaged, and passed over: %s\n", d)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -98,7 +99,7 @@ func named(c *cli.Context, want ...string) (*operator, []string, error) {
 		for _, w := range want {
 			text += " " + w
 		}
-		return nil, nil, exit(exitUsage, fmt.Errorf("%s wants%s (see %[1]s --help)", c.Command.HelpName, text))
+		return nil, nil, exit(exitUsage, fmt.Errorf("%s wants%s (see ampcio %[1]s --help)", strings.TrimPrefix(c.Command.HelpName, "ampcio "), text))
 	}
 	o, err := newOperator(c)
 	return o, args, err
@@ -180,7 +181,11 @@ func holdAction(verb string) cli.ActionFunc {
 				already = " already"
 			}
 			if verb == "sync-pause" {
-				fmt.Fprintf(w, "%s is paused%s; new events are accepted and held; %s pending. Resume: ampcio sync resume %[1]s\n", s.Sync, already, many(s.Pending))
+				held := "new events are accepted and held"
+				if !s.Takes {
+					held = "new events are not taken, since it is disabled or not in the configuration"
+				}
+				fmt.Fprintf(w, "%s is paused%s; %s; %s pending. Resume: ampcio sync resume %[1]s\n", s.Sync, already, held, many(s.Pending))
 				if s.Status == admin.StatusBlocked {
 					fmt.Fprintf(w, "it is blocked, too (%s): see ampcio sync status %s\n", s.Reason, s.Sync)
 				}
@@ -233,7 +238,7 @@ func syncRewind(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if !c.IsSet("since") {
+	if c.String("since") == "" {
 		return exit(exitUsage, errors.New("rewind wants --since TIME: how long ago (24h), a date (2026-11-20) or 2026-11-20T10:12:03Z"))
 	}
 	since, err := moment(c.String("since"), time.Now())
@@ -251,7 +256,7 @@ func syncRewind(c *cli.Context) error {
 		}
 		r.print(c.App.ErrWriter)
 		if r.Records == 0 {
-			return exit(exitFailed, errors.New("nothing was changed: there is nothing to take again"))
+			return errNothingToRewind
 		}
 		fmt.Fprintln(c.App.ErrWriter, "Customer.io ignores the events whose ids it has seen, and takes the others.")
 		if r.Young > 0 {
@@ -266,6 +271,9 @@ func syncRewind(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if r.Records == 0 {
+		return errNothingToRewind
+	}
 	return shown(c, r, func(w io.Writer) {
 		fmt.Fprintf(w, "%s is rewound: %s are taken again", r.Sync, records(r.Records))
 		if r.DeadLetters > 0 {
@@ -274,6 +282,8 @@ func syncRewind(c *cli.Context) error {
 		fmt.Fprintf(w, "%s\n", o.goesOn(r.Sync, r.Status))
 	})
 }
+
+var errNothingToRewind = exit(exitData, errors.New("nothing was changed: there is nothing to take again"))
 
 // print tells what a rewind would do.
 func (r *rewound) print(w io.Writer) {
