@@ -198,6 +198,9 @@ func TestDeadLettersReplay(t *testing.T) {
 			if got := listed(t, r); !slices.Equal(got, all) {
 				t.Errorf("%v are left", got)
 			}
+			for _, args := range [][]string{{"replay", "--yes"}, {"replay", "--dry-run"}, {"drop", "--yes"}} {
+				refuses(t, r, exitData, []string{"ampcio: nothing was changed: 1 id is no dead letter (any more)\n"}, "dead-letters", args[0], "demo/999999", args[1])
+			}
 			// Still refused: they die again.
 			said := did(t, r, "dead-letters", "replay", all[1], "demo/999999", "--yes")
 			contains(t, said, "1 dead letter replayed\n  demo invalid: 1\n", "1 id is no dead letter (any more)")

@@ -211,11 +211,23 @@ func (e *listEnd) notes(w io.Writer) { notesOn(w, e.Missing, e.Damaged) }
 
 func notesOn(w io.Writer, missing uint64, damaged []string) {
 	if missing > 0 {
-		fmt.Fprintf(w, "%s (any more)\n", counted(missing, "id is no dead letter", "ids are no dead letters"))
+		fmt.Fprintln(w, noDeadLetters(missing))
 	}
 	for _, d := range damaged {
 		fmt.Fprintf(w, "damaged, and passed over: %s\n", d)
 	}
+}
+
+func noDeadLetters(ids uint64) string {
+	return counted(ids, "id is no dead letter", "ids are no dead letters") + " (any more)"
+}
+
+// onlyMissing is the error of ids of which not one is a dead letter.
+func (s *deadSum) onlyMissing() error {
+	if s.Done > 0 || s.Missing == 0 || len(s.Damaged) > 0 {
+		return nil
+	}
+	return exit(exitData, fmt.Errorf("nothing was changed: %s", noDeadLetters(s.Missing)))
 }
 
 func deadShow(c *cli.Context) error {
@@ -330,6 +342,9 @@ func deadChange(verb, done string) cli.ActionFunc {
 			if err != nil {
 				return err
 			}
+			if err := would.onlyMissing(); err != nil {
+				return err
+			}
 			if c.Bool("dry-run") {
 				return shown(c, would, func(w io.Writer) { would.print(w, "would be "+done) })
 			}
@@ -341,6 +356,9 @@ func deadChange(verb, done string) cli.ActionFunc {
 		q.DryRun = false
 		sum, err := o.changeDead(c, verb, done, q, total)
 		if err != nil {
+			return err
+		}
+		if err := sum.onlyMissing(); err != nil {
 			return err
 		}
 		return shown(c, sum, func(w io.Writer) {

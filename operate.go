@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"ampcio/admin"
@@ -108,16 +110,92 @@ func (d *daemon) doVerb(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := d.runs.whileFlowing(r.Context())
 	defer cancel()
-	err = do(ctx, d, in, out)
+	heard := &lastLine{w: out}
+	err = do(ctx, d, in, heard)
 	if err != nil && ctx.Err() != nil && r.Context().Err() == nil {
 		err = exit(exitTemporary, errors.New("ampcio is stopping: do it again when it runs"))
 	}
+	level, failed := slog.LevelInfo, slog.LevelWarn
+	if changesNothing(name, in) {
+		level = slog.LevelDebug
+	}
+	if name == "reload" { // which says itself what came of it
+		level, failed = slog.LevelDebug, slog.LevelDebug
+	}
+	attrs := append([]any{"verb", name}, asWords(in, heard.line)...)
 	if err != nil {
-		d.log.Warn("asked for by an operator, and not done to the end", "verb", name, "error", err)
+		d.log.Log(ctx, failed, "asked for by an operator, and not done to the end", append(attrs, "error", err)...)
 		tell(out, failure{err.Error(), codeOf(err)})
 		return
 	}
-	d.log.Info("done on an operator's word", "verb", name)
+	d.log.Log(ctx, level, "done on an operator's word", attrs...)
+}
+
+// changesNothing says whether a verb only looks.
+func changesNothing(name string, in json.RawMessage) bool {
+	var asked struct {
+		DryRun bool `json:"dry_run"`
+	}
+	_ = json.Unmarshal(in, &asked) // what is none of JSON has been refused
+	return asked.DryRun || readsOnly[name] || name == "check-pending"
+}
+
+// asWords are the attributes of a log line about a verb: which syncs were meant, and the
+// numbers of the last thing that it told. There are never ids or events in it.
+func asWords(in json.RawMessage, told []byte) (attrs []any) {
+	var asked struct {
+		Sync   string   `json:"sync"`
+		Syncs  []string `json:"syncs"`
+		Old    string   `json:"old"`
+		New    string   `json:"new"`
+		DryRun bool     `json:"dry_run"`
+	}
+	_ = json.Unmarshal(in, &asked)
+	for _, word := range []struct{ name, value string }{
+		{"sync", asked.Sync}, {"syncs", strings.Join(asked.Syncs, ", ")}, {"old", asked.Old}, {"new", asked.New},
+	} {
+		if word.value != "" {
+			attrs = append(attrs, word.name, word.value)
+		}
+	}
+	if asked.DryRun {
+		attrs = append(attrs, "dry_run", true)
+	}
+	var numbers struct {
+		Changed     *bool   `json:"changed"`
+		Records     *uint64 `json:"records"`
+		Done        *uint64 `json:"done"`
+		Pending     *uint64 `json:"pending"`
+		DeadLetters *uint64 `json:"dead_letters"`
+	}
+	if json.Unmarshal(told, &numbers) != nil {
+		return attrs
+	}
+	if numbers.Changed != nil {
+		attrs = append(attrs, "changed", *numbers.Changed)
+	}
+	for _, n := range []struct {
+		name  string
+		value *uint64
+	}{{"records", numbers.Records}, {"done", numbers.Done}, {"pending", numbers.Pending}, {"dead_letters", numbers.DeadLetters}} {
+		if n.value != nil {
+			attrs = append(attrs, n.name, *n.value)
+		}
+	}
+	return attrs
+}
+
+// lastLine remembers the line that was written last, of those that are short.
+type lastLine struct {
+	w    io.Writer
+	line []byte
+}
+
+func (l *lastLine) Write(b []byte) (int, error) {
+	if l.line = l.line[:0]; len(b) < 64<<10 {
+		l.line = append(l.line, b...)
+	}
+	return l.w.Write(b)
 }
 
 // flushed lets each line go as it is written.

@@ -103,7 +103,55 @@ func TestVerbPauseHolds(t *testing.T) {
 	balanced(t, drained(t, r))
 	complete(t, r, map[string]int{"ann-1": 15})
 	down(t, r)
-	contains(t, logOf(t, r), `msg="done on an operator's word" verb=sync-pause`)
+	contains(t, logOf(t, r), `msg="done on an operator's word" verb=sync-pause sync=demo changed=true pending=0 dead_letters=0`,
+		`verb=sync-pause sync=demo changed=false pending=5 dead_letters=0`)
+}
+
+// The journal has what was done to which sync, and nothing of who has only looked.
+func TestVerbsInTheJournal(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	up(t, r)
+	accepted(t, r, numbered("ann-1", 1, 5))
+	drained(t, r)
+	for _, args := range [][]string{{"queue-stats"}, {"sync", "status"}, {"audit"}, {"dead-letters", "list"}, {"check-config", "--pending"}, {"reload", "--dry-run"},
+		{"sync", "rewind", "demo", "--since", "1h", "--dry-run"}} {
+		did(t, r, args...)
+	}
+	if log := logOf(t, r); strings.Contains(log, "an operator") {
+		t.Errorf("looking is in the log:\n%s", log)
+	}
+	did(t, r, "sync", "rewind", "demo", "--since", "1h", "--yes")
+	contains(t, logOf(t, r), `msg="done on an operator's word" verb=sync-rewind sync=demo records=5`)
+	edit(t, r, `region       = "eu"`, `region       = "nowhere"`)
+	if got := verbOf(t, r, "reload"); got.code != exitConfig {
+		t.Errorf("%+v", got)
+	}
+	if n := strings.Count(logOf(t, r), "sync.demo.region"); n != 1 {
+		t.Errorf("a refused reload is logged %d times", n)
+	}
+	drained(t, r)
+	down(t, r)
+}
+
+// A sync that is disabled, or gone from the configuration, takes no events: nobody who
+// pauses it is told that these are held.
+func TestVerbPauseOfASyncThatTakesNothing(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	up(t, r)
+	edit(t, r, "[sync.demo]\n", "[sync.demo]\nenabled = false\n")
+	did(t, r, "reload")
+	said := did(t, r, "sync", "pause", "demo") + did(t, r, "sync", "status")
+	contains(t, said, "demo is paused; new events are not taken, since it is disabled or not in the configuration; 0 pending", "(project app): disabled\n", "  paused     for ")
+	renameInConfig(t, r, "main")
+	did(t, r, "reload")
+	said += did(t, r, "sync", "pause", "demo") + did(t, r, "sync", "status", "demo")
+	contains(t, said, "demo is paused already; new events are not taken", "(project app): orphaned\n")
+	if strings.Contains(said, "accepted and held") {
+		t.Error(said)
+	}
+	down(t, r)
 }
 
 func logOf(t testing.TB, r *rehearsal) string {
