@@ -31,7 +31,9 @@ func checkConfigCommand() *cli.Command {
 }
 
 func checkConfig(c *cli.Context) error {
-	cfg, err := loadConfig(c, true)
+	// What is pending can be looked at by somebody who may not read the keys.
+	secrets := c.Bool("online") || !c.Bool("pending")
+	cfg, err := loadConfig(c, secrets)
 	if err != nil {
 		return err
 	}
@@ -45,7 +47,11 @@ func checkConfig(c *cli.Context) error {
 	var errs []error
 	for _, name := range cfg.Sync.Names() {
 		s := cfg.Sync[name]
-		fmt.Fprintf(out, "sync %s: project %s, region %s, site id %s, key from %s\n", name, s.Project, s.Region, s.SiteID, s.APIKeyFrom)
+		key := "key from " + s.APIKeyFrom
+		if !secrets {
+			key = "key not looked at"
+		}
+		fmt.Fprintf(out, "sync %s: project %s, region %s, site id %s, %s\n", name, s.Project, s.Region, s.SiteID, key)
 		if !c.Bool("online") {
 			continue
 		}

@@ -365,6 +365,12 @@ func TestLifecycleOfASyncThatIsFull(t *testing.T) {
 			discards := strings.Contains(test.sync, "discard_oldest")
 			if discards {
 				eventually(t, 20*time.Second, "the oldest are given up", func() bool { return only(t, stats(t, r)).Totals.Discarded > 0 })
+				eventually(t, 20*time.Second, "the journal says so", func() bool {
+					return strings.Contains(logOf(t, r), `msg="the oldest events were given up, since more waits than max_pending_bytes" sync=demo count=`)
+				})
+				if said := did(t, r, "sync", "status"); strings.Contains(said, "nothing is lost") {
+					t.Errorf("nothing is lost?\n%s", said)
+				}
 			}
 			test.mend(t, r)
 			y := only(t, drained(t, r))

@@ -119,3 +119,20 @@ func TestVerbsTellOfDamage(t *testing.T) {
 	}
 	down(t, r)
 }
+
+// Who looks at what is pending need not be somebody who may read the key.
+func TestCheckPendingWithoutTheKey(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	up(t, r)
+	down(t, r)
+	if err := os.Remove(filepath.Join(r.dir, "customerio_api_key")); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, did(t, r, "check-config", "--pending"), "key not looked at\n", "sync demo: 0 pending", ": ok\n")
+	for _, args := range [][]string{{"check-config"}, {"check-config", "--pending", "--online"}} {
+		if got := verbOf(t, r, args...); got.code != exitConfig {
+			t.Errorf("%v: %+v", args, got)
+		}
+	}
+}

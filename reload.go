@@ -30,6 +30,7 @@ const switchWithin = 5 * time.Second
 type reloadReport struct {
 	Config   string            `json:"config"` // the file
 	DryRun   bool              `json:"dry_run"`
+	Refused  bool              `json:"refused"`       // nothing was changed, since it wants --yes
 	Syncs    []syncReport      `json:"syncs"`         // those that differ
 	Changed  []string          `json:"changed"`       // other keys that differ
 	Restart  []string          `json:"needs_restart"` // keys that differ and stay as they were until ampcio is started again
@@ -131,7 +132,8 @@ func (d *daemon) replace(ctx context.Context, force bool) (reloadReport, error) 
 	}
 	for i := range report.Pending {
 		if p := &report.Pending[i]; p.tooMany() && !force {
-			return report, exit(exitUsage, fmt.Errorf("%s. If that is meant: ampcio reload --yes", p.loss()))
+			report.Refused = true
+			return report, exit(exitData, fmt.Errorf("%s. If that is meant: ampcio reload --yes", p.loss()))
 		}
 	}
 	if err := d.prepare(c); err != nil {

@@ -428,9 +428,15 @@ func TestReloadThatWouldFilterMostOfWhatIsPending(t *testing.T) {
 				t.Errorf("--dry-run: exit %d %s", dry.code, dry.stderr)
 			}
 			contains(t, dry.stdout, "Without --yes that is refused")
+			contains(t, did(t, r, "check-config", "--pending"), "  ampcio reload: ", " of 35 that are to be sent would be filtered. Without --yes that is refused\n")
 			got := run(t, "reload", "--config", r.configPath)
-			if got.code != exitUsage {
-				t.Errorf("exit %d, want %d", got.code, exitUsage)
+			if got.code != exitData || got.stdout != "" {
+				t.Errorf("exit %d, want %d: %s", got.code, exitData, got.stdout)
+			}
+			asJSON := run(t, "reload", "--config", r.configPath, "--json")
+			var refused reloadReport
+			if err := json.Unmarshal([]byte(asJSON.stdout), &refused); err != nil || asJSON.code != exitData || !refused.Refused || len(refused.Pending) != 1 {
+				t.Errorf("%v: %+v", err, asJSON)
 			}
 			contains(t, dry.stdout+got.stderr, "sync demo has 35 pending (all looked at): ", " of 35 that are to be sent would be filtered", "ampcio reload --yes")
 			if test.name == "late events" {
@@ -439,7 +445,7 @@ func TestReloadThatWouldFilterMostOfWhatIsPending(t *testing.T) {
 				contains(t, got.stderr, strings.Replace(test.why, "30", "35", 1))
 			}
 			hangup(t, r)
-			said(t, r, 2, "the configuration was not reloaded; the one in force stays")
+			said(t, r, 3, "the configuration was not reloaded; the one in force stays")
 			if y := only(t, stats(t, r)); y.Books.Pending != 35 || y.Totals.Filtered != 0 {
 				t.Errorf("%+v", y.Books)
 			}

@@ -51,7 +51,9 @@ func reloadCommand() *cli.Command {
 					return exit(exitUnavailable, fmt.Errorf("read the answer: %w", err))
 				}
 				if !c.Bool("json") {
-					report.write(c.App.Writer)
+					if !report.Refused { // else the error says why, and that is all
+						report.write(c.App.Writer)
+					}
 					return nil
 				}
 				e := json.NewEncoder(c.App.Writer)
@@ -87,7 +89,8 @@ type reloadQuestion struct {
 
 func init() { verbs["reload"] = reloadVerb }
 
-// reloadVerb reloads and tells the report, also that of a reload that was refused.
+// reloadVerb reloads and tells the report; also that of a reload that was refused since it
+// would filter most of what is pending, and then the error.
 func reloadVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer) error {
 	var question reloadQuestion
 	if err := readInput(in, &question); err != nil {
@@ -110,12 +113,14 @@ func reloadVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer)
 		} else {
 			report, err = d.reload(ctx, question.Yes)
 		}
-		if err != nil {
+		if err != nil && !report.Refused {
 			return err
 		}
-		return tell(out, report)
+		return errors.Join(tell(out, report), err)
 	})
 }
+
+const wantsYes = "Without --yes that is refused"
 
 // write prints the report for a person.
 func (r *reloadReport) write(w io.Writer) {
@@ -145,7 +150,7 @@ func (r *reloadReport) write(w io.Writer) {
 		if p := &r.Pending[i]; p.NewlyFiltered > 0 {
 			text := p.loss()
 			if r.DryRun && p.tooMany() {
-				text += ". Without --yes that is refused"
+				text += ". " + wantsYes
 			}
 			fmt.Fprintln(w, text)
 		}

@@ -265,7 +265,7 @@ func hold(y *admin.Sync) {
 
 // drain is how long what is pending takes at the speed of the last minute.
 func drain(y admin.Sync) *int64 {
-	if y.RateIn == nil || y.RateOut == nil || *y.RateOut <= *y.RateIn || y.Books.Pending == 0 {
+	if y.Status != admin.StatusOK || y.RateIn == nil || y.RateOut == nil || *y.RateOut <= *y.RateIn || y.Books.Pending == 0 {
 		return nil
 	}
 	s := int64(math.Ceil(float64(y.Books.Pending) / (*y.RateOut - *y.RateIn)))
@@ -296,6 +296,7 @@ func doorOf(address string, s ingest.DoorStats) admin.Door {
 func (d *daemon) keepRates(ctx context.Context) {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
+	given := givenUp{}
 	for {
 		for _, name := range d.names() {
 			c := d.consumer(name)
@@ -303,7 +304,11 @@ func (d *daemon) keepRates(ctx context.Context) {
 				continue
 			}
 			if st, err := c.Stats(); err == nil {
-				d.rates.Note(name, time.Now(), st.Books.Taken, st.Books.Taken-st.Books.Pending)
+				now := time.Now()
+				d.rates.Note(name, now, st.Books.Taken, st.Books.Taken-st.Books.Pending)
+				if n := given.since(name, now, st.Tallies["record/discarded/max_pending_bytes"].N); n > 0 {
+					d.log.Warn("the oldest events were given up, since more waits than max_pending_bytes", "sync", name, "count", n)
+				}
 			}
 		}
 		select {
@@ -312,6 +317,29 @@ func (d *daemon) keepRates(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// givenUp remembers of each sync how many events that were given up have been told of.
+type givenUp map[string]toldOf
+
+type toldOf struct {
+	at    time.Time // zero: nothing was told yet
+	count uint64
+}
+
+// since is how many of count are to be told of now: those since the last time, once a
+// minute at most. What there was when a sync is first seen was told of by another process.
+func (g givenUp) since(name string, now time.Time, count uint64) uint64 {
+	last, known := g[name]
+	switch {
+	case !known || count < last.count:
+		g[name] = toldOf{count: count}
+		return 0
+	case count == last.count || now.Sub(last.at) < time.Minute:
+		return 0
+	}
+	g[name] = toldOf{now, count}
+	return count - last.count
 }
 
 // The door's book is what queue-stats tells of the door when ampcio is stopped. It

@@ -361,6 +361,7 @@ func (d *daemon) stopSync(ctx context.Context, name string) error {
 	delete(d.streams, name)
 	d.mu.Unlock()
 	d.pulse.over("ledger " + name)
+	d.rates.Forget(name) // another ledger may get the name
 	return s.consumer.Close()
 }
 

@@ -219,4 +219,8 @@ func (p *pendingVerdicts) write(w io.Writer) {
 			fmt.Fprintf(w, "    %-40s %11s   such as %q\n", verdict, humanize.Comma(int64(v.Records)), v.Example)
 		}
 	}
+	if p.tooMany() {
+		fmt.Fprintf(w, "  ampcio reload: %s of %s that are to be sent would be filtered. %s\n",
+			humanize.Comma(int64(p.NewlyFiltered)), humanize.Comma(int64(p.ToBeSent)), wantsYes)
+	}
 }

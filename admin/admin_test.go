@@ -133,6 +133,10 @@ func TestRatesAreThoseOfTheLastMinute(t *testing.T) {
 	if n := len(r.points["p"]); n > 32 {
 		t.Errorf("%d points are kept", n)
 	}
+	r.Forget("p")
+	if in, out := r.Of("p"); in != nil || out != nil {
+		t.Error("rates of what is forgotten")
+	}
 }
 
 // shown is a source that is told what to say.

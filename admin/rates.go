@@ -34,6 +34,13 @@ func (r *Rates) Note(name string, at time.Time, in, out uint64) {
 	r.points[name] = ps
 }
 
+// Forget is of a sync whose totals begin anew, or that is gone.
+func (r *Rates) Forget(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.points, name)
+}
+
 // Of gives records a second in and out; nil when too little is known.
 func (r *Rates) Of(name string) (in, out *float64) {
 	r.mu.Lock()
