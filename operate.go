@@ -52,12 +52,15 @@ var readsOnly = map[string]bool{"dead-letters-list": true, "dead-letters-show": 
 type house interface {
 	running() bool // a daemon: it delivers
 	config() *config.Config
-	names() []string                        // of all ledgers, in the configuration or not, sorted
-	consumer(name string) *queue.Consumer   // nil = there is none
-	delivery(name string) *delivery.Sync    // nil = it does not deliver
-	rulesOf(name string) *mapping.Rules     // nil = it is not in the configuration
-	recordLog() *queue.Log                  // open
-	operate(f func() error) error           // f alone changes what consumers and syncs there are
+	names() []string                      // of all ledgers, in the configuration or not, sorted
+	consumer(name string) *queue.Consumer // nil = there is none
+	delivery(name string) *delivery.Sync  // nil = it does not deliver
+	rulesOf(name string) *mapping.Rules   // nil = it is not in the configuration
+	recordLog() *queue.Log                // open
+	operate(f func() error) error         // f alone changes what consumers and syncs there are
+	// whileOpen calls f with a consumer that nobody closes meanwhile; nil = there is none.
+	// It waits for no operation on other syncs.
+	whileOpen(name string, f func(*queue.Consumer) error) error
 	stopSync(context.Context, string) error // ends delivery and consumer; what is pending is held
 	startSync(context.Context, string) error
 }

@@ -76,6 +76,57 @@ func TestVerbAdopt(t *testing.T) {
 	down(t, r)
 }
 
+// daemonIn says whether the daemon is in a function.
+func daemonIn(t testing.TB, r *rehearsal, function string) bool {
+	t.Helper()
+	client := admin.Client(r.socket)
+	defer client.CloseIdleConnections()
+	resp, err := client.Get("http://admin/debug/pprof/goroutine?debug=2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return err == nil && bytes.Contains(b, []byte(function))
+}
+
+// A reload waits for requests in flight. Who wants to hold a sync meanwhile need not.
+func TestVerbPauseWhileAReloadWaits(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	up(t, r)
+	eventually(t, 10*time.Second, "it delivers", func() bool { return statusOf(t, r, "demo").Status == admin.StatusOK })
+	r.sandbox.SetFaults(sandbox.Faults{Hang: 1})
+	accepted(t, r, numbered("ann-1", 1, 3))
+	eventually(t, 10*time.Second, "a request is in flight", func() bool { return only(t, stats(t, r)).Depth.InFlight == 3 })
+	edit(t, r, `event = ["*"]`, `event = ["Order*"]`)
+	reload := ampcio("reload", "--config", r.configPath)
+	if err := reload.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waits := func() bool { return daemonIn(t, r, "endDelivery") }
+	eventually(t, 10*time.Second, "the reload waits", waits)
+	contains(t, did(t, r, "sync", "pause", "demo"), "demo is paused; ")
+	contains(t, did(t, r, "sync", "resume", "demo"), "demo is resumed; ")
+	contains(t, did(t, r, "sync", "pause", "demo"), "demo is paused; ")
+	if !waits() {
+		t.Error("the reload has ended first")
+	}
+	if err := r.kill(); err != nil {
+		t.Fatal(err)
+	}
+	reload.Wait() // it cannot end well
+	r.sandbox.SetFaults(sandbox.Faults{})
+	up(t, r)
+	if y := statusOf(t, r, "demo"); y.PausedSince == nil {
+		t.Errorf("%+v", y)
+	}
+	did(t, r, "sync", "resume", "demo")
+	balanced(t, drained(t, r))
+	complete(t, r, map[string]int{"ann-1": 3})
+	down(t, r)
+}
+
 // A rewind waits for requests in flight. Who will not wait for it ends it at the daemon
 // too, and nothing has changed.
 func TestVerbEndedByItsOperator(t *testing.T) {
@@ -95,17 +146,7 @@ func TestVerbEndedByItsOperator(t *testing.T) {
 	}
 	late := time.AfterFunc(20*time.Second, func() { rewind.Process.Kill() })
 	defer late.Stop()
-	client := admin.Client(r.socket)
-	defer client.CloseIdleConnections()
-	waits := func() bool {
-		resp, err := client.Get("http://admin/debug/pprof/goroutine?debug=2")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		return err == nil && bytes.Contains(b, []byte("rewindVerb"))
-	}
+	waits := func() bool { return daemonIn(t, r, "rewindVerb") }
 	eventually(t, 10*time.Second, "the daemon rewinds", waits)
 	if err := rewind.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)

@@ -94,6 +94,7 @@ type daemon struct {
 	operating sync.Mutex // held by what changes which syncs there are: one operation at a time
 	closed    bool       // no more operations; guarded by operating
 
+	closing sync.RWMutex // held by who closes a ledger, and for reading by who needs it open; before mu
 	mu      sync.RWMutex
 	streams map[string]*stream // by sync; those that are gone from the configuration too
 

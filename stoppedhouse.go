@@ -156,6 +156,10 @@ func (h *stoppedHouse) delivery(string) *delivery.Sync     { return nil }
 func (h *stoppedHouse) rulesOf(name string) *mapping.Rules { return h.rules[name] }
 func (h *stoppedHouse) operate(f func() error) error       { return f() }
 
+func (h *stoppedHouse) whileOpen(name string, f func(*queue.Consumer) error) error {
+	return f(h.consumer(name))
+}
+
 func (h *stoppedHouse) names() []string {
 	names, _ := queue.Ledgers(h.cfg.Storage.Dir) // sorted; without a folder there are none
 	return names

@@ -113,6 +113,19 @@ func (d *daemon) operate(f func() error) error {
 	return f()
 }
 
+// whileOpen calls f with a ledger that is not closed meanwhile. A reload that waits for
+// requests in flight does not hold it up.
+func (d *daemon) whileOpen(name string, f func(*queue.Consumer) error) error {
+	d.closing.RLock()
+	if c := d.consumer(name); c != nil {
+		defer d.closing.RUnlock()
+		return f(c)
+	}
+	d.closing.RUnlock()
+	// It may be on its way to another name.
+	return d.operate(func() error { return f(d.consumer(name)) })
+}
+
 // noMoreOperations waits for the operation that is going on; none begins afterwards.
 func (d *daemon) noMoreOperations() {
 	d.operating.Lock()
@@ -357,6 +370,8 @@ func (d *daemon) stopSync(ctx context.Context, name string) error {
 	if err := errors.Join(d.endDelivery(s), keeping.end()); err != nil {
 		return err
 	}
+	d.closing.Lock()
+	defer d.closing.Unlock()
 	d.mu.Lock()
 	delete(d.streams, name)
 	d.mu.Unlock()

@@ -102,8 +102,7 @@ func setPause(h house, in json.RawMessage, out io.Writer, pause bool) error {
 	if err := readInput(in, &asked); err != nil {
 		return err
 	}
-	return h.operate(func() error {
-		c := h.consumer(asked.Sync)
+	return h.whileOpen(asked.Sync, func(c *queue.Consumer) error {
 		if c == nil {
 			return unknownSync(h, asked.Sync)
 		}
