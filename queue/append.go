@@ -133,7 +133,7 @@ func (l *Log) round(first *pending) error {
 	}
 	// Before anything is resolved: resolving moves the state of users.
 	if full := l.overfull(size); full != nil {
-		l.refused.Store(size)
+		l.refuse(size)
 		answer(full)
 		return nil
 	}
@@ -141,7 +141,7 @@ func (l *Log) round(first *pending) error {
 	l.disk.maxBytes, l.disk.minFree = limits.MaxBytes, limits.MinFree
 	for full := l.disk.full(size); full != nil; full = l.disk.full(size) {
 		if !l.dropOldestKept() {
-			l.refused.Store(size)
+			l.refuse(size)
 			answer(full)
 			return nil
 		}
@@ -160,6 +160,12 @@ func (l *Log) round(first *pending) error {
 		}
 	}
 	return l.rotateWhenLarge()
+}
+
+// refuse notes what there was no room for.
+func (l *Log) refuse(size int64) {
+	l.refused.Store(size)
+	l.refusedAt.Store(l.o.Now().UnixMilli())
 }
 
 // store makes one commit of the first batches, as many as resolve to about

@@ -15,8 +15,8 @@ type bound struct {
 	refuse  bool  // and may: not while an operator, or a key, keeps the consumer from delivering
 }
 
-// SetBound says how many bytes may be pending, on disk and about; 0 = as many as the
-// disk takes. Beyond that the oldest end as Discarded (discardOldest), or else the log
+// SetBound says how many bytes may be pending, on disk and about (ConsumerStats.PendingBytes);
+// 0 = as many as the disk takes. Beyond that the oldest end as Discarded (discardOldest), or else the log
 // refuses to store more (FullError), as long as MayRefuse.
 func (c *Consumer) SetBound(most int64, discardOldest bool) {
 	c.mu.Lock()
@@ -40,7 +40,59 @@ func (c *Consumer) tellBound() {
 	if c.bound.discard || !c.bound.refuse || c.state.paused != 0 || !c.o.Enabled {
 		most = 0
 	}
-	c.log.setBound(c.holder(), c.o.Name, most, c.side.bytes)
+	var have int64
+	if most > 0 {
+		have = c.pendingBytes()
+	}
+	c.log.setBound(c.holder(), logBound{name: c.o.Name, project: c.o.Project, most: most, have: have})
+}
+
+// inLog is the part of what is pending that is in the log: how many records, how many
+// bytes of the disk these take, about, and how many bytes of the log cannot go because of
+// them. The caller holds c.mu.
+func (c *Consumer) inLog() (records uint64, bytes, pinned int64) {
+	tail, count := c.log.endOf(c.o.Project)
+	low := c.read
+	if len(c.window) > 0 {
+		low = c.window[0].e.rec.Seq - 1
+	}
+	records = uint64(c.pending) + c.unread(max(count, c.readCount))
+	if records == 0 || tail <= low {
+		return records, 0, 0
+	}
+	pinned = c.log.bytesBehind(low)
+	return records, int64(float64(pinned) * min(float64(records)/float64(tail-low), 1)), pinned
+}
+
+// pendingBytes is how much of the disk is taken by what is pending, about: the share that
+// its records have in the log, and the side place. The caller holds c.mu.
+func (c *Consumer) pendingBytes() int64 {
+	_, bytes, _ := c.inLog()
+	return bytes + c.side.bytes
+}
+
+// A consumer that has little pending must not keep much of the log, be it since it is
+// disabled, or blocked, or since its project is a small one: what it has moves to the side
+// place. unpinShare is how many times as much of the log it keeps then, unpinLanes how
+// many lanes may be there at most: each takes some memory.
+const (
+	unpinShare = 8
+	unpinLanes = 20_000
+)
+
+// unpin lets go of the log where that is worth a copy.
+func (c *Consumer) unpin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, bytes, pinned := c.inLog()
+	if pinned < 2*c.log.limits.Load().RotateBytes || pinned/unpinShare < bytes {
+		return
+	}
+	for _, l := range c.lanes.byKey {
+		if l.aside == nil && len(l.records) > 0 && len(c.side.lanes) < unpinLanes {
+			c.moveAside(l)
+		}
+	}
 }
 
 // keepHouse is what Run does about once a second, unless an operator is at work.
@@ -52,6 +104,7 @@ func (c *Consumer) keepHouse() error {
 	if err := c.discardOldest(); err != nil {
 		return err
 	}
+	c.unpin()
 	c.mu.Lock()
 	c.tellBound()
 	if len(c.side.fresh) > 0 {
@@ -68,26 +121,27 @@ func (c *Consumer) keepHouse() error {
 // down to nine tenths of it. What is in a claim is not touched.
 func (c *Consumer) discardOldest() error {
 	c.mu.Lock()
-	b, side := c.bound, c.side.bytes
+	b := c.bound
+	_, inLog, _ := c.inLog()
+	low, over := c.snapshot().low, inLog+c.side.bytes > b.most
 	c.mu.Unlock()
-	if b.most == 0 || !b.discard {
+	if b.most == 0 || !b.discard || !over {
 		return nil
 	}
-	low := c.log.held(c.holder())
-	if c.log.bytesBehind(low)+side <= b.most {
-		return nil
-	}
-	// The side place is as old as the log there: both shrink with the sequence up to which
-	// all goes. Halve until it fits.
+	// What is in the side place is older than what is in the log, or as old: both shrink
+	// with the sequence up to which all goes. Halve until it fits.
 	tail := c.log.Tail()
 	sides, err := c.sideBytes()
 	if err != nil {
 		return err
 	}
-	from, to := low, tail
+	from, to := uint64(0), tail
 	for from < to {
 		middle := from + (to-from)/2
-		left := c.log.bytesBehind(middle)
+		left := inLog
+		if middle > low {
+			left = int64(float64(inLog) * float64(tail-middle) / float64(tail-low))
+		}
 		for _, s := range sides {
 			if s.seq > middle {
 				left += s.bytes
@@ -199,29 +253,35 @@ func (c *Consumer) discarded(n uint64) {
 
 // logBound is a consumer's bound as the log keeps it.
 type logBound struct {
-	name string
-	most int64
-	side int64 // what the consumer has beside the log
+	name, project string
+	most          int64
+	have          int64  // what was pending …
+	seq, count    uint64 // … when the log ended here, with so many records of the project
 }
 
-func (l *Log) setBound(holder, name string, most, side int64) {
+func (l *Log) setBound(holder string, b logBound) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if most == 0 {
+	if b.most == 0 {
 		delete(l.bounds, holder)
 		return
 	}
-	l.bounds[holder] = logBound{name, most, side}
+	b.seq, b.count = l.end.seq, l.end.counts[b.project]
+	l.bounds[holder] = b
 }
 
 // overfull says which consumer has too much pending to store more; nil when none has.
 func (l *Log) overfull(more int64) *FullError {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for holder, b := range l.bounds {
-		if held := l.bytesBehindLocked(l.holders[holder]) + b.side; held+more > b.most {
+	for _, b := range l.bounds {
+		have := b.have
+		if came := l.end.counts[b.project] - b.count; came > 0 { // since then
+			have += int64(float64(l.bytesBehindLocked(b.seq)) * float64(came) / float64(l.end.seq-b.seq))
+		}
+		if have+more > b.most {
 			return &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s pending of sync %s, its max_pending_bytes is %s",
-				humanize.IBytes(uint64(held)), b.name, humanize.IBytes(uint64(b.most)))}
+				humanize.IBytes(uint64(have)), b.name, humanize.IBytes(uint64(b.most)))}
 		}
 	}
 	return nil

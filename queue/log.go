@@ -51,14 +51,15 @@ func (e *FullError) Error() string { return "storage is full: " + e.Reason }
 // folder log. Its door is Append, Reader and Release; all three are safe for
 // concurrent use. One process at a time holds a storage folder.
 type Log struct {
-	o        Options
-	dir      string
-	lock     *os.File
-	in       chan *pending
-	inFlight atomic.Int64
-	refused  atomic.Int64  // bytes of the last commit, when there was no space for it; else 0
-	gone     chan struct{} // closed when nothing is committed any more
-	goneOnce sync.Once
+	o         Options
+	dir       string
+	lock      *os.File
+	in        chan *pending
+	inFlight  atomic.Int64
+	refused   atomic.Int64  // bytes of the last commit, when there was no space for it; else 0
+	refusedAt atomic.Int64  // when that was, ms since 1970 UTC
+	gone      chan struct{} // closed when nothing is committed any more
+	goneOnce  sync.Once
 
 	limits atomic.Pointer[Options] // o, with the bounds that are in force
 	disk   diskSpace               // the committer's

@@ -162,6 +162,9 @@ func joinStates(old, new ledgerState, name string) (ledgerState, error) {
 	}
 	slices.SortFunc(s.done, func(a, b run) int { return int(int64(a.first) - int64(b.first)) })
 	s.project = max(old.project, new.project)
+	if s.paused == 0 {
+		s.paused = old.paused // to hold too much is the lesser mistake
+	}
 	s.workspace = max(old.workspace, new.workspace)
 	for e := range s.ended {
 		s.ended[e] += old.ended[e]
