@@ -42,7 +42,7 @@ func (c *Consumer) tellBound() {
 	}
 	var have int64
 	if most > 0 {
-		have = c.pendingBytes()
+		have = c.boundBytes()
 	}
 	c.log.setBound(c.holder(), logBound{name: c.o.Name, project: c.o.Project, most: most, have: have})
 }
@@ -71,6 +71,24 @@ func (c *Consumer) pendingBytes() int64 {
 	return bytes + c.side.bytes
 }
 
+// boundBytes is that part of it which the bound is about: not what a rewind has taken
+// again, since the log had kept that anyhow. The caller holds c.mu.
+func (c *Consumer) boundBytes() int64 {
+	s := &c.state
+	if s.rewindTail <= c.read {
+		return c.pendingBytes()
+	}
+	tail, count := c.log.endOf(c.o.Project)
+	since := uint64(0)
+	for _, r := range takenRuns(s.spans, s.rewindCount, max(count, s.rewindCount)) {
+		since += r.len()
+	}
+	if tail <= s.rewindTail {
+		return c.side.bytes
+	}
+	return c.side.bytes + int64(float64(c.log.bytesBehind(s.rewindTail))*min(float64(since)/float64(tail-s.rewindTail), 1))
+}
+
 // A consumer that has little pending must not keep much of the log, be it since it is
 // disabled, or blocked, or since its project is a small one: what it has moves to the side
 // place. unpinShare is how many times as much of the log it keeps then, unpinLanes how
@@ -88,6 +106,7 @@ func (c *Consumer) unpin() {
 	if pinned < 2*c.log.limits.Load().RotateBytes || pinned/unpinShare < bytes {
 		return
 	}
+	c.side.idle = 0
 	for _, l := range c.lanes.byKey {
 		if l.aside == nil && len(l.records) > 0 && len(c.side.lanes) < unpinLanes {
 			c.moveAside(l)
@@ -122,19 +141,31 @@ func (c *Consumer) keepHouse() error {
 func (c *Consumer) discardOldest() error {
 	c.mu.Lock()
 	b := c.bound
-	_, inLog, _ := c.inLog()
-	low, over := c.snapshot().low, inLog+c.side.bytes > b.most
+	over := c.boundBytes() > b.most
 	c.mu.Unlock()
 	if b.most == 0 || !b.discard || !over {
 		return nil
 	}
-	// What is in the side place is older than what is in the log, or as old: both shrink
-	// with the sequence up to which all goes. Halve until it fits.
-	tail := c.log.Tail()
-	sides, err := c.sideBytes()
+	if err := c.Flush(); err != nil {
+		if noSpace(err) {
+			return nil // it is tried again
+		}
+		return err
+	}
+	// A checkpoint between the look at the file and what follows would let a record that
+	// has just ended seem to be there still.
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	sides, err := c.sideList()
 	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// What is in the side place is older than what is in the log, or as old: both shrink
+	// with the sequence up to which all goes. Halve until it fits.
+	_, inLog, _ := c.inLog()
+	low, tail := c.snapshot().low, max(c.log.Tail(), c.read)
 	from, to := uint64(0), tail
 	for from < to {
 		middle := from + (to-from)/2
@@ -153,7 +184,8 @@ func (c *Consumer) discardOldest() error {
 			to = middle
 		}
 	}
-	return c.discardUpTo(to)
+	c.discardUpTo(to, sides)
+	return nil
 }
 
 // sideRecord is a record of the side place, as little of it as is needed to choose.
@@ -163,24 +195,7 @@ type sideRecord struct {
 	bytes int64
 }
 
-// sideBytes lists the side place as it is in the file.
-func (c *Consumer) sideBytes() (list []sideRecord, err error) {
-	c.mu.Lock()
-	none := c.side.records == 0
-	c.mu.Unlock()
-	if none {
-		return nil, nil
-	}
-	if err := c.Flush(); err != nil {
-		if noSpace(err) {
-			return nil, nil // it is tried again
-		}
-		return nil, err
-	}
-	return c.sideList()
-}
-
-// sideList is sideBytes for who knows that the file is as memory has it.
+// sideList lists the side place as it is in the file. It reads all of it, some at a time.
 func (c *Consumer) sideList() (list []sideRecord, err error) {
 	err = c.eachAside(context.Background(), func(e *entry) error {
 		list = append(list, sideRecord{e.rec.Lane, e.rec.Seq, e.bytes()})
@@ -190,14 +205,9 @@ func (c *Consumer) sideList() (list []sideRecord, err error) {
 }
 
 // discardUpTo ends everything pending up to a sequence as Discarded, but for what is in
-// a claim: in the window and the side place now, in the log as it is read.
-func (c *Consumer) discardUpTo(seq uint64) error {
-	sides, err := c.sideBytes()
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// a claim: in the window and the side place now, in the log as it is read. The caller
+// holds c.writing, since before it has listed the side place, and c.mu.
+func (c *Consumer) discardUpTo(seq uint64, sides []sideRecord) {
 	c.discardTo = max(c.discardTo, seq)
 	for _, l := range c.lanes.byKey {
 		if l.aside != nil {
@@ -216,7 +226,7 @@ func (c *Consumer) discardUpTo(seq uint64) error {
 	}
 	for _, s := range sides {
 		l := c.side.lanes[s.lane]
-		if s.seq > seq || l == nil || c.inClaim(l, s.seq) || c.side.gone[laneKeyOf(s.lane)][s.seq] || c.side.going[laneKeyOf(s.lane)][s.seq] {
+		if s.seq > seq || l == nil || c.inClaim(l, s.seq) || c.side.gone[laneKeyOf(s.lane)][s.seq] {
 			continue
 		}
 		c.leaveAside(l, s.seq, s.bytes)
@@ -231,11 +241,14 @@ func (c *Consumer) discardUpTo(seq uint64) error {
 	c.advance()
 	c.touch()
 	c.wake()
-	return nil
 }
 
-// inClaim says whether a record of a lane is in its claim. The caller holds c.mu.
+// inClaim says whether a record of a lane is in its claim, or may be in the one that is
+// being made of it. The caller holds c.mu.
 func (c *Consumer) inClaim(l *lane, seq uint64) bool {
+	if l.claimed && l.taken == 0 {
+		return true
+	}
 	for _, e := range l.records[:min(l.taken, len(l.records))] {
 		if e.rec.Seq == seq {
 			return true
@@ -270,8 +283,8 @@ func (l *Log) setBound(holder string, b logBound) {
 	l.bounds[holder] = b
 }
 
-// overfull says which consumer has too much pending to store more; nil when none has.
-func (l *Log) overfull(more int64) *FullError {
+// overfull says, by project, which consumer has too much pending to store more.
+func (l *Log) overfull(more int64) (full map[string]*FullError) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, b := range l.bounds {
@@ -280,11 +293,14 @@ func (l *Log) overfull(more int64) *FullError {
 			have += int64(float64(l.bytesBehindLocked(b.seq)) * float64(came) / float64(l.end.seq-b.seq))
 		}
 		if have+more > b.most {
-			return &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s pending of sync %s, its max_pending_bytes is %s",
+			if full == nil {
+				full = map[string]*FullError{}
+			}
+			full[b.project] = &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s pending of sync %s, its max_pending_bytes is %s",
 				humanize.IBytes(uint64(have)), b.name, humanize.IBytes(uint64(b.most)))}
 		}
 	}
-	return nil
+	return full
 }
 
 // held is the position up to which a holder has released the log.

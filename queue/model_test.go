@@ -111,7 +111,8 @@ type texts_ struct {
 	items   []string
 }
 
-func (b *texts_) Size() int { return 1 }
+func (b *texts_) Size() int       { return 1 }
+func (b *texts_) Project() string { return b.project }
 func (b *texts_) Resolve(w *Writer) error {
 	return (&texts{project: b.project, items: b.items}).Resolve(w)
 }

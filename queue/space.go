@@ -116,11 +116,12 @@ func folderBytes(dir string) (sum int64) {
 }
 
 // roomFor says whether more bytes may be written beside the log, for what could as well
-// stay in it: not where the disk's bounds would be passed.
+// stay in it. The bounds bind what is new; beyond them there is some room for this, since
+// where it does not leave the log it pins files there, and nothing would ever become free.
 func (l *Log) roomFor(more int64) bool {
 	limits := l.limits.Load()
 	free, err := freeBytes(l.o.Dir)
-	return err == nil && free-2*more > limits.MinFree && (limits.MaxBytes == 0 || folderBytes(l.o.Dir)+more < limits.MaxBytes)
+	return err == nil && free-2*more > limits.MinFree/2+2*reserveBytes && (limits.MaxBytes == 0 || folderBytes(l.o.Dir)+more < limits.MaxBytes+limits.MaxBytes/16+4*reserveBytes)
 }
 
 // Hold registers a holder of the log: no file with a record behind upTo is deleted

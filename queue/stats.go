@@ -183,10 +183,11 @@ func (l *Log) Stats() LogStats {
 	if l.o.Now().UnixMilli()-l.refusedAt.Load() > refusedFor.Milliseconds() {
 		size = 0 // nobody has tried since: judge by what little comes next
 	}
-	for _, full := range []*FullError{l.overfull(size), look.full(size)} {
-		if full != nil {
-			st.Full = full.Reason
-		}
+	for _, full := range l.overfull(size) {
+		st.Full = full.Reason
+	}
+	if full := look.full(size); full != nil {
+		st.Full = full.Reason
 	}
 	return st
 }
