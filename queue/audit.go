@@ -145,6 +145,9 @@ func AuditFiles(ctx context.Context, dir string, names ...string) (all []Audit, 
 			a, err = auditLedger(ctx, name, tx, &s, files, &known)
 			return err
 		})
+		if errors.Is(err, ErrDamaged) {
+			err = fmt.Errorf("%w: the next start of ampcio sets the ledger aside, and takes over what can be read of it", err)
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("audit of sync %s: %w", name, err))
 			continue

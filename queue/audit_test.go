@@ -773,6 +773,46 @@ func settleSomehow(cl *Claim, random *rand.Rand) {
 	}
 }
 
+// Ledgers of which each has been through something, and that became one.
+func TestAuditOfJoinedLedgers(t *testing.T) {
+	dir := t.TempDir()
+	lived(t, dir)
+	o := small(dir)
+	off := consumerOptions("p")
+	off.Enabled = false
+	later := consumerOptions("later")
+	h, cs := mustOpenAs(t, o, off, later)
+	h.fill("app", 400, 300)
+	finish(t, cs["later"], 100)
+	fail(t, cs["later"], "2", "5") // 5 is in the side place of both
+	finish(t, cs["later"], 20)
+	h.close(cs)
+	before, err := AuditFiles(t.Context(), dir)
+	must(t, err)
+	l, err := Open(o)
+	must(t, err)
+	must(t, RenameLedger(l, "p", "later"))
+	must(t, l.Close())
+	all, err := AuditFiles(t.Context(), dir)
+	must(t, err)
+	if len(all) != 1 || len(before) != 2 {
+		t.Fatalf("%d ledgers, there were %d", len(all), len(before))
+	}
+	a, sum := all[0], before[0].Books
+	mustBalance(t, a)
+	other := before[1].Books
+	sum.Taken += other.Taken
+	sum.Delivered += other.Delivered
+	sum.Filtered += other.Filtered
+	sum.Dead += other.Dead
+	sum.Discarded += other.Discarded
+	sum.Rewound += other.Rewound
+	sum.Pending += other.Pending
+	if a.Books != sum || a.Aside != before[0].Aside+before[1].Aside {
+		t.Errorf("%+v\nbefore %+v", a.Books, sum)
+	}
+}
+
 func init() {
 	// Is as busy as can be until it is killed.
 	roles["busy"] = func(dir string) {
