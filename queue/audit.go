@@ -259,7 +259,8 @@ func (au *auditor) balance() {
 	if s.ended[Dead] != au.DeadLetters {
 		au.differs("the ledger counts %s, %s can be read: %s", plural(s.ended[Dead], "dead letter"), comma(au.DeadLetters), surplus(au.DeadLetters, s.ended[Dead]))
 	}
-	if s.ended[Dead] == au.DeadLetters && s.deadBytes != au.deadBytes {
+	format2 := au.tx.Bucket(bucketAside) != nil // the first did not know of bytes
+	if format2 && s.ended[Dead] == au.DeadLetters && s.deadBytes != au.deadBytes {
 		au.differs("the ledger's dead letters have by its account %s bytes; those that can be read have %s", humanize.Comma(s.deadBytes), humanize.Comma(au.deadBytes))
 	}
 	if b.Difference() == 0 {
