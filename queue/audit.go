@@ -62,7 +62,7 @@ func (a *Audit) note(format string, args ...any) {
 // checkpoint, looks at the ledger as of that moment in one transaction, and reads in the
 // log's files what is pending by its account. Meanwhile no file that it needs is deleted.
 //
-// It reads the ledger, and the log from the low-water mark on: on two cores some million
+// It reads the ledger, and the log from the low-water mark on: on two cores nearly a million
 // records a second. It holds a chunk, some pages and eight megabytes at most, however much
 // is pending. While it reads, the ledger's file grows, since pages that the
 // transaction sees are not used again before it ends.
