@@ -64,7 +64,7 @@ func backupToFile(ctx context.Context, cfg *config.Config, name string, force bo
 	if err != nil {
 		return exit(exitCantCreate, err)
 	}
-	m, err := makeBackup(ctx, cfg, f)
+	m, err := makeBackup(ctx, cfg, &syncedFile{f: f})
 	err = errors.Join(err, exit(exitIO, errors.Join(f.Sync(), f.Close())))
 	if err == nil {
 		err = exit(exitIO, renameSynced(partial, name))
@@ -81,6 +81,23 @@ func backupToFile(ctx context.Context, cfg *config.Config, name string, force bo
 		fmt.Fprintf(say, "  %s: %s pending\n", y.Name, humanize.Comma(int64(y.Pending)))
 	}
 	return nil
+}
+
+// syncedFile is synced again and again while it is written: if much of it waited for the
+// disk, the log's commits would wait behind it.
+type syncedFile struct {
+	f     *os.File
+	since int // bytes
+}
+
+func (s *syncedFile) Write(b []byte) (int, error) {
+	if s.since += len(b); s.since >= 8<<20 {
+		s.since = 0
+		if err := s.f.Sync(); err != nil {
+			return 0, err
+		}
+	}
+	return s.f.Write(b)
 }
 
 func renameSynced(from, to string) error {

@@ -265,6 +265,9 @@ func (b *BackupWriter) copyDB(name string, view func(func(*bolt.Tx) error) error
 	if err == nil {
 		_, err = to.Seek(0, io.SeekStart)
 	}
+	if gone := b.ctx.Err(); err != nil && gone != nil {
+		err = gone // bbolt makes a text of it
+	}
 	if err != nil {
 		return nil, errors.Join(err, to.Close())
 	}
