@@ -35,12 +35,14 @@ func auditCommand() *cli.Command {
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object"},
 		},
 		Action: func(c *cli.Context) error {
-			cfg, err := loadConfig(c, false)
+			if err := noArguments(c); err != nil {
+				return err
+			}
+			o, err := newOperator(c)
 			if err != nil {
 				return err
 			}
 			var all []queue.Audit
-			o := operator{cfg: cfg}
 			err = o.do(c.Context, "audit", auditing{c.String("sync")}, func(line []byte) error {
 				var a queue.Audit
 				if err := json.Unmarshal(line, &a); err != nil {

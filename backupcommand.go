@@ -36,18 +36,18 @@ func backupCommand() *cli.Command {
 			if c.Args().Len() != 1 {
 				return exit(exitUsage, errors.New("backup takes one argument: the file to write, or - for stdout"))
 			}
-			cfg, err := readConfig(c, false)
+			o, err := newOperator(c)
 			if err != nil {
 				return err
 			}
 			ctx := c.Context
 			if name := c.Args().First(); name != "-" {
-				return backupToFile(ctx, cfg, name, c.Bool("force"), c.App.Writer)
+				return o.backupToFile(ctx, name, c.Bool("force"), c.App.Writer)
 			}
 			if f, ok := c.App.Writer.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 				return exit(exitUsage, errors.New("a backup is no text for a terminal: name a file, or send it somewhere"))
 			}
-			_, err = makeBackup(ctx, cfg, c.App.Writer)
+			_, err = o.makeBackup(ctx, c.App.Writer)
 			return err
 		},
 	}
@@ -55,7 +55,7 @@ func backupCommand() *cli.Command {
 
 // backupToFile writes a backup under another name and, once all of it is on the disk,
 // gives it its own: a file of that name is a whole backup.
-func backupToFile(ctx context.Context, cfg *config.Config, name string, force bool, say io.Writer) error {
+func (o *operator) backupToFile(ctx context.Context, name string, force bool, say io.Writer) error {
 	if _, err := os.Lstat(name); err == nil && !force {
 		return exit(exitCantCreate, fmt.Errorf("%s is there already: give another name, or --force to replace it", name))
 	}
@@ -64,7 +64,7 @@ func backupToFile(ctx context.Context, cfg *config.Config, name string, force bo
 	if err != nil {
 		return exit(exitCantCreate, err)
 	}
-	m, err := makeBackup(ctx, cfg, &syncedFile{f: f})
+	m, err := o.makeBackup(ctx, &syncedFile{f: f})
 	err = errors.Join(err, exit(exitIO, errors.Join(f.Sync(), f.Close())))
 	if err == nil {
 		err = exit(exitIO, renameSynced(partial, name))
@@ -119,9 +119,9 @@ type backupPart struct {
 }
 
 // makeBackup has the daemon make a backup, or makes it of the files when none runs.
-func makeBackup(ctx context.Context, cfg *config.Config, w io.Writer) (m queue.Manifest, err error) {
+func (o *operator) makeBackup(ctx context.Context, w io.Writer) (m queue.Manifest, err error) {
 	whole := false
-	err = askDaemon(ctx, socketPath(cfg), "backup", []byte("{}"), func(line []byte) error {
+	err = o.ask(ctx, "backup", []byte("{}"), func(line []byte) error {
 		var part backupPart
 		if err := json.Unmarshal(line, &part); err != nil {
 			return err
@@ -138,15 +138,18 @@ func makeBackup(ctx context.Context, cfg *config.Config, w io.Writer) (m queue.M
 	case !notRunning(err):
 		return m, err
 	}
-	dir := cfg.Storage.Dir
+	if o.broken != nil {
+		return m, o.broken
+	}
+	dir := o.cfg.Storage.Dir
 	if _, err := os.Stat(dir); err != nil {
-		return m, filesError(cfg, err)
+		return m, filesError(o.cfg, err)
 	}
 	m, err = queue.BackupFiles(ctx, dir, w, queue.BackupOptions{Version: version().version, Now: time.Now, Others: func(b *queue.BackupWriter) error {
 		return errors.Join(users.BackupFiles(b), addSmallFiles(b))
 	}})
 	if err != nil {
-		return m, filesError(cfg, err)
+		return m, filesError(o.cfg, err)
 	}
 	return m, nil
 }

@@ -80,7 +80,7 @@ func checkPending(c *cli.Context, cfg *config.Config) error {
 		return exit(exitUsage, fmt.Errorf("--config: %w", err))
 	}
 	some := false
-	o := operator{cfg: cfg}
+	o := operator{cfg: cfg, socket: socketPath(cfg), say: c.App.ErrWriter}
 	err = o.do(c.Context, "check-pending", pendingQuestion{Config: file}, func(line []byte) error {
 		var p pendingVerdicts
 		if err := json.Unmarshal(line, &p); err != nil {

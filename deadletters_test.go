@@ -200,7 +200,7 @@ func TestDeadLettersReplay(t *testing.T) {
 			}
 			// Still refused: they die again.
 			said := did(t, r, "dead-letters", "replay", all[1], "demo/999999", "--yes")
-			contains(t, said, "1 dead letter replayed\n  demo invalid: 1\n", "1 id is no dead letters (any more)")
+			contains(t, said, "1 dead letter replayed\n  demo invalid: 1\n", "1 id is no dead letter (any more)")
 			if stopped {
 				contains(t, said, "ampcio is stopped")
 				up(t, r)

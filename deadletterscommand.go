@@ -127,8 +127,8 @@ func asked(c *cli.Context) (*operator, deadQuery, error) {
 	if err != nil {
 		return nil, q, err
 	}
-	cfg, err := readConfig(c, false)
-	return &operator{cfg: cfg}, q, err
+	o, err := newOperator(c)
+	return o, q, err
 }
 
 func deadList(c *cli.Context) error {
@@ -211,7 +211,7 @@ func (e *listEnd) notes(w io.Writer) { notesOn(w, e.Missing, e.Damaged) }
 
 func notesOn(w io.Writer, missing uint64, damaged []string) {
 	if missing > 0 {
-		fmt.Fprintf(w, "%s no dead letters (any more)\n", counted(missing, "id is", "ids are"))
+		fmt.Fprintf(w, "%s (any more)\n", counted(missing, "id is no dead letter", "ids are no dead letters"))
 	}
 	for _, d := range damaged {
 		fmt.Fprintf(w, "damaged, and passed over: %s\n", d)
@@ -319,11 +319,10 @@ func deadChange(verb, done string) cli.ActionFunc {
 		if err != nil {
 			return err
 		}
-		cfg, err := readConfig(c, false)
+		o, err := newOperator(c)
 		if err != nil {
 			return err
 		}
-		o := &operator{cfg: cfg}
 		total := uint64(0)
 		if c.Bool("dry-run") || !c.Bool("yes") {
 			q.DryRun = true

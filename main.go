@@ -165,6 +165,13 @@ func flagsFirst(commands []*cli.Command, args []string) []string {
 	if verb == nil || verb.SkipFlagParsing || len(verb.Subcommands) > 0 {
 		return args
 	}
+	before := args[at:]
+	if end := slices.Index(before, "--"); end >= 0 {
+		before = before[:end]
+	}
+	if slices.Contains(before, "-h") || slices.Contains(before, "--help") {
+		return append(args[:at:at], "--help") // behind an argument it would be taken for the name of a topic
+	}
 	var flags, others []string
 	for rest := args[at:]; len(rest) > 0; rest = rest[1:] {
 		switch word := rest[0]; {
@@ -175,10 +182,14 @@ func flagsFirst(commands []*cli.Command, args []string) []string {
 			others = append(others, word)
 		default:
 			flags = append(flags, word)
-			if len(rest) > 1 && takesValue(verb, word) {
-				rest = rest[1:]
-				flags = append(flags, rest[0])
+			if !takesValue(verb, word) {
+				continue
 			}
+			if len(rest) == 1 || rest[1] == "--" || flagOf(verb, rest[1]) != nil {
+				return append(args[:at:at], word) // its value is missing: the library says so
+			}
+			rest = rest[1:]
+			flags = append(flags, rest[0])
 		}
 	}
 	out := append(args[:at:at], flags...)
@@ -189,15 +200,21 @@ func flagsFirst(commands []*cli.Command, args []string) []string {
 }
 
 // takesValue says whether the next word belongs to a flag.
-func takesValue(verb *cli.Command, flag string) bool {
-	name := strings.TrimLeft(flag, "-")
+func takesValue(verb *cli.Command, word string) bool {
+	f := flagOf(verb, word)
+	_, is := f.(*cli.BoolFlag)
+	return f != nil && !is
+}
+
+// flagOf is the flag of a verb that a word names; nil when it names none.
+func flagOf(verb *cli.Command, word string) cli.Flag {
+	name := strings.TrimLeft(word, "-")
 	for _, f := range verb.Flags {
-		if slices.Contains(f.Names(), name) {
-			_, is := f.(*cli.BoolFlag)
-			return !is
+		if name != word && slices.Contains(f.Names(), name) {
+			return f
 		}
 	}
-	return false
+	return nil
 }
 
 // laterCommands are the verbs of the design that this version does not have.
@@ -218,11 +235,19 @@ var configFlag = &cli.StringFlag{
 	Name: "config", Usage: "the configuration `FILE`", EnvVars: []string{"AMPCIO_CONFIG"}, Value: "/etc/ampcio/config.toml",
 }
 
+// noArguments is of a verb that takes none.
+func noArguments(c *cli.Context) error {
+	if c.Args().Present() {
+		return exit(exitUsage, fmt.Errorf("%s takes no arguments: %q", c.Command.Name, strings.Join(c.Args().Slice(), " ")))
+	}
+	return nil
+}
+
 // loadConfig reads the configuration that the command line names, of a verb that takes
 // no arguments.
 func loadConfig(c *cli.Context, secrets bool) (*config.Config, error) {
-	if c.Args().Present() {
-		return nil, exit(exitUsage, fmt.Errorf("%s takes no arguments: %q", c.Command.Name, strings.Join(c.Args().Slice(), " ")))
+	if err := noArguments(c); err != nil {
+		return nil, err
 	}
 	return readConfig(c, secrets)
 }

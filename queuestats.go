@@ -12,7 +12,6 @@ import (
 	"golang.org/x/term"
 
 	"ampcio/admin"
-	"ampcio/config"
 )
 
 func queueStatsCommand() *cli.Command {
@@ -31,21 +30,24 @@ func queueStatsCommand() *cli.Command {
 			if c.IsSet("watch") && every < 100*time.Millisecond {
 				return exit(exitUsage, fmt.Errorf("--watch %s: must be at least 100ms", every))
 			}
-			cfg, err := loadConfig(c, false)
+			if err := noArguments(c); err != nil {
+				return err
+			}
+			o, err := newOperator(c)
 			if err != nil {
 				return err
 			}
-			return queueStats(c.Context, cfg, c.App.Writer, c.Bool("json"), every)
+			return o.queueStats(c.Context, c.App.Writer, c.Bool("json"), every)
 		},
 	}
 }
 
-func queueStats(ctx context.Context, cfg *config.Config, w io.Writer, asJSON bool, every time.Duration) error {
+func (o *operator) queueStats(ctx context.Context, w io.Writer, asJSON bool, every time.Duration) error {
 	out, isFile := w.(*os.File)
 	terminal := isFile && term.IsTerminal(int(out.Fd()))
 	color := terminal && os.Getenv("NO_COLOR") == ""
 	for {
-		snap, err := takeSnapshot(ctx, cfg)
+		snap, err := o.takeSnapshot(ctx)
 		if err != nil {
 			return err
 		}
@@ -74,20 +76,22 @@ func queueStats(ctx context.Context, cfg *config.Config, w io.Writer, asJSON boo
 }
 
 // takeSnapshot asks the daemon, or reads the files when there is none.
-func takeSnapshot(ctx context.Context, cfg *config.Config) (admin.Snapshot, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+func (o *operator) takeSnapshot(ctx context.Context) (admin.Snapshot, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	socket := socketPath(cfg)
-	snap, askErr := admin.Ask(ctx, socket)
-	if askErr == nil {
+	snap, err := admin.Ask(ctx, o.socket)
+	if err == nil {
+		o.warn()
 		return snap, nil
 	}
-	if !notRunning(askErr) {
-		return snap, exit(exitUnavailable, permitted(socket, askErr))
+	if !notRunning(err) {
+		return snap, exit(exitUnavailable, notAnswered(o.socket, err))
 	}
-	snap, err := filesSnapshot(cfg, time.Now())
-	if err != nil {
-		return snap, filesError(cfg, err)
+	if o.broken != nil {
+		return snap, o.broken
+	}
+	if snap, err = filesSnapshot(o.cfg, time.Now()); err != nil {
+		return snap, filesError(o.cfg, err)
 	}
 	return snap, nil
 }

@@ -29,7 +29,10 @@ func reloadCommand() *cli.Command {
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object"},
 		},
 		Action: func(c *cli.Context) error {
-			cfg, err := loadConfig(c, false)
+			if err := noArguments(c); err != nil {
+				return err
+			}
+			o, err := newOperator(c)
 			if err != nil {
 				return err
 			}
@@ -41,7 +44,8 @@ func reloadCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			err = askDaemon(c.Context, socketPath(cfg), "reload", body, func(line []byte) error {
+			// A broken file is for the daemon to refuse, in the same words.
+			err = askDaemon(c.Context, o.socket, "reload", body, func(line []byte) error {
 				var report reloadReport
 				if err := json.Unmarshal(line, &report); err != nil {
 					return exit(exitUnavailable, fmt.Errorf("read the answer: %w", err))
@@ -54,8 +58,12 @@ func reloadCommand() *cli.Command {
 				e.SetIndent("", "  ")
 				return e.Encode(report)
 			})
-			if notRunning(err) {
-				return nothingToReload(cfg)
+			switch {
+			case !notRunning(err):
+			case o.broken != nil:
+				return o.broken
+			default:
+				return nothingToReload(o.cfg)
 			}
 			return err
 		},

@@ -54,6 +54,9 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 		y.DrainETA = drain(y)
 		snap.Syncs = append(snap.Syncs, y)
 	}
+	if earlier := d.earlierDamage(); earlier != "" {
+		snap.Notes = append(snap.Notes, earlier)
+	}
 	if w := d.users.Warning(); w != nil {
 		snap.Notes = append(snap.Notes, w.Error())
 	}
@@ -110,8 +113,15 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 		} else {
 			y.Status = admin.StatusOrphaned
 		}
+		if stats.Project == "" {
+			y.Project, y.Books.Balanced, y.LedgerDamaged = cfg.Sync[stats.Name].Project, false, true
+			snap.Notes = append(snap.Notes, fmt.Sprintf("the ledger of sync %s is damaged: what is pending is unknown until ampcio is started, which sets it aside and goes on", stats.Name))
+		}
 		hold(&y)
 		snap.Syncs = append(snap.Syncs, y)
+	}
+	if kept := damagedNote(cfg.Storage.Dir, nil); kept != "" {
+		snap.Notes = append(snap.Notes, kept)
 	}
 	door, err := readDoorBook(cfg.Storage.Dir)
 	if err != nil {
@@ -189,7 +199,10 @@ func syncOf(st queue.ConsumerStats, cfg *config.Config, now time.Time) admin.Syn
 	}
 	for _, key := range sortedKeys(st.Tallies) {
 		kind, rest, _ := strings.Cut(key, "/")
-		verdict, reason, _ := strings.Cut(rest, "/")
+		verdict, reason, reasoned := strings.Cut(rest, "/")
+		if kind == "user" && !reasoned && verdict != "delivered" {
+			verdict, reason = "filtered", verdict // the tally has the reason alone
+		}
 		c := st.Tallies[key]
 		r := admin.Reason{Kind: kind, Reason: reason, Count: c.N, Newest: timeOf(c.Newest), Example: c.Example}
 		switch verdict {

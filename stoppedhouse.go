@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -23,13 +27,15 @@ type stoppedHouse struct {
 	cfg     *config.Config
 	records *queue.Log // nil = nothing is open: only reads
 	rules   map[string]*mapping.Rules
+	say     io.Writer // stderr
 
 	mu   sync.Mutex // of open
 	open map[string]*queue.Consumer
 }
 
 // doStopped does a verb in this process.
-func doStopped(ctx context.Context, cfg *config.Config, name string, body []byte, each func(line []byte) error) error {
+func doStopped(ctx context.Context, o *operator, name string, body []byte, each func(line []byte) error) error {
+	cfg := o.cfg
 	do, known := verbs[name]
 	if !known {
 		return exit(exitUsage, fmt.Errorf("there is no %q", name))
@@ -45,7 +51,7 @@ func doStopped(ctx context.Context, cfg *config.Config, name string, body []byte
 	if err != nil {
 		return err
 	}
-	h := &stoppedHouse{cfg: cfg, rules: rules, open: map[string]*queue.Consumer{}}
+	h := &stoppedHouse{cfg: cfg, rules: rules, say: o.say, open: map[string]*queue.Consumer{}}
 	if !readsOnly[name] {
 		err = h.openStorage()
 	}
@@ -98,6 +104,9 @@ func (h *stoppedHouse) openStorage() error {
 	if err != nil {
 		return storageError(dir, err)
 	}
+	for _, a := range h.records.SetAside() {
+		fmt.Fprintf(h.say, "a damaged log file is kept at %s (%d of its records were taken over)\n", a.Path, a.Saved)
+	}
 	for _, name := range h.names() {
 		if err := h.openLedger(name); err != nil {
 			return storageError(dir, err)
@@ -118,6 +127,9 @@ func (h *stoppedHouse) openLedger(name string) error {
 	c, err := queue.OpenConsumer(h.records, o)
 	if err != nil {
 		return err
+	}
+	if a := c.SetAside(); a != nil {
+		fmt.Fprintf(h.say, "the ledger of sync %s was damaged and is kept at %s; what could be read of it is sent again, under the same ids\n", name, a.Path)
 	}
 	bind(c, set, h.cfg.DeadLetters)
 	h.mu.Lock()
@@ -174,7 +186,8 @@ func filesError(cfg *config.Config, err error) error {
 	dir := cfg.Storage.Dir
 	switch {
 	case errors.Is(err, queue.ErrLocked):
-		return exit(exitUnavailable, fmt.Errorf("ampcio runs, but its admin socket %s does not answer: is server.socket the same as when it was started?", socketPath(cfg)))
+		return exit(exitTemporary, fmt.Errorf("another process%s uses %s: an ampcio that is starting, or another command; try again in a moment. If it lasts: is server.socket the same as when it was started? It is %s",
+			lockedBy(dir), dir, socketPath(cfg)))
 	case errors.Is(err, fs.ErrNotExist):
 		return exit(exitUnavailable, fmt.Errorf("ampcio is not running and has never run with storage.dir %s: start it with ampcio serve", dir))
 	case errors.Is(err, syscall.ENOTDIR):
@@ -183,4 +196,18 @@ func filesError(cfg *config.Config, err error) error {
 		return exit(exitUnavailable, fmt.Errorf("ampcio is not running, and its files cannot be read: %w: try as root or as the user that runs ampcio", err))
 	}
 	return exit(exitIO, err)
+}
+
+// lockedBy names the process that has written itself into the lock file; "" when that
+// has ended, so that it is another who holds the lock, and only reads.
+func lockedBy(dir string) string {
+	b, err := os.ReadFile(filepath.Join(dir, "lock"))
+	if err != nil {
+		return ""
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || pid <= 0 || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		return ""
+	}
+	return fmt.Sprintf(" (%d)", pid)
 }

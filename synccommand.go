@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -15,7 +16,6 @@ import (
 	"golang.org/x/term"
 
 	"ampcio/admin"
-	"ampcio/config"
 )
 
 func syncCommand() *cli.Command {
@@ -92,17 +92,17 @@ func syncCommand() *cli.Command {
 
 // named reads the configuration and the names that a verb wants, as many as there are
 // words in want.
-func named(c *cli.Context, want ...string) (*config.Config, []string, error) {
+func named(c *cli.Context, want ...string) (*operator, []string, error) {
 	args := c.Args().Slice()
 	if len(args) != len(want) {
 		text := ""
 		for _, w := range want {
 			text += " " + w
 		}
-		return nil, nil, exit(exitUsage, fmt.Errorf("%s wants%s (see %[1]s --help)", c.Command.HelpName, text))
+		return nil, nil, exit(exitUsage, fmt.Errorf("%s wants%s (see ampcio %[1]s --help)", strings.TrimPrefix(c.Command.HelpName, "ampcio "), text))
 	}
-	cfg, err := readConfig(c, false)
-	return cfg, args, err
+	o, err := newOperator(c)
+	return o, args, err
 }
 
 // doOne has a verb done that answers with one line.
@@ -128,11 +128,11 @@ func shown(c *cli.Context, answer any, text func(w io.Writer)) error {
 }
 
 func syncStatus(c *cli.Context) error {
-	cfg, err := readConfig(c, false)
+	o, err := newOperator(c)
 	if err != nil {
 		return err
 	}
-	snap, err := takeSnapshot(c.Context, cfg)
+	snap, err := o.takeSnapshot(c.Context)
 	if err != nil {
 		return err
 	}
@@ -167,11 +167,10 @@ func colored(w io.Writer) bool {
 
 func holdAction(verb string) cli.ActionFunc {
 	return func(c *cli.Context) error {
-		cfg, args, err := named(c, "NAME")
+		o, args, err := named(c, "NAME")
 		if err != nil {
 			return err
 		}
-		o := &operator{cfg: cfg}
 		s, err := doOne[syncState](c.Context, o, verb, oneSync{Sync: args[0]})
 		if err != nil {
 			return err
@@ -182,7 +181,11 @@ func holdAction(verb string) cli.ActionFunc {
 				already = " already"
 			}
 			if verb == "sync-pause" {
-				fmt.Fprintf(w, "%s is paused%s; new events are accepted and held; %s pending. Resume: ampcio sync resume %[1]s\n", s.Sync, already, many(s.Pending))
+				held := "new events are accepted and held"
+				if !s.Takes {
+					held = "new events are not taken, since it is disabled or not in the configuration"
+				}
+				fmt.Fprintf(w, "%s is paused%s; %s; %s pending. Resume: ampcio sync resume %[1]s\n", s.Sync, already, held, many(s.Pending))
 				if s.Status == admin.StatusBlocked {
 					fmt.Fprintf(w, "it is blocked, too (%s): see ampcio sync status %s\n", s.Reason, s.Sync)
 				}
@@ -213,11 +216,11 @@ func (o *operator) goesOn(name, status string) string {
 }
 
 func syncRetry(c *cli.Context) error {
-	cfg, args, err := named(c, "NAME")
+	o, args, err := named(c, "NAME")
 	if err != nil {
 		return err
 	}
-	s, err := doOne[syncState](c.Context, &operator{cfg: cfg}, "sync-retry", oneSync{Sync: args[0]})
+	s, err := doOne[syncState](c.Context, o, "sync-retry", oneSync{Sync: args[0]})
 	if err != nil {
 		return err
 	}
@@ -231,11 +234,11 @@ func syncRetry(c *cli.Context) error {
 }
 
 func syncRewind(c *cli.Context) error {
-	cfg, args, err := named(c, "NAME")
+	o, args, err := named(c, "NAME")
 	if err != nil {
 		return err
 	}
-	if !c.IsSet("since") {
+	if c.String("since") == "" {
 		return exit(exitUsage, errors.New("rewind wants --since TIME: how long ago (24h), a date (2026-11-20) or 2026-11-20T10:12:03Z"))
 	}
 	since, err := moment(c.String("since"), time.Now())
@@ -243,7 +246,6 @@ func syncRewind(c *cli.Context) error {
 		return exit(exitUsage, fmt.Errorf("--since: %w", err))
 	}
 	in := rewinding{Sync: args[0], Since: since.UnixMilli(), Partly: c.Bool("partly"), DryRun: true}
-	o := &operator{cfg: cfg}
 	if c.Bool("dry-run") || !c.Bool("yes") {
 		r, err := doOne[rewound](c.Context, o, "sync-rewind", in)
 		if err != nil {
@@ -254,7 +256,7 @@ func syncRewind(c *cli.Context) error {
 		}
 		r.print(c.App.ErrWriter)
 		if r.Records == 0 {
-			return exit(exitFailed, errors.New("nothing was changed: there is nothing to take again"))
+			return errNothingToRewind
 		}
 		fmt.Fprintln(c.App.ErrWriter, "Customer.io ignores the events whose ids it has seen, and takes the others.")
 		if r.Young > 0 {
@@ -269,6 +271,9 @@ func syncRewind(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if r.Records == 0 {
+		return errNothingToRewind
+	}
 	return shown(c, r, func(w io.Writer) {
 		fmt.Fprintf(w, "%s is rewound: %s are taken again", r.Sync, records(r.Records))
 		if r.DeadLetters > 0 {
@@ -277,6 +282,8 @@ func syncRewind(c *cli.Context) error {
 		fmt.Fprintf(w, "%s\n", o.goesOn(r.Sync, r.Status))
 	})
 }
+
+var errNothingToRewind = exit(exitData, errors.New("nothing was changed: there is nothing to take again"))
 
 // print tells what a rewind would do.
 func (r *rewound) print(w io.Writer) {
@@ -304,11 +311,10 @@ func (r *rewound) print(w io.Writer) {
 }
 
 func syncRename(c *cli.Context) error {
-	cfg, args, err := named(c, "OLD", "NEW")
+	o, args, err := named(c, "OLD", "NEW")
 	if err != nil {
 		return err
 	}
-	o := &operator{cfg: cfg}
 	r, err := doOne[renamed](c.Context, o, "sync-rename", renaming{Old: args[0], New: args[1], DryRun: c.Bool("dry-run")})
 	if err != nil {
 		return err
@@ -366,11 +372,10 @@ type question[T any] struct {
 // askedFirst does what cannot be taken back to one sync: it says what would happen, and
 // goes on when that is meant.
 func askedFirst[T any](c *cli.Context, verb string, q question[T]) error {
-	cfg, args, err := named(c, "NAME")
+	o, args, err := named(c, "NAME")
 	if err != nil {
 		return err
 	}
-	o := &operator{cfg: cfg}
 	in := oneSync{Sync: args[0], DryRun: true}
 	if c.Bool("dry-run") || !c.Bool("yes") {
 		t, err := doOne[T](c.Context, o, verb, in)

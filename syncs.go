@@ -197,6 +197,9 @@ func (d *daemon) openStreams() error {
 	for _, a := range d.records.SetAside() {
 		d.log.Error("a damaged log file was set aside; what could be read of it was taken over", "file", a.Path, "records", a.Saved, "reason", a.Reason)
 	}
+	if earlier := d.earlierDamage(); earlier != "" {
+		d.log.Warn(earlier)
+	}
 	return nil
 }
 

@@ -28,6 +28,7 @@ type syncState struct {
 	Status      string `json:"status"` // as in queue-stats; stopped = no daemon runs
 	Reason      string `json:"reason,omitempty"`
 	Changed     bool   `json:"changed"` // false = it was so already, or a dry run
+	Takes       bool   `json:"takes"`   // new events, when ampcio runs: it is in the configuration, and enabled
 	Pending     uint64 `json:"pending"`
 	DeadLetters uint64 `json:"dead_letters"`
 }
@@ -44,7 +45,8 @@ func stateOf(h house, name string) (syncState, error) {
 		return s, exit(exitIO, err)
 	}
 	s.Pending, s.DeadLetters = st.Books.Pending, st.DeadKept
-	_, configured := h.config().Sync[name]
+	y, configured := h.config().Sync[name]
+	s.Takes = configured && y.Enabled
 	switch d := h.delivery(name); {
 	case d != nil:
 		status := d.Status()

@@ -151,10 +151,12 @@ func TestVerbsSayWhatTheyWant(t *testing.T) {
 		{[]string{"sync", "pase", "demo"}, `no command "pase": did you mean "pause"?`},
 		{[]string{"sync", "frobnicate"}, `no command "frobnicate" (see ampcio sync --help)`},
 		{[]string{"dead-letters", "reply"}, `no command "reply": did you mean "replay"?`},
-		{[]string{"sync", "pause"}, "ampcio sync pause wants NAME"},
-		{[]string{"sync", "pause", "demo", "other"}, "ampcio sync pause wants NAME"},
-		{[]string{"sync", "rename", "demo"}, "ampcio sync rename wants OLD NEW"},
+		{[]string{"sync", "pause"}, "ampcio: sync pause wants NAME (see ampcio sync pause --help)"},
+		{[]string{"sync", "pause", "demo", "other"}, "ampcio: sync pause wants NAME (see ampcio sync pause --help)"},
+		{[]string{"sync", "rename", "demo"}, "ampcio: sync rename wants OLD NEW"},
 		{[]string{"sync", "rewind", "demo"}, "rewind wants --since TIME"},
+		{[]string{"sync", "rewind", "demo", "--since"}, "flag needs an argument: -since"},
+		{[]string{"sync", "rewind", "demo", "--since", ""}, "rewind wants --since TIME"},
 		{[]string{"sync", "rewind", "demo", "--since", "yesterday"}, `--since: "yesterday" is no time: write how long ago`},
 		{[]string{"sync", "rewind", "demo", "--since", "2999-01-01"}, "--since: 2999-01-01 is in the future"},
 		{[]string{"sync", "pause", "demo", "--yse"}, "ampcio sync pause --help"},
@@ -167,7 +169,8 @@ func TestVerbsSayWhatTheyWant(t *testing.T) {
 	for _, test := range tests {
 		refuses(t, r, exitUsage, []string{"ampcio: ", test.says}, test.args...)
 	}
-	for _, args := range [][]string{{"sync"}, {"dead-letters"}, {"sync", "rewind", "--help"}, {"sync", "rewind", "demo", "-h"}} {
+	for _, args := range [][]string{{"sync"}, {"dead-letters"}, {"sync", "rewind", "--help"}, {"sync", "rewind", "demo", "-h"},
+		{"sync", "pause", "production", "--help"}, {"dead-letters", "list", "production/1", "--limit", "3", "-h"}, {"queue-stats", "--help"}} {
 		if got := run(t, args...); got.code != 0 || !strings.Contains(got.stdout, "USAGE") {
 			t.Errorf("%v: %+v", args, got)
 		}
@@ -212,6 +215,12 @@ func TestVerbRewindAfterAWrongRule(t *testing.T) {
 	contains(t, got.stderr, "would take again 9 records", "Customer.io ignores the events whose ids it has seen", "9 events are less than 72 h old: those that it takes may start campaigns",
 		"Rewind demo to ", "nothing was changed, since there is no terminal to ask at: add --yes if you mean it")
 
+	for _, yes := range []string{"--json", "--yes"} {
+		got := verbOf(t, r, "sync", "rewind", "demo", "--since", "0s", yes)
+		if got.code != exitData || got.stdout != "" || !strings.HasSuffix(got.stderr, "ampcio: nothing was changed: there is nothing to take again\n") {
+			t.Errorf("nothing to take, %s: %+v", yes, got)
+		}
+	}
 	contains(t, did(t, r, "sync", "rewind", "--yes", "demo", "--since", "1h"), "demo is rewound: 9 records are taken again\n")
 	snap := drained(t, r)
 	balanced(t, snap)
@@ -378,7 +387,8 @@ func TestVerbsThatCannotReachTheDaemon(t *testing.T) {
 		edit(t, r, fmt.Sprintf("socket = %q", r.socket), fmt.Sprintf("socket = %q", filepath.Join(r.dir, "other.sock")))
 		defer edit(t, r, fmt.Sprintf("socket = %q", filepath.Join(r.dir, "other.sock")), fmt.Sprintf("socket = %q", r.socket))
 		for _, args := range [][]string{{"sync", "pause", "demo"}, {"dead-letters", "list"}, {"dead-letters", "drop", "--all", "--yes"}} {
-			refuses(t, r, exitUnavailable, []string{"ampcio runs, but its admin socket", "other.sock does not answer: is server.socket the same as when it was started?"}, args...)
+			refuses(t, r, exitTemporary, []string{fmt.Sprintf("another process (%d) uses %s/storage: an ampcio that is starting, or another command; try again in a moment.", r.daemon.Process.Pid, r.dir),
+				"is server.socket the same as when it was started? It is " + r.dir + "/other.sock"}, args...)
 		}
 	})
 	t.Run("not in the group", func(t *testing.T) {

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -22,10 +23,10 @@ func (y *Sync) advise(s *Snapshot) {
 	if y.NoCheckpoint != "" {
 		do("free space on the disk of %s (df -h %[1]s): it goes on by itself", s.Disk.Dir)
 	}
-	if !y.Books.Balanced {
+	if !y.Books.Balanced && !y.LedgerDamaged {
 		do("see what is wrong with the books: ampcio audit, and tell us what it says")
 	}
-	if y.overfull() {
+	if y.overfull() || y.refused(s.Disk.Full) {
 		y.adviseBound(do)
 	}
 	apply := "ampcio reload"
@@ -68,6 +69,9 @@ func (y *Sync) advise(s *Snapshot) {
 	if y.Kept.Count > 0 {
 		do("see what was refused: ampcio dead-letters list --sync %s", y.Name)
 	}
+	if y.LedgerDamaged {
+		y.Detail = "its ledger is damaged: what is pending is unknown; a start sets it aside and goes on with what can be read of it"
+	}
 	y.Advice = strings.Join(todo, "; ")
 }
 
@@ -93,8 +97,22 @@ func (y *Sync) adviseBound(do func(format string, args ...any)) {
 	}
 }
 
-// bound says what happens at max_pending_bytes.
-func (y *Sync) bound() string {
+// refused says whether it is this sync's max_pending_bytes that makes new events refused,
+// by the reason for that. A large request does not fit long before the bound is reached.
+func (y *Sync) refused(full string) bool {
+	return strings.Contains(full, "max_pending_bytes") && strings.Contains(full, "sync "+y.Name+",")
+}
+
+// gaveUp says whether the oldest have been given up, beyond max_pending_bytes, since the
+// sync is as it is.
+func (y *Sync) gaveUp() bool {
+	return slices.ContainsFunc(y.Discarded, func(r Reason) bool {
+		return r.Reason == "max_pending_bytes" && r.Newest != nil && y.Since != nil && !r.Newest.Before(*y.Since)
+	})
+}
+
+// bound says what happens at max_pending_bytes; full is why new events are refused now.
+func (y *Sync) bound(full string) string {
 	reached := y.PendingBytes >= y.MaxPending
 	switch {
 	case y.WhenFull == "discard_oldest" && reached:
@@ -105,6 +123,8 @@ func (y *Sync) bound() string {
 		return "nothing is refused for that while it does not deliver"
 	case reached:
 		return "NEW EVENTS ARE REFUSED"
+	case y.refused(full):
+		return "NEW EVENTS ARE REFUSED, as far as a request does not fit"
 	}
 	return "beyond that new events are refused"
 }

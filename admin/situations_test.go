@@ -140,6 +140,29 @@ func TestSituations(t *testing.T) {
 			bounded(s, 2<<30, "refuse")
 			s.Disk.Full = "2.0 GiB pending of sync production, its max_pending_bytes is 2.0 GiB"
 		}, "ampcio sync pause production"},
+		{"pending-refuses-large", func(s *Snapshot) {
+			y := bounded(s, 659<<10, "refuse")
+			y.MaxPending = 1 << 20
+			s.Disk.Full = "659 KiB pending of sync production, its max_pending_bytes is 1.0 MiB"
+		}, "sync.production.delivery.max_pending_bytes"},
+		{"unreachable-discards", func(s *Snapshot) {
+			y := bounded(s, 2<<30, "discard_oldest")
+			y.Status, y.Since, y.Reason, y.Gate = StatusUnreachable, ago(3*time.Hour), "http_503", "closed"
+			y.Depth = Depth{Held: y.Books.Pending}
+			y.Totals.Discarded, y.Books.Taken = 40_000, y.Books.Taken+40_000
+			y.Discarded = []Reason{{Kind: "record", Reason: "max_pending_bytes", Count: 40_000, Newest: ago(2 * time.Second)}}
+		}, "ampcio sync retry production"},
+		{"disabled-paused", func(s *Snapshot) {
+			y := &s.Syncs[0]
+			y.waiting(12, 40*time.Hour)
+			y.Status, y.Since, y.Gate, y.Depth, y.PausedSince = StatusDisabled, nil, "", Depth{Held: 12}, ago(2*time.Hour)
+		}, "ampcio sync resume production"},
+		{"dead-letters-for-ever", func(s *Snapshot) {
+			y := &s.Syncs[0]
+			y.Totals.Dead, y.Books.Taken, y.Depth.Dead = 7, y.Books.Taken+7, 7
+			y.Kept = DeadLetters{Count: 7, Bytes: 9_216}
+			y.Dead = []Reason{{Kind: "event", Reason: "invalid", Count: 7, Newest: ago(49 * time.Hour), Example: "Order"}}
+		}, "ampcio dead-letters list --sync production"},
 		{"pending-discards", func(s *Snapshot) {
 			y := bounded(s, 2<<30, "discard_oldest")
 			y.Totals.Discarded, y.Books.Taken = 40_000, y.Books.Taken+40_000
@@ -174,6 +197,10 @@ func TestSituations(t *testing.T) {
 			y.Status, y.Since, y.Gate, y.RateIn, y.RateOut = StatusStopped, nil, "", nil, nil
 			y.Depth = Depth{Held: 1_204}
 			y.Waiting = []Waiting{{Reason: "http_503", Users: 2, NextAttempt: ptr(int64(18))}}
+			s.Source, s.Uptime = "files", nil
+		}, "systemctl start ampcio"},
+		{"stopped-damaged", func(s *Snapshot) {
+			s.Syncs[0] = Sync{Name: "production", Project: "app", Status: StatusStopped, LedgerDamaged: true}
 			s.Source, s.Uptime = "files", nil
 		}, "systemctl start ampcio"},
 		{"shared-workspace", func(s *Snapshot) {

@@ -81,6 +81,7 @@ type Sync struct {
 	LastDelivered *time.Time `json:"last_delivered"`
 	LastAnswer    string     `json:"last_answer"` // Customer.io's newest
 	LedgerBytes   int64      `json:"ledger_bytes"`
+	LedgerDamaged bool       `json:"ledger_damaged"` // it cannot be read: all counts are unknown, whatever they say; only while stopped
 }
 
 // OtherWorkspace is of a sync whose keys are those of another workspace than before.

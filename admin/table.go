@@ -13,7 +13,7 @@ import (
 
 // WriteTable writes a snapshot for people, in lines of about 80 columns. Colour is used only when color is set.
 func WriteTable(w io.Writer, s Snapshot, color bool) error {
-	p := printer{w: w, now: s.At, color: color}
+	p := printer{w: w, now: s.At, color: color, full: s.Disk.Full}
 	p.line("%s  %s  ampcio %s%s", p.source(s.Source), s.At.Format("2006-01-02 15:04:05 UTC"), s.Version, p.uptime(s.Uptime))
 	for _, n := range s.Notes {
 		for i, row := range wrap(n, columns-6) {
@@ -31,7 +31,7 @@ func WriteTable(w io.Writer, s Snapshot, color bool) error {
 
 // WriteStates writes for people how the syncs are, without the rest of a snapshot.
 func WriteStates(w io.Writer, s Snapshot, color bool) error {
-	p := printer{w: w, now: s.At, color: color}
+	p := printer{w: w, now: s.At, color: color, full: s.Disk.Full}
 	if s.Source == "files" {
 		p.line("%s", p.source(s.Source))
 	}
@@ -45,6 +45,7 @@ type printer struct {
 	w     io.Writer
 	now   time.Time
 	color bool
+	full  string // why new events are refused now
 	err   error
 }
 
@@ -86,6 +87,10 @@ func (p *printer) overview(syncs []Sync) {
 	t.AppendHeader(table.Row{"SYNC", "STATUS", "PENDING", "RETRY", "HELD", "DEAD", "OLDEST", "IN/s", "OUT/s", "DRAIN"})
 	for _, y := range syncs {
 		d := y.Depth
+		if y.LedgerDamaged {
+			t.AppendRow(table.Row{y.Name, p.status(y.Status), "?", "?", "?", "?", "?", "-", "-", "-"})
+			continue
+		}
 		t.AppendRow(table.Row{y.Name, p.status(y.Status), count(d.Ready + d.InFlight + d.Retry + d.Held), count(d.Retry), count(d.Held),
 			count(d.Dead), age(y.OldestAge), rate(y.RateIn), rate(y.RateOut), age(y.DrainETA)})
 	}
@@ -113,6 +118,10 @@ func (p *printer) status(s string) string {
 func (p *printer) sync(y Sync) {
 	p.line("")
 	p.state(y)
+	if y.LedgerDamaged {
+		p.line("  books      %s", p.paint(text.FgRed, "UNKNOWN"))
+		return
+	}
 	for i, r := range y.Filtered {
 		p.line("%s %s %s: %s%s", heading(i, "not sent"), r.Kind, r.Reason, count(r.Count), p.newest(r))
 	}
@@ -147,7 +156,7 @@ func (p *printer) sync(y Sync) {
 // state tells how one sync is, why, and what to do.
 func (p *printer) state(y Sync) {
 	safe := ""
-	if y.Status == StatusBlocked || y.Status == StatusUnreachable {
+	if (y.Status == StatusBlocked || y.Status == StatusUnreachable) && !y.gaveUp() {
 		safe = "; nothing is lost"
 	}
 	p.line("%s (project %s): %s%s%s", y.Name, y.Project, p.status(y.Status), p.since(y.Since), safe)
@@ -170,15 +179,19 @@ func (p *printer) state(y Sync) {
 		p.line("  next probe in %s%s", age(y.NextProbe), with)
 	}
 	if y.PausedSince != nil && y.Status != StatusPaused {
-		p.line("  paused     for %s; new events are accepted and held", p.ago(*y.PausedSince))
+		held := ""
+		if y.Status != StatusDisabled && y.Status != StatusOrphaned && y.Status != StatusStopped { // else they are not
+			held = "; new events are accepted and held"
+		}
+		p.line("  paused     for %s%s", p.ago(*y.PausedSince), held)
 	}
-	if pending := y.Books.Pending; pending > 0 || y.MaxPending > 0 {
+	if pending := y.Books.Pending; !y.LedgerDamaged && (pending > 0 || y.MaxPending > 0) {
 		line := count(pending) + " records"
 		if y.PendingBytes > 0 {
 			line += ", " + size(y.PendingBytes)
 		}
 		if y.MaxPending > 0 {
-			line += fmt.Sprintf(" of max_pending_bytes %s; %s", size(y.MaxPending), y.bound())
+			line += fmt.Sprintf(" of max_pending_bytes %s; %s", size(y.MaxPending), y.bound(p.full))
 		}
 		p.long("pending", line)
 	}
@@ -198,7 +211,14 @@ func (p *printer) state(y Sync) {
 		p.line("%s %s: %s%s, next try in %s", heading(i, "waiting"), w.Reason, records, plural(w.Users, "user", "users"), age(w.NextAttempt))
 	}
 	if k := y.Kept; k.Count > 0 {
-		p.line("  dead       %s kept, %s; for %s, and up to %s", count(k.Count), size(k.Bytes), age(&k.KeepFor), size(k.MaxBytes))
+		long, most := "for ever", "without a bound"
+		if k.KeepFor > 0 {
+			long = "for " + age(&k.KeepFor)
+		}
+		if k.MaxBytes > 0 {
+			most = "up to " + size(k.MaxBytes)
+		}
+		p.line("  dead       %s kept, %s; %s, and %s", count(k.Count), size(k.Bytes), long, most)
 	}
 }
 

@@ -347,6 +347,9 @@ func (g *gate) show(s *Status) {
 	defer g.mu.Unlock()
 	s.Gate, s.GateSince = g.state, g.since
 	if g.state != GateClosed || s.State != Delivering {
+		if s.State == Delivering && g.since.After(s.Since) {
+			s.Since = g.since // before that it was unreachable
+		}
 		return
 	}
 	e := g.why()

@@ -120,7 +120,7 @@ func TestOutage(t *testing.T) {
 						t.Errorf("request %d after the outage was one of %d in flight", i, r.inFlight)
 					}
 				}
-				if s := h.sync.Status(); s.State != delivery.Delivering || !s.NextProbe.IsZero() || s.Reason != "" {
+				if s := h.sync.Status(); s.State != delivery.Delivering || !s.NextProbe.IsZero() || s.Reason != "" || s.Since.Before(opened.Add(-time.Minute)) {
 					t.Errorf("status after the outage %+v", s)
 				}
 				h.close()
