@@ -323,6 +323,15 @@ func TestAuditThatFindsADifference(t *testing.T) {
 	if answer.Source != "files" || len(answer.Syncs) != 1 || answer.Syncs[0].Balanced || answer.Syncs[0].Missing != 10 || len(answer.Syncs[0].Differences) != 1 {
 		t.Errorf("%+v", answer)
 	}
+	// A ledger of which nothing can be read is no difference, but an error.
+	ledger := filepath.Join(r.dir, "storage", "sync", "demo.db")
+	moveFolder(t, ledger, ledger+".kept")
+	write(t, ledger, strings.Repeat("no ledger ", 2000))
+	got = run(t, "audit", "--config", r.configPath)
+	if got.code != exitIO || !strings.Contains(got.stderr, "the next start of ampcio sets the ledger aside") {
+		t.Errorf("%+v", got)
+	}
+	moveFolder(t, ledger+".kept", ledger)
 	// The daemon counts them as lost, and then the books balance again.
 	up(t, r)
 	eventually(t, 20*time.Second, "the gap was passed", func() bool { return only(t, stats(t, r)).Totals.Lost == 10 })

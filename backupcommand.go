@@ -64,7 +64,7 @@ func (o *operator) backupToFile(ctx context.Context, name string, force bool, sa
 	if err != nil {
 		return exit(exitCantCreate, err)
 	}
-	m, err := o.makeBackup(ctx, f)
+	m, err := o.makeBackup(ctx, &syncedFile{f: f})
 	err = errors.Join(err, exit(exitIO, errors.Join(f.Sync(), f.Close())))
 	if err == nil {
 		err = exit(exitIO, renameSynced(partial, name))
@@ -81,6 +81,23 @@ func (o *operator) backupToFile(ctx context.Context, name string, force bool, sa
 		fmt.Fprintf(say, "  %s: %s pending\n", y.Name, humanize.Comma(int64(y.Pending)))
 	}
 	return nil
+}
+
+// syncedFile is synced again and again while it is written: if much of it waited for the
+// disk, the log's commits would wait behind it.
+type syncedFile struct {
+	f     *os.File
+	since int // bytes
+}
+
+func (s *syncedFile) Write(b []byte) (int, error) {
+	if s.since += len(b); s.since >= 8<<20 {
+		s.since = 0
+		if err := s.f.Sync(); err != nil {
+			return 0, err
+		}
+	}
+	return s.f.Write(b)
 }
 
 func renameSynced(from, to string) error {

@@ -95,12 +95,16 @@ func eventOf(person string, seq int, padding string) string {
 		`"event_properties":{"seq":%[2]d,"padding":%[4]q},"user_properties":{"plan":"p%[5]d"}}`, person, seq, time.Now().UnixMilli(), padding, seq/40%7)
 }
 
+// noise is text that does not compress.
 func (c *crowd) noise(rng *rand.Rand) string {
-	b := make([]byte, c.o.padding)
-	for i := range b {
-		b[i] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"[rng.IntN(64)]
+	const letters = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"
+	b := make([]byte, 0, c.o.padding+10)
+	for len(b) < c.o.padding {
+		for bits, n := rng.Uint64(), 0; n < 10; bits, n = bits>>6, n+1 {
+			b = append(b, letters[bits&63])
+		}
 	}
-	return string(b)
+	return string(b[:c.o.padding])
 }
 
 // post sends a request until it is answered 200. Any other answer than that, or a 503 that

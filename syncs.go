@@ -254,7 +254,7 @@ func (d *daemon) openLedger(name string, set *settings, on bool) (*queue.Consume
 // bind sets what a ledger may hold. One that no sync owns takes nothing, and gives
 // nothing up either.
 func bind(c *queue.Consumer, set *settings, dead config.DeadLetters) {
-	if set == nil {
+	if !set.delivers() { // it takes nothing, and holds what it has
 		c.SetBound(0, false)
 	} else {
 		c.SetBound(set.maxPending, set.discardOldest)

@@ -130,6 +130,8 @@ type records struct {
 
 func (b *records) Size() int { return 1000 * len(b.events) }
 
+func (b *records) Project() string { return b.project }
+
 func (b *records) Resolve(w *queue.Writer) error {
 	for _, e := range b.events {
 		if e.name == "" {

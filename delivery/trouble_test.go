@@ -349,7 +349,8 @@ func TestFiltered(t *testing.T) {
 // damaged appends a record that this version cannot read.
 type damaged struct{}
 
-func (damaged) Size() int { return 100 }
+func (damaged) Size() int       { return 100 }
+func (damaged) Project() string { return "app" }
 func (damaged) Resolve(w *queue.Writer) error {
 	w.Put(queue.Record{Project: "app", Lane: "user/ann", Body: []byte{99, 1, 2, 3}})
 	return nil

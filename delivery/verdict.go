@@ -61,7 +61,7 @@ func (r *reading) asksToWait() bool { return r.wait > 0 || r.reason == "http_429
 
 // ambiguous tells that something in the request may have caused the failure, or not.
 func (r *reading) ambiguous() bool {
-	return r.verdict == retry && !r.blameless() && !r.asksToWait() && r.reason != "http_408"
+	return r.verdict == retry && !r.blameless() && r.reason != "http_429" && r.reason != "http_408"
 }
 
 // read says what an answer to a request of n ≥ 1 operations means. now is the

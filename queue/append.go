@@ -132,16 +132,14 @@ func (l *Log) round(first *pending) error {
 		}
 	}
 	// Before anything is resolved: resolving moves the state of users.
-	if full := l.overfull(size); full != nil {
-		l.refused.Store(size)
-		answer(full)
+	if taken, size = l.withoutOverfull(taken, size); len(taken) == 0 {
 		return nil
 	}
 	limits := l.limits.Load()
 	l.disk.maxBytes, l.disk.minFree = limits.MaxBytes, limits.MinFree
 	for full := l.disk.full(size); full != nil; full = l.disk.full(size) {
 		if !l.dropOldestKept() {
-			l.refused.Store(size)
+			l.refuse(size)
 			answer(full)
 			return nil
 		}
@@ -160,6 +158,32 @@ func (l *Log) round(first *pending) error {
 		}
 	}
 	return l.rotateWhenLarge()
+}
+
+// withoutOverfull refuses the batches of projects of which a consumer has too much
+// pending, and gives the others.
+func (l *Log) withoutOverfull(taken []*pending, size int64) ([]*pending, int64) {
+	full := l.overfull(size)
+	if len(full) == 0 {
+		return taken, size
+	}
+	rest := taken[:0:0]
+	for _, p := range taken {
+		if why := full[p.batch.Project()]; why != nil {
+			l.refuse(size)
+			size -= p.size
+			p.done <- why
+			continue
+		}
+		rest = append(rest, p)
+	}
+	return rest, size
+}
+
+// refuse notes what there was no room for.
+func (l *Log) refuse(size int64) {
+	l.refused.Store(size)
+	l.refusedAt.Store(l.o.Now().UnixMilli())
 }
 
 // store makes one commit of the first batches, as many as resolve to about
@@ -232,10 +256,12 @@ func (l *Log) publish(chunks []*Chunk, end logEnd) {
 func (l *Log) rotateWhenLarge() error {
 	l.writing.measure()
 	size := l.writing.bytes.Load()
-	if size > l.limits.Load().RotateBytes/2 && l.spare == nil {
+	// A bound that has grown is the next file's.
+	most := min(l.limits.Load().RotateBytes, l.mapped)
+	if size > most/2 && l.spare == nil {
 		l.prepareAhead()
 	}
-	if size < l.limits.Load().RotateBytes {
+	if size < most {
 		return nil
 	}
 	return l.rotate()

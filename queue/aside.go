@@ -102,6 +102,7 @@ type sideplace struct {
 
 	fresh      []*entry // to be written
 	freshBytes int64    // of all that only memory holds, what is being written included
+	idle       int64    // bytes that the reader has put there since deliveries have stopped
 	changed    map[string]bool
 	// Deletions by lane: those to be written, and those that are being written. What is
 	// in the file and here has ended.
@@ -229,7 +230,7 @@ func (c *Consumer) head(l *lane) (entries []*entry, next int64, err error) {
 	key := laneKeyOf(l.key)
 	// Memory first: what a checkpoint writes meanwhile is then found in both, not in none.
 	c.mu.Lock()
-	expected := l.aside.count
+	expected, weight := l.aside.count, l.aside.bytes
 	fresh := slices.Clone(l.aside.fresh)
 	over := map[uint64]bool{}
 	for _, gone := range []map[laneKey]map[uint64]bool{c.side.gone, c.side.going} {
@@ -245,6 +246,7 @@ func (c *Consumer) head(l *lane) (entries []*entry, next int64, err error) {
 	size, found, whole := int64(0), uint64(0), true
 	take := func(e *entry) bool {
 		found++
+		weight -= e.bytes()
 		if len(entries) >= claimRecords || len(entries) > 0 && size+e.bytes() > claimBytes {
 			next, whole = e.rec.Received, false
 			return false
@@ -292,7 +294,7 @@ func (c *Consumer) head(l *lane) (entries []*entry, next int64, err error) {
 		return nil, 0, fmt.Errorf("sync %s: read the side place: %w", c.o.Name, err)
 	}
 	if whole && found < expected {
-		c.loseAside(l, expected-found)
+		c.loseAside(l, expected-found, weight)
 	}
 	return entries, next, nil
 }
@@ -306,15 +308,15 @@ func openAside(k, stored []byte) (*entry, error) {
 }
 
 // loseAside enters records of the side place that cannot be read any more.
-func (c *Consumer) loseAside(l *lane, n uint64) {
+func (c *Consumer) loseAside(l *lane, n uint64, bytes int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := l.aside
-	n = min(n, a.count)
 	a.count -= n
+	a.bytes -= bytes
 	c.side.records -= n
+	c.side.bytes -= bytes
 	if a.count == 0 {
-		c.side.bytes -= a.bytes
 		l.aside = nil
 		delete(c.side.lanes, l.key)
 	}
@@ -348,7 +350,7 @@ func (c *Consumer) relieve() bool {
 
 // crowded says that the reader must not go on. The caller holds c.mu.
 func (c *Consumer) crowded() bool {
-	return c.windowBytes+c.side.freshBytes >= c.o.WindowBytes
+	return c.windowBytes+c.side.freshBytes+c.side.idle >= c.o.WindowBytes
 }
 
 func (c *Consumer) moveLargestAside() {

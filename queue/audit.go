@@ -62,7 +62,7 @@ func (a *Audit) note(format string, args ...any) {
 // checkpoint, looks at the ledger as of that moment in one transaction, and reads in the
 // log's files what is pending by its account. Meanwhile no file that it needs is deleted.
 //
-// It reads the ledger, and the log from the low-water mark on: on two cores some million
+// It reads the ledger, and the log from the low-water mark on: on two cores nearly a million
 // records a second. It holds a chunk, some pages and eight megabytes at most, however much
 // is pending. While it reads, the ledger's file grows, since pages that the
 // transaction sees are not used again before it ends.
@@ -145,6 +145,9 @@ func AuditFiles(ctx context.Context, dir string, names ...string) (all []Audit, 
 			a, err = auditLedger(ctx, name, tx, &s, files, &known)
 			return err
 		})
+		if errors.Is(err, ErrDamaged) {
+			err = fmt.Errorf("%w: the next start of ampcio sets the ledger aside, and takes over what can be read of it", err)
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("audit of sync %s: %w", name, err))
 			continue
@@ -256,7 +259,8 @@ func (au *auditor) balance() {
 	if s.ended[Dead] != au.DeadLetters {
 		au.differs("the ledger counts %s, %s can be read: %s", plural(s.ended[Dead], "dead letter"), comma(au.DeadLetters), surplus(au.DeadLetters, s.ended[Dead]))
 	}
-	if s.ended[Dead] == au.DeadLetters && s.deadBytes != au.deadBytes {
+	format2 := au.tx.Bucket(bucketAside) != nil // the first did not know of bytes
+	if format2 && s.ended[Dead] == au.DeadLetters && s.deadBytes != au.deadBytes {
 		au.differs("the ledger's dead letters have by its account %s bytes; those that can be read have %s", humanize.Comma(s.deadBytes), humanize.Comma(au.deadBytes))
 	}
 	if b.Difference() == 0 {

@@ -189,21 +189,23 @@ func (b *BackupWriter) addLedgers(o BackupOptions) error {
 			f.Close()
 		}
 	}()
-	names, err := Ledgers(b.dir)
-	if err != nil {
-		return err
-	}
-	err = o.Consumers(func(consumers []*Consumer) error {
+	err := o.Consumers(func(consumers []*Consumer) error {
+		names, err := Ledgers(b.dir)
+		if err != nil {
+			return err
+		}
 		for _, c := range consumers {
 			// Otherwise more would be sent again; where the disk is full it is.
 			if err := c.Flush(); err != nil && !noSpace(err) {
 				return err
 			}
 			var s ledgerState
+			c.looking.RLock() // it may last
 			copied, err := b.copyDB(c.o.Name+".db", c.view, func(tx *bolt.Tx) (err error) {
 				s, err = stateOf(tx)
 				return err
 			})
+			c.looking.RUnlock()
 			if err != nil {
 				return fmt.Errorf("sync %s: %w", c.o.Name, err)
 			}
@@ -262,6 +264,9 @@ func (b *BackupWriter) copyDB(name string, view func(func(*bolt.Tx) error) error
 	}
 	if err == nil {
 		_, err = to.Seek(0, io.SeekStart)
+	}
+	if gone := b.ctx.Err(); err != nil && gone != nil {
+		err = gone // bbolt makes a text of it
 	}
 	if err != nil {
 		return nil, errors.Join(err, to.Close())

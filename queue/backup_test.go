@@ -452,3 +452,40 @@ func TestABackupIsATarThatPeopleCanRead(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 }
+
+// A backup never takes the space that has to stay free, and one that is given up leaves
+// nothing.
+func TestABackupWithoutRoomOrReader(t *testing.T) {
+	o := options(t.TempDir())
+	h, cs := mustOpen(t, o, "p")
+	h.fill("app", 500, 300)
+	full := o
+	full.MinFree = 1 << 60
+	h.log.SetLimits(full)
+	_, err := h.log.Backup(t.Context(), io.Discard, backupOptions(cs))
+	if !isFull(err) || !strings.Contains(err.Error(), "a copy of p.db") || !strings.Contains(err.Error(), "make room, or stop ampcio first") {
+		t.Errorf("without room: %v", err)
+	}
+	h.log.SetLimits(o)
+	gone := errors.New("the reader is gone")
+	if _, err := h.log.Backup(t.Context(), failing{gone}, backupOptions(cs)); !errors.Is(err, gone) {
+		t.Errorf("without a reader: %v", err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	if _, err := h.log.Backup(ctx, io.Discard, backupOptions(cs)); !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+	if len(h.log.holders) != 1 {
+		t.Errorf("it still holds the log: %v", h.log.holders)
+	}
+	if left, _ := filepath.Glob(filepath.Join(o.Dir, "backup-*")); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	drain(t, cs["p"])
+	h.close(cs)
+}
+
+type failing struct{ err error }
+
+func (f failing) Write([]byte) (int, error) { return 0, f.err }

@@ -15,8 +15,8 @@ type bound struct {
 	refuse  bool  // and may: not while an operator, or a key, keeps the consumer from delivering
 }
 
-// SetBound says how many bytes may be pending, on disk and about; 0 = as many as the
-// disk takes. Beyond that the oldest end as Discarded (discardOldest), or else the log
+// SetBound says how many bytes may be pending, on disk and about (ConsumerStats.PendingBytes);
+// 0 = as many as the disk takes. Beyond that the oldest end as Discarded (discardOldest), or else the log
 // refuses to store more (FullError), as long as MayRefuse.
 func (c *Consumer) SetBound(most int64, discardOldest bool) {
 	c.mu.Lock()
@@ -40,7 +40,78 @@ func (c *Consumer) tellBound() {
 	if c.bound.discard || !c.bound.refuse || c.state.paused != 0 || !c.o.Enabled {
 		most = 0
 	}
-	c.log.setBound(c.holder(), c.o.Name, most, c.side.bytes)
+	var have int64
+	if most > 0 {
+		have = c.boundBytes()
+	}
+	c.log.setBound(c.holder(), logBound{name: c.o.Name, project: c.o.Project, most: most, have: have})
+}
+
+// inLog is the part of what is pending that is in the log: how many records, how many
+// bytes of the disk these take, about, and how many bytes of the log cannot go because of
+// them. The caller holds c.mu.
+func (c *Consumer) inLog() (records uint64, bytes, pinned int64) {
+	tail, count := c.log.endOf(c.o.Project)
+	low := c.read
+	if len(c.window) > 0 {
+		low = c.window[0].e.rec.Seq - 1
+	}
+	records = uint64(c.pending) + c.unread(max(count, c.readCount))
+	if records == 0 || tail <= low {
+		return records, 0, 0
+	}
+	pinned = c.log.bytesBehind(low)
+	return records, int64(float64(pinned) * min(float64(records)/float64(tail-low), 1)), pinned
+}
+
+// pendingBytes is how much of the disk is taken by what is pending, about: the share that
+// its records have in the log, and the side place. The caller holds c.mu.
+func (c *Consumer) pendingBytes() int64 {
+	_, bytes, _ := c.inLog()
+	return bytes + c.side.bytes
+}
+
+// boundBytes is that part of it which the bound is about: not what a rewind has taken
+// again, since the log had kept that anyhow. The caller holds c.mu.
+func (c *Consumer) boundBytes() int64 {
+	s := &c.state
+	if s.rewindTail <= c.read {
+		return c.pendingBytes()
+	}
+	tail, count := c.log.endOf(c.o.Project)
+	since := uint64(0)
+	for _, r := range takenRuns(s.spans, s.rewindCount, max(count, s.rewindCount)) {
+		since += r.len()
+	}
+	if tail <= s.rewindTail {
+		return c.side.bytes
+	}
+	return c.side.bytes + int64(float64(c.log.bytesBehind(s.rewindTail))*min(float64(since)/float64(tail-s.rewindTail), 1))
+}
+
+// A consumer that has little pending must not keep much of the log, be it since it is
+// disabled, or blocked, or since its project is a small one: what it has moves to the side
+// place. unpinShare is how many times as much of the log it keeps then, unpinLanes how
+// many lanes may be there at most: each takes some memory.
+const (
+	unpinShare = 8
+	unpinLanes = 20_000
+)
+
+// unpin lets go of the log where that is worth a copy.
+func (c *Consumer) unpin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, bytes, pinned := c.inLog()
+	if pinned < 2*c.log.limits.Load().RotateBytes || pinned/unpinShare < bytes {
+		return
+	}
+	c.side.idle = 0
+	for _, l := range c.lanes.byKey {
+		if l.aside == nil && len(l.records) > 0 && len(c.side.lanes) < unpinLanes {
+			c.moveAside(l)
+		}
+	}
 }
 
 // keepHouse is what Run does about once a second, unless an operator is at work.
@@ -52,6 +123,7 @@ func (c *Consumer) keepHouse() error {
 	if err := c.discardOldest(); err != nil {
 		return err
 	}
+	c.unpin()
 	c.mu.Lock()
 	c.tellBound()
 	if len(c.side.fresh) > 0 {
@@ -68,26 +140,39 @@ func (c *Consumer) keepHouse() error {
 // down to nine tenths of it. What is in a claim is not touched.
 func (c *Consumer) discardOldest() error {
 	c.mu.Lock()
-	b, side := c.bound, c.side.bytes
+	b := c.bound
+	over := c.boundBytes() > b.most
 	c.mu.Unlock()
-	if b.most == 0 || !b.discard {
+	if b.most == 0 || !b.discard || !over {
 		return nil
 	}
-	low := c.log.held(c.holder())
-	if c.log.bytesBehind(low)+side <= b.most {
-		return nil
+	if err := c.Flush(); err != nil {
+		if noSpace(err) {
+			return nil // it is tried again
+		}
+		return err
 	}
-	// The side place is as old as the log there: both shrink with the sequence up to which
-	// all goes. Halve until it fits.
-	tail := c.log.Tail()
-	sides, err := c.sideBytes()
+	// A checkpoint between the look at the file and what follows would let a record that
+	// has just ended seem to be there still.
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	sides, err := c.sideList()
 	if err != nil {
 		return err
 	}
-	from, to := low, tail
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// What is in the side place is older than what is in the log, or as old: both shrink
+	// with the sequence up to which all goes. Halve until it fits.
+	_, inLog, _ := c.inLog()
+	low, tail := c.snapshot().low, max(c.log.Tail(), c.read)
+	from, to := uint64(0), tail
 	for from < to {
 		middle := from + (to-from)/2
-		left := c.log.bytesBehind(middle)
+		left := inLog
+		if middle > low {
+			left = int64(float64(inLog) * float64(tail-middle) / float64(tail-low))
+		}
 		for _, s := range sides {
 			if s.seq > middle {
 				left += s.bytes
@@ -99,7 +184,8 @@ func (c *Consumer) discardOldest() error {
 			to = middle
 		}
 	}
-	return c.discardUpTo(to)
+	c.discardUpTo(to, sides)
+	return nil
 }
 
 // sideRecord is a record of the side place, as little of it as is needed to choose.
@@ -109,24 +195,7 @@ type sideRecord struct {
 	bytes int64
 }
 
-// sideBytes lists the side place as it is in the file.
-func (c *Consumer) sideBytes() (list []sideRecord, err error) {
-	c.mu.Lock()
-	none := c.side.records == 0
-	c.mu.Unlock()
-	if none {
-		return nil, nil
-	}
-	if err := c.Flush(); err != nil {
-		if noSpace(err) {
-			return nil, nil // it is tried again
-		}
-		return nil, err
-	}
-	return c.sideList()
-}
-
-// sideList is sideBytes for who knows that the file is as memory has it.
+// sideList lists the side place as it is in the file. It reads all of it, some at a time.
 func (c *Consumer) sideList() (list []sideRecord, err error) {
 	err = c.eachAside(context.Background(), func(e *entry) error {
 		list = append(list, sideRecord{e.rec.Lane, e.rec.Seq, e.bytes()})
@@ -136,14 +205,9 @@ func (c *Consumer) sideList() (list []sideRecord, err error) {
 }
 
 // discardUpTo ends everything pending up to a sequence as Discarded, but for what is in
-// a claim: in the window and the side place now, in the log as it is read.
-func (c *Consumer) discardUpTo(seq uint64) error {
-	sides, err := c.sideBytes()
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// a claim: in the window and the side place now, in the log as it is read. The caller
+// holds c.writing, since before it has listed the side place, and c.mu.
+func (c *Consumer) discardUpTo(seq uint64, sides []sideRecord) {
 	c.discardTo = max(c.discardTo, seq)
 	for _, l := range c.lanes.byKey {
 		if l.aside != nil {
@@ -162,7 +226,7 @@ func (c *Consumer) discardUpTo(seq uint64) error {
 	}
 	for _, s := range sides {
 		l := c.side.lanes[s.lane]
-		if s.seq > seq || l == nil || c.inClaim(l, s.seq) || c.side.gone[laneKeyOf(s.lane)][s.seq] || c.side.going[laneKeyOf(s.lane)][s.seq] {
+		if s.seq > seq || l == nil || c.inClaim(l, s.seq) || c.side.gone[laneKeyOf(s.lane)][s.seq] {
 			continue
 		}
 		c.leaveAside(l, s.seq, s.bytes)
@@ -177,11 +241,14 @@ func (c *Consumer) discardUpTo(seq uint64) error {
 	c.advance()
 	c.touch()
 	c.wake()
-	return nil
 }
 
-// inClaim says whether a record of a lane is in its claim. The caller holds c.mu.
+// inClaim says whether a record of a lane is in its claim, or may be in the one that is
+// being made of it. The caller holds c.mu.
 func (c *Consumer) inClaim(l *lane, seq uint64) bool {
+	if l.claimed && l.taken == 0 {
+		return true
+	}
 	for _, e := range l.records[:min(l.taken, len(l.records))] {
 		if e.rec.Seq == seq {
 			return true
@@ -199,32 +266,41 @@ func (c *Consumer) discarded(n uint64) {
 
 // logBound is a consumer's bound as the log keeps it.
 type logBound struct {
-	name string
-	most int64
-	side int64 // what the consumer has beside the log
+	name, project string
+	most          int64
+	have          int64  // what was pending …
+	seq, count    uint64 // … when the log ended here, with so many records of the project
 }
 
-func (l *Log) setBound(holder, name string, most, side int64) {
+func (l *Log) setBound(holder string, b logBound) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if most == 0 {
+	if b.most == 0 {
 		delete(l.bounds, holder)
 		return
 	}
-	l.bounds[holder] = logBound{name, most, side}
+	b.seq, b.count = l.end.seq, l.end.counts[b.project]
+	l.bounds[holder] = b
 }
 
-// overfull says which consumer has too much pending to store more; nil when none has.
-func (l *Log) overfull(more int64) *FullError {
+// overfull says, by project, which consumer has too much pending to store more.
+func (l *Log) overfull(more int64) (full map[string]*FullError) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for holder, b := range l.bounds {
-		if held := l.bytesBehindLocked(l.holders[holder]) + b.side; held+more > b.most {
-			return &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s pending of sync %s, its max_pending_bytes is %s",
-				humanize.IBytes(uint64(held)), b.name, humanize.IBytes(uint64(b.most)))}
+	for _, b := range l.bounds {
+		have := b.have
+		if came := l.end.counts[b.project] - b.count; came > 0 { // since then
+			have += int64(float64(l.bytesBehindLocked(b.seq)) * float64(came) / float64(l.end.seq-b.seq))
+		}
+		if have+more > b.most {
+			if full == nil {
+				full = map[string]*FullError{}
+			}
+			full[b.project] = &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s pending of sync %s, its max_pending_bytes is %s",
+				humanize.IBytes(uint64(have)), b.name, humanize.IBytes(uint64(b.most)))}
 		}
 	}
-	return nil
+	return full
 }
 
 // held is the position up to which a holder has released the log.

@@ -11,6 +11,7 @@ import (
 const (
 	claimRecords = 500
 	claimBytes   = 512 << 10
+	unreadWait   = 50 * time.Millisecond // until it is looked again whether the reader has come to a lane
 )
 
 // Claim is a run of records from the head of one lane. Nobody else sends anything
@@ -131,8 +132,14 @@ func (c *Consumer) claim(l *lane) *Claim {
 		if err != nil {
 			c.fail(err)
 		}
-		if l.records = head; l.aside != nil { // else all of it was lost
-			l.aside.next = next
+		if l.aside != nil { // else all of it was lost, and what came since is in the window
+			l.records, l.aside.next = head, next
+			if len(head) > 0 && head[0].rec.Seq > c.read {
+				// After a rename, or a start: the log may have records of this lane before it
+				// that are still to be read.
+				c.unload(l)
+				l.due = time.Now().Add(unreadWait)
+			}
 		}
 	}
 	if len(l.records) == 0 {

@@ -106,23 +106,29 @@ func (c *Consumer) exhume(seqs []uint64, become func(*DeadLetter)) (n int, err e
 	if err := c.Flush(); err != nil {
 		return 0, err
 	}
-	var damaged []error
-	for _, seq := range seqs {
+	one := func(seq uint64) error {
+		c.writing.Lock() // else a checkpoint may come between the look at the file and the other
+		defer c.writing.Unlock()
 		d, ok, err := c.DeadLetter(seq)
-		if errors.Is(err, ErrDamaged) {
-			damaged = append(damaged, err)
-			continue
-		}
 		if err != nil {
-			return n, err
+			return err
 		}
 		c.mu.Lock()
-		if ok && !c.deadGone[seq] && !c.deadGoing[seq] {
+		defer c.mu.Unlock()
+		if ok && !c.deadGone[seq] {
 			n++
 			c.unbury(&d)
 			become(&d)
 		}
-		c.mu.Unlock()
+		return nil
+	}
+	var damaged []error
+	for _, seq := range seqs {
+		if err := one(seq); errors.Is(err, ErrDamaged) {
+			damaged = append(damaged, err)
+		} else if err != nil {
+			return n, err
+		}
 	}
 	return n, errors.Join(append(damaged, c.Flush())...)
 }
@@ -163,6 +169,10 @@ func (c *Consumer) expireDead() error {
 		from = 0 // the first go, whatever their age
 	}
 	var gone []DeadLetter
+	// A checkpoint between the look at the file and what follows would let one that has
+	// gone seem to be there still.
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	err := c.view(func(tx *bolt.Tx) error {
 		cur := tx.Bucket(bucketDead).Cursor()
 		k, v := cur.Seek(seqKey(from))

@@ -50,6 +50,8 @@ type texts struct {
 
 func (b *texts) Size() int { return max(b.size, len(b.items)*100) }
 
+func (b *texts) Project() string { return b.project }
+
 func (b *texts) Resolve(w *Writer) error {
 	for _, t := range b.items {
 		p := w.Next()

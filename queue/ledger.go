@@ -106,8 +106,11 @@ type ledgerState struct {
 	deadBytes       int64          // of the dead letters in the ledger, of which there are ended[Dead]
 	rewound         uint64         // records taken once more by rewinds
 	lastRewind      int64          // ms since 1970 UTC, 0 = never
-	paused          int64          // since when, ms since 1970 UTC; 0 = it is not
-	workspace       int64          // where deliveries go, as Customer.io numbers it; 0 = not known yet
+	// Where the log ended at the last rewind: up to there, what is pending is bounded by
+	// what the log keeps, and not by how much may be pending.
+	rewindTail, rewindCount uint64
+	paused                  int64 // since when, ms since 1970 UTC; 0 = it is not
+	workspace               int64 // where deliveries go, as Customer.io numbers it; 0 = not known yet
 	// id is the ledger's own, random; absorbed are those of ledgers that were taken into
 	// this one: should a crash leave such a file, it is deleted.
 	id       ledgerID
@@ -128,6 +131,8 @@ func (s *ledgerState) append(b []byte) []byte {
 	for _, v := range []int64{s.lastRewind, s.paused, s.workspace} {
 		b = binary.AppendVarint(b, v)
 	}
+	b = binary.AppendUvarint(b, s.rewindTail)
+	b = binary.AppendUvarint(b, s.rewindCount)
 	b = append(b, s.id[:]...)
 	b = binary.AppendUvarint(b, uint64(len(s.absorbed)))
 	for _, id := range s.absorbed {
@@ -192,6 +197,7 @@ func readLedgerState(v []byte, format byte) (s ledgerState, err error) {
 	s.deadBytes = d.varint()
 	s.rewound = d.uvarint()
 	s.lastRewind, s.paused, s.workspace = d.varint(), d.varint(), d.varint()
+	s.rewindTail, s.rewindCount = d.uvarint(), d.uvarint()
 	copy(s.id[:], d.take(uint64(len(s.id))))
 	n = d.uvarint()
 	for i := uint64(0); i < n && d.err == nil; i++ {

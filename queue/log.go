@@ -51,14 +51,15 @@ func (e *FullError) Error() string { return "storage is full: " + e.Reason }
 // folder log. Its door is Append, Reader and Release; all three are safe for
 // concurrent use. One process at a time holds a storage folder.
 type Log struct {
-	o        Options
-	dir      string
-	lock     *os.File
-	in       chan *pending
-	inFlight atomic.Int64
-	refused  atomic.Int64  // bytes of the last commit, when there was no space for it; else 0
-	gone     chan struct{} // closed when nothing is committed any more
-	goneOnce sync.Once
+	o         Options
+	dir       string
+	lock      *os.File
+	in        chan *pending
+	inFlight  atomic.Int64
+	refused   atomic.Int64  // bytes of the last commit, when there was no space for it; else 0
+	refusedAt atomic.Int64  // when that was, ms since 1970 UTC
+	gone      chan struct{} // closed when nothing is committed any more
+	goneOnce  sync.Once
 
 	limits atomic.Pointer[Options] // o, with the bounds that are in force
 	disk   diskSpace               // the committer's
@@ -77,6 +78,7 @@ type Log struct {
 
 	// Owned by the committer; before Run, by who opened the log.
 	writing  *logFile
+	mapped   int64      // the size up to which writing is never mapped anew, which would wait for readers
 	openedAt time.Time  // when the first record of the file that is written was received
 	spare    chan error // answers when the next file has been prepared; nil = not asked for
 	// Buffers of one commit, used again by the next: a chunk's records, and the values.
@@ -246,7 +248,7 @@ func (l *Log) openNewest() error {
 	if cause := suspected(f.path); cause != nil {
 		return l.salvageNewest(cause)
 	}
-	db, file, err := openDB(f.path, logOptions(l.o.RotateBytes))
+	db, file, err := openDB(f.path, logOptions(l.limits.Load().RotateBytes))
 	if err == nil {
 		if err = tryWriting(db, l.end); err != nil {
 			abandon(file)
@@ -293,7 +295,7 @@ func (l *Log) write(f *logFile, db *bolt.DB, file *os.File) {
 	f.mu.Lock()
 	f.db, f.file, f.writing = db, file, true
 	f.mu.Unlock()
-	l.writing, l.openedAt = f, l.o.Now()
+	l.writing, l.openedAt, l.mapped = f, l.o.Now(), l.limits.Load().RotateBytes
 	if c, _, err := chunkAt(db, f.first); err == nil && c != nil {
 		c.Records(func(r Record) error {
 			l.openedAt = minTime(l.openedAt, time.UnixMilli(r.Received))
@@ -324,7 +326,7 @@ func (l *Log) startFile(from uint64) error {
 	if err := renameDurably(filepath.Join(l.dir, spareName), path); err != nil {
 		return fmt.Errorf("rotate to %s: %w", path, err)
 	}
-	db, file, err := openDB(path, logOptions(l.o.RotateBytes))
+	db, file, err := openDB(path, logOptions(l.limits.Load().RotateBytes))
 	if err != nil {
 		return err
 	}

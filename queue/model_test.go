@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -111,7 +112,8 @@ type texts_ struct {
 	items   []string
 }
 
-func (b *texts_) Size() int { return 1 }
+func (b *texts_) Size() int       { return 1 }
+func (b *texts_) Project() string { return b.project }
 func (b *texts_) Resolve(w *Writer) error {
 	return (&texts{project: b.project, items: b.items}).Resolve(w)
 }
@@ -207,6 +209,14 @@ func TestModel(t *testing.T) {
 				cl.Settle(delivered(n), 0, "again")
 			},
 			"return": func(t *rapid.T) { pick(t).Return() },
+			"audit": func(t *rapid.T) {
+				a, err := m.c.Audit(context.Background())
+				m.check(err)
+				m.written()
+				if !a.Balanced() || len(a.Notes) > 0 || a.Counted != a.Books.Pending {
+					t.Fatalf("%+v", a)
+				}
+			},
 			"checkpoint": func(t *rapid.T) {
 				m.check(m.c.checkpoint())
 				m.written()

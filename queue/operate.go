@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -28,7 +29,7 @@ func (c *Consumer) setPaused(yes bool) error {
 	c.mu.Lock()
 	switch {
 	case !yes:
-		c.state.paused = 0
+		c.state.paused, c.side.idle = 0, 0
 	case c.state.paused == 0:
 		c.state.paused = max(c.o.Now().UnixMilli(), 1)
 	}
@@ -60,7 +61,7 @@ func (c *Consumer) Flowing(yes bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.flowing != yes {
-		c.flowing = yes
+		c.flowing, c.side.idle = yes, 0
 		c.makeRoom()
 	}
 }
@@ -155,8 +156,16 @@ func (c *Consumer) PendingRecords(ctx context.Context, f func(Record) error) err
 	tail, count := c.log.endOf(c.o.Project)
 	release := c.log.holdFor("a look at what is pending of "+c.o.Name, s.low)
 	defer release()
+	c.mu.Lock()
+	fresh := slices.Clone(c.side.fresh) // that the disk has no room for
+	c.mu.Unlock()
 	if err := c.eachAside(ctx, func(e *entry) error { return f(e.rec) }); err != nil {
 		return err
+	}
+	for _, e := range fresh {
+		if err := f(e.rec); err != nil {
+			return err
+		}
 	}
 	return c.eachTaken(ctx, position{s.low, s.lowCount}, tail, func(r Record, ord uint64) error {
 		if ord > count || !takes(s.spans, ord) || inRuns(s.done, ord) {

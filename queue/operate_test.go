@@ -346,3 +346,70 @@ func TestTooMuchPending(t *testing.T) {
 		}
 	})
 }
+
+// A sync that waits with little must not keep what others have long been done with, nor
+// count it as its own.
+func TestLittlePendingKeepsNoMuchLargerLog(t *testing.T) {
+	for name, hold := range map[string]func(c *Consumer) error{
+		"paused":               (*Consumer).Pause,
+		"disabled":             func(c *Consumer) error { return c.SetEnabled(false) },
+		"of a smaller project": func(*Consumer) error { return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(t.TempDir())
+			o.RotateBytes = 192 << 10
+			busy := consumerOptions("busy")
+			busy.Project = "web"
+			h, cs := mustOpenAs(t, o, consumerOptions("p"), busy)
+			defer h.close(cs)
+			c := cs["p"]
+			c.SetBound(200<<10, false)
+			c.MayRefuse(true)
+			h.append("a:1", "b:1", "a:2")
+			caughtUp(t, h, c)
+			must(t, hold(c))
+			for range 5 {
+				h.fill("web", 500, 400)
+				drain(t, cs["busy"])
+			}
+			eventually(t, "the files go", func() bool {
+				h.log.clean()
+				return h.log.Stats().Files <= 2
+			})
+			st := mustStats(t, c)
+			if st.Books.Pending != 3 || st.PendingBytes > 10<<10 || st.Aside.Records != 3 {
+				t.Errorf("%+v", st)
+			}
+			must(t, errors.Join(c.Resume(), c.SetEnabled(true)))
+			if got := drain(t, c); !slices.Equal(got["a"], []string{"a:1", "a:2"}) || len(got["b"]) != 1 {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}
+
+// What was refused is refused no longer once files that were only kept would make room.
+func TestFullIsWhatComesNext(t *testing.T) {
+	o := options(t.TempDir())
+	o.RotateBytes, o.Keep, o.KeepBytes = 192<<10, time.Hour, 1<<30
+	now := atomic.Int64{}
+	now.Store(time.Now().UnixMilli())
+	o.Now = func() time.Time { return time.UnixMilli(now.Load()) }
+	h, cs := mustOpen(t, o, "p")
+	defer h.close(cs)
+	h.fill("app", 2000, 400)
+	c := cs["p"]
+	tight := o
+	tight.MaxBytes = h.log.Stats().Used
+	h.log.SetLimits(tight)
+	eventually(t, "it refuses", func() bool { return isFull(h.log.Append(context.Background(), batch("a:1"))) })
+	if h.log.Stats().Full == "" {
+		t.Error("it does not say so")
+	}
+	drain(t, c)
+	must(t, c.Flush())
+	if st := h.log.Stats(); st.Full != "" || st.Kept == 0 {
+		t.Errorf("kept files would make room: %+v", st)
+	}
+	h.append("a:1")
+}

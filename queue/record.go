@@ -25,6 +25,8 @@ type Place struct {
 type Batch interface {
 	// Size is about how many bytes the batch holds in memory; it bounds what is in flight.
 	Size() int
+	// Project is whose records they all are.
+	Project() string
 	// Resolve turns the batch into records. The committer calls it once, from its own
 	// goroutine, when the batch's turn in the log has come; so calls never overlap and
 	// their order is the log's order. An error means the state needed to resolve cannot

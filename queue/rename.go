@@ -17,9 +17,6 @@ import (
 // one workspace, and that old took its last record before new took its first; else the
 // error says what is in the way, and nothing has changed. Neither is open.
 //
-// Users of whom both have something pending get old's records when they are read, which
-// is not before what new had in its side place.
-//
 // A crash leaves both, or new alone, or new and an old that the next start deletes.
 func RenameLedger(l *Log, old, new string) error {
 	from, to := ledgerPath(l.o.Dir, old), ledgerPath(l.o.Dir, new)
@@ -162,6 +159,9 @@ func joinStates(old, new ledgerState, name string) (ledgerState, error) {
 	}
 	slices.SortFunc(s.done, func(a, b run) int { return int(int64(a.first) - int64(b.first)) })
 	s.project = max(old.project, new.project)
+	if s.paused == 0 {
+		s.paused = old.paused // to hold too much is the lesser mistake
+	}
 	s.workspace = max(old.workspace, new.workspace)
 	for e := range s.ended {
 		s.ended[e] += old.ended[e]
@@ -171,6 +171,7 @@ func joinStates(old, new ledgerState, name string) (ledgerState, error) {
 	s.deadBytes += old.deadBytes
 	s.rewound += old.rewound
 	s.lastRewind = max(s.lastRewind, old.lastRewind)
+	s.rewindTail, s.rewindCount = max(s.rewindTail, old.rewindTail), max(s.rewindCount, old.rewindCount)
 	s.absorbed = slices.Concat(new.absorbed, old.absorbed, []ledgerID{old.id})
 	return s, nil
 }

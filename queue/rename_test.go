@@ -140,16 +140,10 @@ func TestARemovedLedgerHoldsNothing(t *testing.T) {
 	eventually(t, "the files go", func() bool { h.log.clean(); return h.log.Stats().Files == 1 })
 }
 
-// A ledger as it was before there was a side place.
-func TestALedgerOfFormat1IsReadAndBroughtUp(t *testing.T) {
-	o := options(t.TempDir())
-	h, cs := mustOpen(t, o, "p")
-	h.append("a:1", "b:1", "c:1")
-	mustClaim(t, cs["p"]).Finish([]Outcome{{Ending: Dead, Reason: "invalid"}})
-	mustClaim(t, cs["p"]).Finish(delivered(1))
-	h.close(cs)
-	path := ledgerPath(o.Dir, "p")
-	db, err := OpenDB(path, ledgerOptions())
+// toFormat1 makes the ledger of p one of before there was a side place.
+func toFormat1(t *testing.T, dir string) {
+	t.Helper()
+	db, err := OpenDB(ledgerPath(dir, "p"), ledgerOptions())
 	must(t, err)
 	must(t, db.Update(func(tx *bolt.Tx) error {
 		s, err := stateOf(tx)
@@ -161,7 +155,22 @@ func TestALedgerOfFormat1IsReadAndBroughtUp(t *testing.T) {
 			tx.DeleteBucket(bucketAside), tx.DeleteBucket(bucketAsideLane))
 	}))
 	must(t, db.Close())
+}
 
+// A ledger as it was before there was a side place.
+func TestALedgerOfFormat1IsReadAndBroughtUp(t *testing.T) {
+	o := options(t.TempDir())
+	h, cs := mustOpen(t, o, "p")
+	h.append("a:1", "b:1", "c:1")
+	mustClaim(t, cs["p"]).Finish([]Outcome{{Ending: Dead, Reason: "invalid"}})
+	mustClaim(t, cs["p"]).Finish(delivered(1))
+	h.close(cs)
+	toFormat1(t, o.Dir)
+	a := audited(t, o.Dir)
+	mustBalance(t, a)
+	if a.DeadLetters != 1 || a.InLog != 1 {
+		t.Errorf("%+v", a)
+	}
 	_, stopped, err := Inspect(o.Dir)
 	must(t, err)
 	want := Books{Taken: 3, Delivered: 1, Dead: 1, Pending: 1}

@@ -53,7 +53,10 @@ func Restore(ctx context.Context, backup io.Reader, dir string, check func(folde
 		err = check(beside)
 	}
 	if err == nil {
-		err = errors.Join(giveAway(beside, owner), putIntoPlace(beside, dir))
+		err = giveAway(beside, owner)
+	}
+	if err == nil {
+		err = putIntoPlace(beside, dir)
 	}
 	if err != nil {
 		return m, errors.Join(err, os.RemoveAll(beside))

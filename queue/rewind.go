@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -137,11 +138,13 @@ func (c *Consumer) Rewind(ctx context.Context, since int64, partly, dryRun bool)
 	if p.gone && !partly {
 		return re, fmt.Errorf("sync %s: rewind: %w", c.o.Name, ErrNotKept)
 	}
-	release, err := c.hold(ctx)
-	if err != nil {
-		return re, err
+	if !dryRun { // which holds up nobody, and counts what is in flight as pending
+		release, err := c.hold(ctx)
+		if err != nil {
+			return re, err
+		}
+		defer release()
 	}
-	defer release()
 	// No checkpoint that began before may end after this one, and release the log; nor
 	// may one move what the reader adds to the side place meanwhile out of sight.
 	c.writing.Lock()
@@ -149,7 +152,7 @@ func (c *Consumer) Rewind(ctx context.Context, since int64, partly, dryRun bool)
 	if err := c.checkpointLocked(); err != nil {
 		return re, err
 	}
-	dead, deadBytes, err := c.deadBehind(p.seq)
+	dead, err := c.deadBehind(p.seq)
 	if err != nil {
 		return re, err
 	}
@@ -157,18 +160,27 @@ func (c *Consumer) Rewind(ctx context.Context, since int64, partly, dryRun bool)
 	if err != nil {
 		return re, err
 	}
-	if err := c.rewindTo(p.position, &re, dead, deadBytes, sides, dryRun); err != nil || dryRun {
+	// Whole copies stay where the log cannot be read any more.
+	if len(dead)+len(sides) > 0 {
+		readable, err := c.log.readable(ctx, p.seq)
+		if err != nil {
+			return re, err
+		}
+		dead = slices.DeleteFunc(dead, func(d deadRecord) bool { return !inRuns(readable, d.seq) })
+		sides = slices.DeleteFunc(sides, func(s sideRecord) bool { return s.seq > p.seq && !inRuns(readable, s.seq) })
+	}
+	if err := c.rewindTo(p.position, &re, dead, sides, dryRun); err != nil || dryRun {
 		return re, err
 	}
 	return re, c.checkpointLocked()
 }
 
 // rewindTo counts, and unless it is a dry run goes back; the next checkpoint writes it.
-func (c *Consumer) rewindTo(p position, re *Rewound, dead []uint64, deadBytes int64, sides []sideRecord, dryRun bool) error {
-	_, count := c.log.endOf(c.o.Project)
+func (c *Consumer) rewindTo(p position, re *Rewound, dead []deadRecord, sides []sideRecord, dryRun bool) error {
+	tail, count := c.log.endOf(c.o.Project)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	count = max(count, c.readCount)
+	tail, count = max(tail, c.read), max(count, c.readCount)
 	was := c.snapshot()
 	for name, l := range c.side.lanes {
 		for _, e := range l.aside.fresh { // the reader has gone on since
@@ -214,10 +226,11 @@ func (c *Consumer) rewindTo(p position, re *Rewound, dead []uint64, deadBytes in
 	st := &c.state
 	st.rewound += re.Records
 	st.lastRewind = c.o.Now().UnixMilli()
+	st.rewindTail, st.rewindCount = tail, count
 	st.ended[Dead] -= re.DeadLetters
-	st.deadBytes -= deadBytes
-	for _, seq := range dead {
-		c.deadGone[seq] = true
+	for _, d := range dead {
+		c.deadGone[d.seq] = true
+		st.deadBytes -= d.bytes
 	}
 	c.log.holdBack(c.holder(), start.seq)
 	c.touch()
@@ -245,22 +258,46 @@ func (c *Consumer) goBack(p position, done []run) {
 	c.makeRoom()
 }
 
+// readable lists the sequences behind one that readers can still get at, in runs.
+func (l *Log) readable(ctx context.Context, after uint64) (runs []run, err error) {
+	r := l.Reader(after)
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		chunk, err := r.Try()
+		if err != nil || chunk == nil {
+			return runs, err
+		}
+		if n := len(runs); n > 0 && runs[n-1].last+1 == chunk.First {
+			runs[n-1].last = chunk.Last()
+			continue
+		}
+		runs = append(runs, run{chunk.First, chunk.Last()})
+	}
+}
+
+// deadRecord is a dead letter, as little of it as its deletion needs.
+type deadRecord struct {
+	seq   uint64
+	bytes int64
+}
+
 // deadBehind lists the dead letters behind a sequence.
-func (c *Consumer) deadBehind(after uint64) (seqs []uint64, bytes int64, err error) {
+func (c *Consumer) deadBehind(after uint64) (list []deadRecord, err error) {
 	err = c.view(func(tx *bolt.Tx) error {
 		cur := tx.Bucket(bucketDead).Cursor()
 		for k, v := cur.Seek(seqKey(after + 1)); k != nil; k, v = cur.Next() {
 			if len(k) == 8 {
-				seqs = append(seqs, binary.BigEndian.Uint64(k))
-				bytes += int64(len(v))
+				list = append(list, deadRecord{binary.BigEndian.Uint64(k), int64(len(v))})
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, 0, fmt.Errorf("sync %s: read dead letters: %w", c.o.Name, err)
+		return nil, fmt.Errorf("sync %s: read dead letters: %w", c.o.Name, err)
 	}
-	return seqs, bytes, nil
+	return list, nil
 }
 
 // holdFor keeps files from being deleted that have records behind a sequence, until

@@ -86,15 +86,15 @@ func (c *Consumer) startOver() error {
 			delete(c.lanes.byKey, name)
 		}
 	}
-	dead, bytes, err := c.deadBehind(first)
+	dead, err := c.deadBehind(first)
 	if err != nil {
 		return err
 	}
-	for _, seq := range dead {
-		c.deadGone[seq] = true
+	for _, d := range dead {
+		c.deadGone[d.seq] = true
+		s.deadBytes = max(s.deadBytes-d.bytes, 0)
 	}
 	s.ended[Dead] -= min(s.ended[Dead], uint64(len(dead)))
-	s.deadBytes = max(s.deadBytes-bytes, 0)
 	s.rewound = s.ended[Dead] + c.side.records
 	return nil
 }

@@ -143,7 +143,7 @@ func (l *Log) salvageNewest(cause error) error {
 	fresh := &logFile{path: f.path, first: f.first}
 	l.files[len(l.files)-1], l.end = fresh, end
 	l.setAway = append(l.setAway, away)
-	db, file, err := openDB(fresh.path, logOptions(l.o.RotateBytes))
+	db, file, err := openDB(fresh.path, logOptions(l.limits.Load().RotateBytes))
 	if err != nil {
 		return err
 	}

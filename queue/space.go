@@ -62,6 +62,7 @@ type diskSpace struct {
 	used              int64
 	usedAt            time.Time
 	usedFor           time.Duration // how long a walk over the folder is believed
+	spare             int64         // what would be deleted to make room
 }
 
 // walkFor is how long a walk over the folder is believed; what was appended since
@@ -74,7 +75,7 @@ func (d *diskSpace) full(more int64) *FullError {
 		if since := time.Since(d.usedAt); since > d.usedFor {
 			d.used, d.usedAt = folderBytes(d.dir), time.Now()
 		}
-		if d.used+more > d.maxBytes {
+		if d.used-d.spare+more > d.maxBytes {
 			return &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s used of storage.max_bytes %s",
 				humanize.IBytes(uint64(d.used)), humanize.IBytes(uint64(d.maxBytes)))}
 		}
@@ -85,7 +86,7 @@ func (d *diskSpace) full(more int64) *FullError {
 		return &FullError{RetryAfter: 30 * time.Second, Reason: "free space cannot be read: " + err.Error()}
 	}
 	// Twice: bbolt writes the pages around the data anew with each commit.
-	if free-2*more < d.minFree {
+	if free+d.spare-2*more < d.minFree {
 		return &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s free on the disk of storage.dir, storage.min_free is %s",
 			humanize.IBytes(uint64(free)), humanize.IBytes(uint64(d.minFree)))}
 	}
@@ -115,11 +116,12 @@ func folderBytes(dir string) (sum int64) {
 }
 
 // roomFor says whether more bytes may be written beside the log, for what could as well
-// stay in it: not where the disk's bounds would be passed.
+// stay in it. The bounds bind what is new; beyond them there is some room for this, since
+// where it does not leave the log it pins files there, and nothing would ever become free.
 func (l *Log) roomFor(more int64) bool {
 	limits := l.limits.Load()
 	free, err := freeBytes(l.o.Dir)
-	return err == nil && free-2*more > limits.MinFree && (limits.MaxBytes == 0 || folderBytes(l.o.Dir)+more < limits.MaxBytes)
+	return err == nil && free-2*more > limits.MinFree/2+2*reserveBytes && (limits.MaxBytes == 0 || folderBytes(l.o.Dir)+more < limits.MaxBytes+limits.MaxBytes/16+4*reserveBytes)
 }
 
 // Hold registers a holder of the log: no file with a record behind upTo is deleted

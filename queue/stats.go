@@ -33,7 +33,7 @@ type ConsumerStats struct {
 	PausedSince  int64 // 0 = it is not paused
 	Workspace    int64 // of Customer.io, 0 = not known yet
 	Aside        Aside // the side place
-	PendingBytes int64 // of what is pending, on disk and about: the log from Low on, and the side place
+	PendingBytes int64 // of what is pending, on disk and about: its share of the log, and the side place
 	MaxPending   int64 // its bound, 0 = none …
 	// … and what happens beyond it: the oldest are given up, or else new ones refused.
 	DiscardsOldest bool
@@ -66,6 +66,7 @@ func (c *Consumer) Stats() (ConsumerStats, error) {
 		PausedSince: s.paused, Workspace: s.workspace, LastRewind: s.lastRewind, Full: c.full,
 	}
 	st.Books = booksOf(&s, count, uint64(c.pending)+c.side.records+unread)
+	st.PendingBytes = c.pendingBytes()
 	for key, r := range c.retries {
 		if l := c.lanes.byKey[key]; l != nil && l.heap >= 0 {
 			n := l.waiting()
@@ -89,9 +90,6 @@ func (c *Consumer) Stats() (ConsumerStats, error) {
 		}
 	}
 	st.LedgerBytes, _ = diskBytes(ledgerPath(c.log.o.Dir, c.o.Name))
-	if st.Books.Pending > 0 {
-		st.PendingBytes = c.log.bytesBehind(s.low) + st.Aside.Bytes
-	}
 	return st, nil
 }
 
@@ -158,8 +156,12 @@ type LogStats struct {
 	FirstFile uint64
 }
 
+// refusedFor is how long the size of a commit that was refused says what is refused now.
+const refusedFor = 30 * time.Second
+
 // Stats takes a snapshot. It walks over the storage folder: milliseconds.
 func (l *Log) Stats() LogStats {
+	kept := int64(0) // what a commit would make room of
 	l.mu.Lock()
 	st := LogStats{Files: len(l.files), Tail: l.end.seq, Damaged: len(l.damaged), SetAside: append([]SetAside(nil), l.setAway...)}
 	for _, f := range l.files {
@@ -168,16 +170,24 @@ func (l *Log) Stats() LogStats {
 	if len(l.files) > 0 {
 		st.FirstFile = l.files[0].first
 		st.Kept = l.released()
+		for _, f := range l.files[:st.Kept] {
+			kept += f.bytes.Load()
+		}
 	}
 	l.mu.Unlock()
 	st.Used = folderBytes(l.o.Dir)
 	st.Free, _ = freeBytes(l.o.Dir)
 	limits := l.limits.Load()
-	look := diskSpace{dir: l.o.Dir, maxBytes: limits.MaxBytes, minFree: limits.MinFree}
-	for _, full := range []*FullError{l.overfull(l.refused.Load()), look.full(l.refused.Load())} {
-		if full != nil {
-			st.Full = full.Reason
-		}
+	look := diskSpace{dir: l.o.Dir, maxBytes: limits.MaxBytes, minFree: limits.MinFree, spare: kept}
+	size := l.refused.Load()
+	if l.o.Now().UnixMilli()-l.refusedAt.Load() > refusedFor.Milliseconds() {
+		size = 0 // nobody has tried since: judge by what little comes next
+	}
+	for _, full := range l.overfull(size) {
+		st.Full = full.Reason
+	}
+	if full := look.full(size); full != nil {
+		st.Full = full.Reason
 	}
 	return st
 }

@@ -63,6 +63,9 @@ func (c *Consumer) addEntry(r Record) {
 	if l.aside != nil {
 		c.addEnded(run{e.ord, e.ord})
 		c.setAside(l, e)
+		if !c.flowing || c.state.paused != 0 {
+			c.side.idle += e.bytes()
+		}
 		return
 	}
 	c.window = append(c.window, slot{run{e.ord, e.ord}, e})

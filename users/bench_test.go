@@ -44,7 +44,8 @@ type timed struct {
 	work func(w *queue.Writer) error
 }
 
-func (t timed) Size() int { return 1 }
+func (t timed) Size() int       { return 1 }
+func (t timed) Project() string { return "app" }
 
 func (t timed) Resolve(w *queue.Writer) error {
 	t.b.StartTimer()

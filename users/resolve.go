@@ -66,6 +66,9 @@ func identity(deviceID, userID string) (kind, id string) {
 // Size implements queue.Batch.
 func (b *batch) Size() int { return b.size }
 
+// Project implements queue.Batch.
+func (b *batch) Project() string { return b.arrival.Project }
+
 // Resolve implements queue.Batch. What it changes in memory is not yet committed: a
 // checkpoint writes it when the log says that it is.
 func (b *batch) Resolve(w *queue.Writer) error {
