@@ -147,7 +147,7 @@ func (p *printer) sync(y Sync) {
 // state tells how one sync is, why, and what to do.
 func (p *printer) state(y Sync) {
 	safe := ""
-	if y.Status == StatusBlocked || y.Status == StatusUnreachable {
+	if discards := y.WhenFull == "discard_oldest" && y.overfull(); !discards && (y.Status == StatusBlocked || y.Status == StatusUnreachable) {
 		safe = "; nothing is lost"
 	}
 	p.line("%s (project %s): %s%s%s", y.Name, y.Project, p.status(y.Status), p.since(y.Since), safe)
@@ -170,7 +170,11 @@ func (p *printer) state(y Sync) {
 		p.line("  next probe in %s%s", age(y.NextProbe), with)
 	}
 	if y.PausedSince != nil && y.Status != StatusPaused {
-		p.line("  paused     for %s; new events are accepted and held", p.ago(*y.PausedSince))
+		taken := "; new events are accepted and held"
+		if y.Status == StatusDisabled || y.Status == StatusOrphaned {
+			taken = "" // none are
+		}
+		p.line("  paused     for %s%s", p.ago(*y.PausedSince), taken)
 	}
 	if pending := y.Books.Pending; pending > 0 || y.MaxPending > 0 {
 		line := count(pending) + " records"
