@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -142,7 +143,9 @@ func (c *crowd) post(body string) bool {
 		select {
 		case <-time.After(20 * time.Millisecond): // SDKs wait longer, but they are more
 		case <-c.ctx.Done():
-			c.t.Errorf("a sender has given up: %v", c.ctx.Err())
+			if !c.t.Failed() { // else it is the test that has
+				c.t.Errorf("a sender has given up: %v", c.ctx.Err())
+			}
 			return false
 		}
 	}
@@ -175,4 +178,14 @@ func (c *crowd) end() map[string]int {
 	c.ended.Store(true)
 	c.senders.Wait()
 	return c.soFar()
+}
+
+// logFiles are the names of the log's files in a storage folder, the oldest first.
+func logFiles(t testing.TB, storage string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(storage, "log", "0*.db"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("log files %v, %v", files, err)
+	}
+	return files
 }
