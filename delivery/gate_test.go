@@ -66,7 +66,7 @@ func TestOutage(t *testing.T) {
 				time.Sleep(test.slow + time.Second)
 				closed := time.Now()
 
-				time.Sleep(began.Add(hours * time.Hour).Add(-time.Second).Sub(time.Now()))
+				time.Sleep(time.Until(began.Add(hours*time.Hour - time.Second)))
 				s := h.sync.Status()
 				if s.State != delivery.Unreachable || s.Reason != test.reason || s.Gate != delivery.GateClosed || s.Advice == "" || s.Detail == "" {
 					t.Errorf("status %+v", s)

@@ -3,7 +3,6 @@ package queue
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -230,7 +229,7 @@ func TestDamageThatAnAuditFinds(t *testing.T) {
 	must(t, err)
 	mustBalance(t, a)
 	if a.Books.Dead != dead-1 || a.Books.Lost != 1 {
-		t.Error(fmt.Sprintf("%+v", a.Books))
+		t.Errorf("%+v", a.Books)
 	}
 	b.close(t)
 }
