@@ -368,10 +368,12 @@ func TestVerbRename(t *testing.T) {
 				refuses(t, r, wrong.code, []string{wrong.says}, "sync", "rename", "demo", wrong.to)
 			}
 			contains(t, did(t, r, "sync", "rename", "demo", "main", "--dry-run"), "demo would be main, with 5 pending and 0 dead letters, together with what main had\n")
-			contains(t, did(t, r, "sync", "rename", "demo", "main"), "demo is now main, with 5 pending and 0 dead letters, together with what main had")
+			contains(t, did(t, r, "sync", "rename", "demo", "main"), "demo is now main, with 5 pending and 0 dead letters, together with what main had",
+				"t is paused", "ampcio sync resume main") // what held the one holds both
 			if stopped {
 				up(t, r)
 			}
+			did(t, r, "sync", "resume", "main")
 			refuses(t, r, exitUsage, []string{`no sync "demo"`, "main"}, "sync", "status", "demo")
 			balanced(t, drained(t, r))
 			complete(t, r, map[string]int{"ann-1": 10, "bob-2": 3})
