@@ -1,9 +1,12 @@
 package delivery_test
 
 import (
+	"bytes"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"syscall"
 	"testing"
 	"time"
@@ -370,4 +373,44 @@ func TestFailingUsersAlone(t *testing.T) {
 			})
 		})
 	}
+}
+
+// One user's data makes Customer.io answer 503 and ask to wait a minute, every time. The
+// gate obeys while it cannot know better; from then on nobody else waits for that user.
+func TestOneUserWhoMakesItAskToWait(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1, Faults: faults(t, "latency=50ms")})
+		tries := 0
+		handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			if r.Body = io.NopCloser(bytes.NewReader(body)); bytes.Contains(body, []byte(`"bad"`)) {
+				tries++
+				w.Header().Set("Retry-After", "60")
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
+			box.ServeHTTP(w, r)
+		})
+		h := open(t, dir, handler, rules(t, nil), nil)
+		h.append(append(crowd(20), event{user: "bad", n: 1})...)
+		h.within(10*time.Minute, "the others are done", func() bool { return h.stats().Books.Pending == 1 })
+		time.Sleep(20 * time.Minute) // alone with nobody else it is tried on
+		before := tries
+		for i := range 60 { // one good event every 30 seconds
+			at := time.Now()
+			h.append(event{user: fmt.Sprintf("later-%d", i), n: 1})
+			limit := time.Second
+			if i == 0 {
+				limit = 10 * time.Minute // it may be what opens the gate
+			}
+			h.within(limit, "it has arrived", func() bool { return h.stats().Books.Pending == 1 })
+			time.Sleep(30*time.Second - time.Since(at)%(30*time.Second))
+		}
+		if tries == before {
+			t.Error("the one who fails is not tried any more")
+		}
+		if s := h.sync.Status(); s.Gate != delivery.GateOpen {
+			t.Errorf("status %+v", s)
+		}
+	})
 }

@@ -258,3 +258,105 @@ func TestALedgerGivesSpaceBack(t *testing.T) {
 		t.Errorf("%+v", st.Books)
 	}
 }
+
+// A paused sync has a user in the side place, whose events keep coming. They would all be
+// copied there for nothing: the reader stops when it has put a window's worth there.
+func TestTheReaderDoesNotCopyTheQueueAsideInAPause(t *testing.T) {
+	for name, hold := range map[string]func(*Consumer) error{
+		"paused":        (*Consumer).Pause,
+		"nothing flows": func(c *Consumer) error { c.Flowing(false); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, c, closeAll := flowingConsumer(t, options(t.TempDir()), 64<<10)
+			defer closeAll()
+			want := []string{"F:0"}
+			h.append(want...)
+			sideplaced(t, h, c)
+			must(t, hold(c))
+			for i := range 10 {
+				var items []string
+				for j := range 100 {
+					items = append(items, fmt.Sprintf("F:%d%02d%s", i+1, j, noise(uint64(j), 1000)))
+				}
+				h.append(items...)
+				want = append(want, items...)
+			}
+			eventually(t, "the reader stands", func() bool {
+				must(t, c.Flush())
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				if c.read == h.log.Tail() {
+					t.Fatal("all of it was copied")
+				}
+				return c.crowded() && c.side.freshBytes == 0 && c.windowBytes < c.o.WindowBytes
+			})
+			if st := mustStats(t, c); st.Aside.Bytes > 64<<10+chunkBytes || st.Books.Pending != uint64(len(want)) {
+				t.Errorf("%+v", st)
+			}
+			c.Flowing(true)
+			must(t, c.Resume())
+			if got := drain(t, c)["F"]; !slices.Equal(got, want) {
+				t.Errorf("%d records, want %d in order", len(got), len(want))
+			}
+		})
+	}
+}
+
+// The disk's bound is reached, and one user fails, with the oldest record of all or with
+// many. All others get through: then there must be room again, although what moves to the
+// side place needs some first. Else that one user would hold up everybody for ever.
+func TestOneUserDoesNotKeepTheDiskFull(t *testing.T) {
+	for name, failing := range map[string]func(n int) bool{
+		"with one record":       func(n int) bool { return n == 0 },
+		"with a seventh of all": func(n int) bool { return n%7 == 3 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(t.TempDir())
+			o.RotateBytes, o.MaxBytes = 128<<10, 2<<20
+			h, c, closeAll := flowingConsumer(t, o, 64<<10)
+			defer closeAll()
+			h.log.disk.usedFor = 0
+			c.Flowing(false)
+			n, fails := 0, 0
+			for size := 50; size > 0; { // to the last byte
+				b := &texts{project: "app", size: 1}
+				bad := 0
+				for i := range size {
+					lane := fmt.Sprint(i % 7)
+					if failing(n + i) {
+						lane, bad = "F", bad+1
+					}
+					b.items = append(b.items, fmt.Sprintf("%s:%06d%s", lane, n+i, noise(uint64(n+i), 100)))
+				}
+				err := h.log.Append(t.Context(), b)
+				if isFull(err) {
+					size /= 2
+					continue
+				}
+				must(t, err)
+				n, fails = n+size, fails+bad
+			}
+			if fails == 0 {
+				t.Fatalf("nobody fails of %d", n)
+			}
+			c.Flowing(true)
+			others := n - fails
+			eventually(t, "all others' are delivered", func() bool {
+				others -= len(deliver(t, c, "F", time.Hour))
+				return others == 0
+			})
+			eventually(t, "there is room again", func() bool {
+				h.log.clean()
+				err := h.log.Append(t.Context(), batch("z:new"))
+				if err != nil && !isFull(err) {
+					t.Fatal(err)
+				}
+				return err == nil
+			})
+			c.Hasten(time.Time{})
+			if got := drain(t, c)["F"]; len(got) != fails || !slices.IsSorted(got) {
+				t.Errorf("%d of the failing user's %d came in the end, or out of order", len(got), fails)
+			}
+		})
+	}
+}

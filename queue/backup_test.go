@@ -489,3 +489,63 @@ func TestABackupWithoutRoomOrReader(t *testing.T) {
 type failing struct{ err error }
 
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
+
+// asked is a context that tells when somebody asks whether it has ended.
+type asked struct {
+	context.Context
+	tell func()
+}
+
+func (a asked) Err() error { a.tell(); return a.Context.Err() }
+
+// The copy of a large ledger lasts. Meanwhile it is not written anew: that would wait for
+// the copy, and every checkpoint, and every delivery, for that.
+func TestALedgerIsNotWrittenAnewWhileItIsCopied(t *testing.T) {
+	h, cs := mustOpen(t, options(t.TempDir()), "p")
+	defer h.close(cs)
+	c := cs["p"]
+	h.append("a:1")
+	caughtUp(t, h, c)
+	looks := 0
+	ctx := asked{t.Context(), func() {
+		if c.db.Stats().OpenTxN == 0 {
+			return
+		}
+		looks++
+		if c.looking.TryLock() { // as compact does
+			c.looking.Unlock()
+			t.Error("it could be written anew")
+		}
+	}}
+	_, err := h.log.Backup(ctx, io.Discard, backupOptions(cs))
+	must(t, err)
+	if looks == 0 {
+		t.Error("nobody has looked while it was copied")
+	}
+	if !c.looking.TryLock() {
+		t.Fatal("it can never be written anew after that")
+	}
+	c.looking.Unlock()
+}
+
+// A backup begins while somebody removes a sync, and waits for that. The ledger that has
+// gone meanwhile is not missed.
+func TestALedgerThatGoesBeforeABackup(t *testing.T) {
+	o := options(t.TempDir())
+	h, cs := mustOpen(t, o, "p", "q")
+	h.close(cs)
+	h, cs = mustOpen(t, o, "p")
+	defer h.close(cs)
+	var b bytes.Buffer
+	m, err := h.log.Backup(t.Context(), &b, BackupOptions{Version: "test", Now: time.Now, Consumers: func(copy func([]*Consumer) error) error {
+		if err := RemoveLedger(h.log, "q"); err != nil { // by who held the lock that this waits for
+			return err
+		}
+		return copy([]*Consumer{cs["p"]})
+	}})
+	must(t, err)
+	if len(m.Syncs) != 1 || m.Syncs[0].Name != "p" {
+		t.Errorf("%+v", m.Syncs)
+	}
+	restored(t, b.Bytes())
+}

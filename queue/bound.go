@@ -75,16 +75,30 @@ func (c *Consumer) pendingBytes() int64 {
 // again, since the log had kept that anyhow. The caller holds c.mu.
 func (c *Consumer) boundBytes() int64 {
 	s := &c.state
-	if s.rewindTail <= c.read {
+	from := c.read
+	if len(c.window) > 0 {
+		from = c.window[0].e.rec.Seq - 1
+	}
+	if s.rewindTail <= from {
 		return c.pendingBytes()
 	}
 	tail, count := c.log.endOf(c.o.Project)
-	since := uint64(0)
-	for _, r := range takenRuns(s.spans, s.rewindCount, max(count, s.rewindCount)) {
-		since += r.len()
-	}
 	if tail <= s.rewindTail {
 		return c.side.bytes
+	}
+	since := uint64(0) // records that came after the rewind, and are pending
+	for i := len(c.window) - 1; i >= 0; i-- {
+		e := c.window[i].e
+		if e == nil {
+			continue
+		}
+		if e.rec.Seq <= s.rewindTail {
+			break
+		}
+		since++
+	}
+	for _, r := range takenRuns(s.spans, max(s.rewindCount, c.readCount), max(count, c.readCount)) {
+		since += r.len()
 	}
 	return c.side.bytes + int64(float64(c.log.bytesBehind(s.rewindTail))*min(float64(since)/float64(tail-s.rewindTail), 1))
 }

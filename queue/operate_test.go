@@ -1,8 +1,10 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -224,6 +226,82 @@ func TestARewindSaysWhatIsNoLongerKept(t *testing.T) {
 	must(t, err)
 	if got := drain(t, c); re.Records != 10 || len(got) != 8 {
 		t.Errorf("%+v, got %d lanes", re, len(got))
+	}
+}
+
+// Whoever only asks what a rewind would take does not stop deliveries, nor waits for a
+// request that hangs.
+func TestADryRunOfARewindHoldsNobodyUp(t *testing.T) {
+	h, cs := mustOpen(t, options(t.TempDir()), "p")
+	defer h.close(cs)
+	c := cs["p"]
+	h.append("a:1", "b:1", "c:1")
+	mustClaim(t, c).Finish(delivered(1))
+	hangs := mustClaim(t, c)
+	limit, stop := context.WithTimeout(t.Context(), 2*time.Second)
+	defer stop()
+	re, err := c.Rewind(limit, 0, true, true)
+	if want := (Rewound{Records: 1, Pending: 2, From: 1000}); err != nil || re != want {
+		t.Errorf("%+v, %v", re, err)
+	}
+	cl := c.TryClaim()
+	if cl == nil {
+		t.Fatal("nobody else is delivered")
+	}
+	cl.Finish(delivered(1))
+	hangs.Finish(delivered(1))
+	if st := mustStats(t, c); st.Books.Delivered != 3 || st.Books.Rewound != 0 {
+		t.Errorf("%+v", st.Books)
+	}
+}
+
+// A rewind goes back over a part of the log that is damaged. The dead letter and the
+// record of the side place that were in it are whole in the ledger: they stay. What the log
+// had of them is taken once more, and lost: the books know of a place in the log, not what
+// was there.
+func TestARewindOverDamageKeepsWholeCopies(t *testing.T) {
+	o := options(t.TempDir())
+	o.RotateBytes, o.Keep, o.KeepBytes = 64<<10, time.Hour, 1<<30
+	h, c, closeAll := flowingConsumer(t, o, 1<<20)
+	h.append("first:1")
+	aside := "F:aside" + noise(4, 300)
+	h.append("D:dead"+noise(3, 300), aside)
+	for range 3 {
+		switch cl := mustClaim(t, c); cl.Lane() {
+		case "D":
+			cl.Finish([]Outcome{{Ending: Dead, Reason: "invalid"}})
+		case "F":
+			cl.Retry(time.Hour, "http_500")
+		default:
+			cl.Finish(delivered(1))
+		}
+	}
+	sideplaced(t, h, c)
+	h.fill("app", 400, 300)
+	for n := 400; n > 0; {
+		n -= len(deliver(t, c, "F", time.Hour))
+	}
+	closeAll()
+	path := logPaths(t, o.Dir)[0]
+	whole, err := os.ReadFile(path)
+	must(t, err)
+	damaged := bytes.ReplaceAll(whole, []byte("F:aside"), []byte("F:bside"))
+	if bytes.Equal(whole, damaged) {
+		t.Fatal("not found in the file")
+	}
+	must(t, os.WriteFile(path, damaged, 0o600))
+
+	h, c, closeAll = flowingConsumer(t, o, 1<<20)
+	defer closeAll()
+	re, err := c.Rewind(t.Context(), 0, true, false)
+	must(t, err)
+	caughtUp(t, h, c)
+	c.Hasten(time.Time{})
+	if got := drain(t, c); !slices.Equal(got["F"], []string{aside}) || !slices.Equal(got["first"], []string{"first:1"}) {
+		t.Errorf("%d of F, %d of first, in order: what was whole is gone, or came twice", len(got["F"]), len(got["first"]))
+	}
+	if st := mustStats(t, c); st.Books.Dead != 1 || st.DeadKept != 1 || st.Books.Lost != 2 || re.DeadLetters != 0 {
+		t.Errorf("%+v, %+v", st.Books, re)
 	}
 }
 

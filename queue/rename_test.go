@@ -71,6 +71,40 @@ func TestARenamedSyncTakesItsPastAlong(t *testing.T) {
 	}
 }
 
+// A user has waited under the old name, and under the new one has come into the side
+// place. What has moved there is newer than what the log still has of the user: after the
+// rename it waits until that is read.
+func TestARenameKeepsTheOrderOfWhatWasAside(t *testing.T) {
+	o := options(t.TempDir())
+	h, cs := mustOpen(t, o, "old")
+	h.append("u:1", "u:2", "v:1")
+	h.close(cs)
+	off, fresh := consumerOptions("old"), consumerOptions("new")
+	off.Enabled = false
+	h, cs = mustOpenAs(t, o, off, fresh)
+	h.append("u:3", "u:4", "w:1")
+	sideplaced(t, h, cs["new"])
+	h.close(cs)
+	l, err := Open(o)
+	must(t, err)
+	must(t, RenameLedger(l, "old", "new"))
+
+	// It claims before its reader has read anything.
+	c, err := OpenConsumer(l, fresh)
+	must(t, err)
+	if cl := c.TryClaim(); cl != nil {
+		t.Errorf("claimed at once: %s", bodies(cl.Records()))
+		cl.Return()
+	}
+	must(t, errors.Join(c.Close(), l.Close()))
+	h, cs = mustOpenAs(t, o, fresh)
+	defer h.close(cs)
+	want := map[string][]string{"u": {"u:1", "u:2", "u:3", "u:4"}, "v": {"v:1"}, "w": {"w:1"}}
+	if d := cmp.Diff(want, drain(t, cs["new"])); d != "" {
+		t.Error(d)
+	}
+}
+
 func TestALedgerWithoutANamesakeIsRenamed(t *testing.T) {
 	o := options(t.TempDir())
 	h, cs := mustOpen(t, o, "old")

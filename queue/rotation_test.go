@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	bolt "go.etcd.io/bbolt"
 )
 
 // small are options under which files are rotated every few hundred records.
@@ -455,4 +457,51 @@ func TestStartOpensOnlyTheNewestFile(t *testing.T) {
 	}
 	must(t, c.Close())
 	must(t, l.Close())
+}
+
+// A reload raises rotate_bytes while somebody, such as a slow disk's backup, looks at the
+// newest file. That file was mapped for the old bound: to grow beyond it waits for whoever
+// looks, and so would every event. The new bound is the next file's.
+func TestAHigherRotateBytesIsTheNextFiles(t *testing.T) {
+	o := options(t.TempDir())
+	o.RotateBytes = 256 << 10
+	h, cs := mustOpen(t, o, "p") // which keeps the files
+	defer h.close(cs)
+	more := o
+	more.RotateBytes = 64 << 20
+	h.log.SetLimits(more)
+	h.append("a:1")
+	f := h.log.list()[0]
+	db, ok, err := f.acquire()
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	begun, end, ended := make(chan struct{}), make(chan struct{}), make(chan error)
+	go func() { ended <- db.View(func(*bolt.Tx) error { close(begun); <-end; return nil }) }()
+	<-begun
+	stored := make(chan error, 1)
+	go func() {
+		for i := range 16 {
+			if err := h.log.Append(context.Background(), batch("a:"+noise(uint64(i), 2<<20))); err != nil {
+				stored <- err
+				return
+			}
+		}
+		stored <- nil
+	}()
+	select {
+	case err := <-stored:
+		must(t, err)
+		stored <- nil
+	case <-time.After(10 * time.Second):
+		t.Error("events wait for somebody who only looks")
+	}
+	close(end)
+	must(t, <-ended)
+	f.release()
+	must(t, <-stored)
+	h.append()
+	if n := len(logPaths(t, o.Dir)); n != 2 {
+		t.Errorf("%d files of 32 MiB", n)
+	}
 }
