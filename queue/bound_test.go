@@ -199,9 +199,8 @@ func TestTheOldestAreGivenUpWhileOthersEnd(t *testing.T) {
 // Dead letters expire, or are dropped, while checkpoints take them out of the file: none
 // is given up twice.
 func TestDeadLettersAreGivenUpOnce(t *testing.T) {
-	const n = 40
-	buried := func(t *testing.T, h *house, c *Consumer) (seqs []uint64) {
-		h.fill("app", n, 100<<10) // large: a look at them takes its time
+	buried := func(t *testing.T, h *house, c *Consumer, n int) (seqs []uint64) {
+		h.fill("app", n, 4<<20/n) // much: a look at them takes its time
 		for range n {
 			seqs = append(seqs, h.log.Tail()-uint64(len(seqs)))
 		}
@@ -217,13 +216,17 @@ func TestDeadLettersAreGivenUpOnce(t *testing.T) {
 		must(t, c.Flush())
 		return seqs
 	}
-	for name, giveUp := range map[string]func(c *Consumer, seqs []uint64) error{
-		"expired": func(c *Consumer, _ []uint64) error {
+	for name, way := range map[string]struct {
+		n      int
+		giveUp func(c *Consumer, seqs []uint64) error
+	}{
+		"expired": {deadLook + 100, func(c *Consumer, _ []uint64) error {
 			c.operating.Lock()
 			defer c.operating.Unlock()
 			c.SetDeadLetterBounds(0, 1)
 			defer c.SetDeadLetterBounds(0, 0)
-			for left := true; left; { // until a checkpoint has taken them out of the file
+			left := true
+			for i := 0; left && i < 2000; i++ { // until a checkpoint has taken them out of the file
 				if err := c.expireDead(); err != nil {
 					return err
 				}
@@ -237,26 +240,26 @@ func TestDeadLettersAreGivenUpOnce(t *testing.T) {
 				}
 			}
 			return nil
-		},
-		"dropped": func(c *Consumer, seqs []uint64) error {
+		}},
+		"dropped": {40, func(c *Consumer, seqs []uint64) error {
 			var each []uint64
 			for _, seq := range seqs {
 				each = append(each, slices.Repeat([]uint64{seq}, 20)...) // as a script may ask
 			}
 			dropped, err := c.DropDead(each)
-			if err == nil && dropped != n {
-				err = fmt.Errorf("%d of %d dropped", dropped, n)
+			if err == nil && dropped != len(seqs) {
+				err = fmt.Errorf("%d of %d dropped", dropped, len(seqs))
 			}
 			return err
-		},
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, c, closeAll := flowingConsumer(t, options(t.TempDir()), 8<<20)
 			defer closeAll()
 			for range 4 {
-				seqs := buried(t, h, c)
+				seqs := buried(t, h, c, way.n)
 				stop := checkpointing(t, c, func() {})
-				err := giveUp(c, seqs)
+				err := way.giveUp(c, seqs)
 				stop()
 				if err != nil {
 					t.Error(err)
