@@ -1,3 +1,7 @@
+//go:build !race
+
+// Times mean nothing under the race detector.
+
 package main
 
 import (
