@@ -220,7 +220,7 @@ func TestAWeekInMinutes(t *testing.T) {
 	w.crowd.more(50)
 	right := configOf(t, w.rehearsal)
 	edit(t, w.rehearsal, `event = ["*"]`, `event = ["Oder *"]`)
-	refuses(t, w.rehearsal, exitUsage, []string{" that are to be sent would be filtered", "not_selected", "ampcio reload --yes"}, "reload")
+	refuses(t, w.rehearsal, exitData, []string{" that are to be sent would be filtered", "not_selected", "ampcio reload --yes"}, "reload")
 	did(t, w.rehearsal, "reload", "--yes")
 	w.faults(usual + poor)
 	w.live(1)
