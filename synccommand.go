@@ -57,6 +57,7 @@ func syncCommand() *cli.Command {
 				Description: "For a rule that was wrong: mend it, apply it (ampcio reload), and rewind. Everything goes out again under the same ids:\n" +
 					"Customer.io ignores the events that it has, and takes those that it has not. TIME is how long ago (24h, 3d), a date\n" +
 					"(2026-11-20, its beginning in UTC) or 2026-11-20T10:12:03Z, and of when the events came in.\n" +
+					"What was pending when the wrong rule came was judged by it as well: go back to before the oldest of that came in.\n" +
 					"How far back one can go is storage.keep and keep_bytes.\n\n" +
 					"Examples: ampcio sync rewind production --since 24h --dry-run\n" +
 					"          ampcio sync rewind production --since 2026-11-20",
