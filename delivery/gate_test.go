@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -380,11 +381,11 @@ func TestFailingUsersAlone(t *testing.T) {
 func TestOneUserWhoMakesItAskToWait(t *testing.T) {
 	bubble(t, func(t *testing.T, dir string) {
 		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1, Faults: faults(t, "latency=50ms")})
-		tries := 0
+		var tries atomic.Int64
 		handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
 			if r.Body = io.NopCloser(bytes.NewReader(body)); bytes.Contains(body, []byte(`"bad"`)) {
-				tries++
+				tries.Add(1)
 				w.Header().Set("Retry-After", "60")
 				w.WriteHeader(http.StatusServiceUnavailable)
 				return
@@ -395,7 +396,7 @@ func TestOneUserWhoMakesItAskToWait(t *testing.T) {
 		h.append(append(crowd(20), event{user: "bad", n: 1})...)
 		h.within(10*time.Minute, "the others are done", func() bool { return h.stats().Books.Pending == 1 })
 		time.Sleep(20 * time.Minute) // alone with nobody else it is tried on
-		before := tries
+		before := tries.Load()
 		for i := range 60 { // one good event every 30 seconds
 			at := time.Now()
 			h.append(event{user: fmt.Sprintf("later-%d", i), n: 1})
@@ -406,7 +407,7 @@ func TestOneUserWhoMakesItAskToWait(t *testing.T) {
 			h.within(limit, "it has arrived", func() bool { return h.stats().Books.Pending == 1 })
 			time.Sleep(30*time.Second - time.Since(at)%(30*time.Second))
 		}
-		if tries == before {
+		if tries.Load() == before {
 			t.Error("the one who fails is not tried any more")
 		}
 		if s := h.sync.Status(); s.Gate != delivery.GateOpen {
