@@ -112,6 +112,7 @@ func TestBlockedOverGenerations(t *testing.T) {
 					time.Sleep(7 * time.Second)
 					h.reload(rules(t, nil), nil)
 				}
+				time.Sleep(time.Second)
 				if n := asked.Load(); n > 10+2 {
 					t.Errorf("asked %d times in ten minutes", n)
 				}

@@ -98,12 +98,16 @@ func (c *Consumer) takeChanges(roomy bool) *changes {
 	ch := &changes{state: c.snapshot(), forget: c.forget, sent: c.sentNew, deadGone: c.deadGone, dead: c.deadNew,
 		gone: c.side.gone, retries: make(map[string]retryState, len(c.retriesNew)),
 		tallies: make(map[string]Count, len(c.talliesNew)), lanes: make(map[string]*asideLane, len(c.side.changed))}
+	before := len(c.side.fresh)
 	c.side.fresh = slices.DeleteFunc(c.side.fresh, func(e *entry) bool {
 		if e.over {
 			c.side.freshBytes -= e.bytes()
 		}
 		return e.over
 	})
+	if len(c.side.fresh) < before {
+		c.makeRoom() // the reader may have waited for just these to be written
+	}
 	left := c.takeFresh(ch, roomy)
 	tail, count := c.log.endOf(c.o.Project)
 	s := &ch.state
