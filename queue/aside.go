@@ -30,7 +30,7 @@ import (
 type asideLane struct {
 	count  uint64
 	bytes  int64    // of its records
-	oldest int64    // none was received before, as far as is known; ms since 1970 UTC
+	oldest int64    // the first of them was not received before, as far as is known; ms since 1970 UTC
 	fresh  []*entry // those not in the file yet, as far as is known, in sequence
 	next   int64    // of a claimed lane: when the record behind those in memory was received; 0 = there is none
 }
@@ -174,7 +174,7 @@ func (c *Consumer) setAside(l *lane, e *entry) {
 		a.fresh = append(a.fresh, e)
 	}
 	a.oldest = min(a.oldest, e.rec.Received)
-	if a.next == 0 {
+	if a.next == 0 || e.rec.Received < a.next { // earlier: a dead letter comes back before what waits
 		a.next = e.rec.Received
 	}
 	c.side.records++
@@ -210,10 +210,10 @@ func (c *Consumer) leaveAside(l *lane, seq uint64, bytes int64) {
 }
 
 // unload forgets the records of a lane of the side place that were in a claim and have
-// not ended.
+// not ended. A dead letter that came back meanwhile may be from before them.
 func (c *Consumer) unload(l *lane) {
 	oldest := l.aside.next
-	if len(l.records) > 0 {
+	if len(l.records) > 0 && (oldest == 0 || l.records[0].rec.Received < oldest) {
 		oldest = l.records[0].rec.Received
 	}
 	if oldest != l.aside.oldest && oldest != 0 {
@@ -231,6 +231,7 @@ func (c *Consumer) head(l *lane) (entries []*entry, next int64, err error) {
 	// Memory first: what a checkpoint writes meanwhile is then found in both, not in none.
 	c.mu.Lock()
 	expected, weight := l.aside.count, l.aside.bytes
+	l.aside.next = 0 // what comes from here on may not be found below; setAside keeps the earliest
 	fresh := slices.Clone(l.aside.fresh)
 	over := map[uint64]bool{}
 	for _, gone := range []map[laneKey]map[uint64]bool{c.side.gone, c.side.going} {

@@ -360,3 +360,37 @@ func TestOneUserDoesNotKeepTheDiskFull(t *testing.T) {
 		})
 	}
 }
+
+// A dead letter that comes back while what waits behind it in the side place is being
+// tried is the lane's first from then on, and the lane's summary says so.
+func TestADeadLetterComesBackIntoALaneThatIsTried(t *testing.T) {
+	o := options(t.TempDir())
+	clock := time.UnixMilli(1_000_000)
+	o.Now = func() time.Time { return clock }
+	h, c, closeAll := flowingConsumer(t, o, 64<<10)
+	h.append("F:1")
+	cl := mustClaim(t, c)
+	buried := cl.Records()[0].Seq
+	cl.Finish([]Outcome{{Ending: Dead, Reason: "http_400"}})
+	clock = clock.Add(time.Hour)
+	h.append("F:2", "F:3")
+	caughtUp(t, h, c)
+	c.mu.Lock()
+	c.moveAside(c.lanes.byKey["F"])
+	c.mu.Unlock()
+	must(t, c.Flush())
+
+	cl = mustClaim(t, c)
+	if n, err := c.ReplayDead([]uint64{buried}); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	cl.Retry(0, "http_500")
+	must(t, c.Flush())
+	a, err := c.Audit(t.Context())
+	must(t, err)
+	mustBalance(t, a)
+	if got := bodies(claimWithin(t, c, 5*time.Second).Records()); got != "F:1 F:2 F:3 " {
+		t.Errorf("claimed in this order: %s", got)
+	}
+	closeAll()
+}

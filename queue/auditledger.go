@@ -135,9 +135,10 @@ type asideLanes struct {
 	key   laneKey
 	count uint64
 	bytes int64
-	// When the oldest was received, and its sequence.
-	oldest int64
-	first  uint64
+	// The first of them, and when it was received. A clock that jumped back may have
+	// given one behind it an earlier time.
+	first    uint64
+	received int64
 	wrong  found // under the key of another lane
 }
 
@@ -153,7 +154,7 @@ func (l *asideLanes) entry(k, v []byte) bool {
 	l.au.Aside++
 	if key := laneKey(k[:16]); key != l.key {
 		l.finishLane()
-		l.key, l.first, l.oldest = key, e.rec.Seq, math.MaxInt64
+		l.key, l.first, l.received = key, e.rec.Seq, e.rec.Received
 	}
 	if laneKeyOf(e.rec.Lane) != l.key {
 		l.wrong.add(e.rec.Seq)
@@ -161,7 +162,6 @@ func (l *asideLanes) entry(k, v []byte) bool {
 	}
 	l.count++
 	l.bytes += e.bytes()
-	l.oldest = min(l.oldest, e.rec.Received)
 	return true
 }
 
@@ -187,8 +187,8 @@ func (l *asideLanes) finishLane() {
 	case a.count != l.count || a.bytes != l.bytes:
 		au.differs("%s has by its summary %s of %s bytes; %s of %s bytes can be read", where,
 			records(a.count), comma(uint64(a.bytes)), comma(l.count), comma(uint64(l.bytes)))
-	case a.oldest > l.oldest:
-		au.differs("%s has by its summary none that was received before %s; one was, at %s", where, clock(a.oldest), clock(l.oldest))
+	case a.oldest > l.received:
+		au.differs("%s has by its summary none that was received before %s; one was, at %s", where, clock(a.oldest), clock(l.received))
 	}
 }
 

@@ -133,7 +133,10 @@ func (c *Consumer) claim(l *lane) *Claim {
 			c.fail(err)
 		}
 		if l.aside != nil { // else all of it was lost, and what came since is in the window
-			l.records, l.aside.next = head, next
+			l.records = head
+			if l.aside.next == 0 || next != 0 && next < l.aside.next {
+				l.aside.next = next
+			}
 			if len(head) > 0 && head[0].rec.Seq > c.read {
 				// After a rename, or a start: the log may have records of this lane before it
 				// that are still to be read.

@@ -58,7 +58,7 @@ const (
 	// many records (Store.mostReplay, but in tests): a start replays no more than these and what came while they were
 	// written, at some 2 µs each.
 	patience      = 30
-	replayRecords = 250_000
+	replayRecords = 150_000
 	// sweepEntries is how many entries a checkpoint looks at for what has expired: a
 	// bound, so that a large users.db is passed through over many checkpoints.
 	sweepEntries = 512

@@ -22,7 +22,7 @@ type Options struct {
 	CacheBytes int64
 	// A checkpoint starts when CheckpointBytes of memory are held by changes (half of
 	// CacheBytes); else at the earliest after CheckpointEvery (1 s), when it is small
-	// against what the log has taken since the last one; else after 250,000 records, or
+	// against what the log has taken since the last one; else after 150,000 records, or
 	// thirty times that.
 	CheckpointEvery time.Duration
 	CheckpointBytes int64
