@@ -113,6 +113,12 @@ func (c *client) close() { c.http.CloseIdleConnections() }
 // batch sends operations in their order. The body is put together from their
 // bytes as they are; nothing is parsed or encoded again.
 func (c *client) batch(ctx context.Context, operations []*operation) answer {
+	return c.do(withOrigins(ctx, operations), http.MethodPost, batchPath, batchBody(operations))
+}
+
+const batchPath = "/api/v2/batch"
+
+func batchBody(operations []*operation) []byte {
 	size := len(batchOpen) + len(batchClose)
 	for _, o := range operations {
 		size += len(o.body) + 1
@@ -125,8 +131,7 @@ func (c *client) batch(ctx context.Context, operations []*operation) answer {
 		}
 		body = append(body, o.body...)
 	}
-	body = append(body, batchClose...)
-	return c.do(ctx, http.MethodPost, "/api/v2/batch", body)
+	return append(body, batchClose...)
 }
 
 // region asks for the account's region with the account's credentials.
