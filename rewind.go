@@ -110,7 +110,7 @@ func (r *rewound) judge(ctx context.Context, c *queue.Consumer, rules *standard)
 		counts[key].Records++
 	}
 	now := time.Now()
-	err := c.RecordsSince(ctx, r.Since, func(q queue.Record) error {
+	err := c.RecordsSince(ctx, r.Since, false, func(q queue.Record) error {
 		j := rules.judge(&q, now)
 		count("event", j.event, j.name)
 		count("user", j.user, j.name)

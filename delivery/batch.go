@@ -74,6 +74,7 @@ type part struct {
 type operation struct {
 	of      *taken
 	origin  origin
+	relayed relayed // of a relay's
 	action  string
 	body    []byte
 	verdict verdict
@@ -143,6 +144,9 @@ func (s *Sync) fill(b *batch, first *queue.Claim) {
 // of its lane, or all of it, and then add returns nil.
 func (s *Sync) add(b *batch, claim *queue.Claim) *taken {
 	t := &taken{claim: claim, people: map[string]*person{}, failedBefore: claim.Attempts() > 0}
+	if most := s.throttles.most(claim.Lane()); most < len(claim.Records()) {
+		claim.Trim(most)
+	}
 	records := claim.Records()
 	for i := range records {
 		p, fits := s.part(b, t, i)
@@ -169,7 +173,7 @@ func (s *Sync) part(b *batch, t *taken, i int) (p part, fits bool) {
 		repeat = readResults(results)
 	}
 	var who *person
-	p, held, err := s.plan(&t.claim.Records()[i], repeat, func(key string) (sent []byte, held bool, err error) {
+	p, held, err := s.to.plan(&t.claim.Records()[i], repeat, func(key string) (sent []byte, held bool, err error) {
 		if who = t.people[key]; who == nil {
 			if !t.claim.Hold(key) {
 				return nil, false, nil
@@ -205,8 +209,7 @@ func (s *Sync) part(b *batch, t *taken, i int) (p part, fits bool) {
 	}
 	// A record is never divided over two batches, so the first one always fits,
 	// even where batch_operations is 1 and it has two: then send halves it.
-	if n := len(b.operations); n > 0 && sending > 0 &&
-		(n+sending > s.o.BatchOperations || len(batchOpen)+b.bytes+bytes-1+len(batchClose) > maxRequestBytes) {
+	if n := len(b.operations); n > 0 && sending > 0 && !s.to.fits(n+sending, b.bytes+bytes) {
 		b.full = true
 		return p, false
 	}

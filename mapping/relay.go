@@ -9,6 +9,7 @@ import (
 
 // RelayedEvent is an event as Amplitude is to get it.
 type RelayedEvent struct {
+	Type             string // event_type
 	Body             []byte // one element of a request's events
 	UserID, DeviceID string // that it names; "" = none
 	// Skew is how far the sender's clock was behind ours, in ms, where that is so much that
@@ -20,6 +21,9 @@ type RelayedEvent struct {
 // FromSDK says whether a record came from an SDK, or whatever speaks Amplitude's ingestion
 // API: what came in any other way has come from Amplitude, and is not passed on to it.
 func (r *Record) FromSDK() bool { return r.Source == SourceHTTP }
+
+// EventType is the event_type of the record's event.
+func (r *Record) EventType() string { return string(plainText(member(r.Raw, []byte("event_type")))) }
 
 // Relay writes the event of a record for Amplitude: its own bytes, but for what Amplitude
 // would otherwise find out itself from a request of the sender's, or would refuse.
@@ -38,7 +42,7 @@ func (r *Record) Relay(mark string) (RelayedEvent, error) {
 		return RelayedEvent{}, errMalformed
 	}
 	if mark != "" {
-		switch string(plainText(member(raw, []byte("event_type")))) {
+		switch r.EventType() {
 		case "$identify", "$groupidentify":
 			mark = ""
 		}
@@ -56,6 +60,8 @@ func (r *Record) Relay(mark string) (RelayedEvent, error) {
 	w := walkObject(raw)
 	for w.next() {
 		switch string(plainText(w.name)) {
+		case "event_type":
+			out.Type = string(plainText(w.value))
 		case "insert_id":
 			if named = true; isNull(w.value) || len(w.value) == 2 && w.value[0] == '"' {
 				replace(&w, appendQuoted(nil, ULID(r.ID)))
