@@ -23,7 +23,7 @@ func checkConfigCommand() *cli.Command {
 		Usage:     "check the configuration; exit 78 and where on error",
 		UsageText: "ampcio check-config [--config FILE] [--online] [--pending]",
 		Flags: []cli.Flag{configFlag,
-			&cli.BoolFlag{Name: "online", Usage: "also ask Customer.io whether region and credentials of each sync are right"},
+			&cli.BoolFlag{Name: "online", Usage: "also ask Customer.io, and Amplitude, whether region and credentials of each sync are right"},
 			&cli.BoolFlag{Name: "pending", Usage: "also show what the rules make of what is pending, and how that would change"},
 		},
 		Action: checkConfig,
@@ -62,10 +62,11 @@ func checkConfig(c *cli.Context) error {
 		}
 		fmt.Fprintf(out, "sync %s: Customer.io agrees: region %s, workspace %d\n", name, account.Region, account.EnvironmentID)
 	}
+	errs = append(errs, checkRelays(c, cfg)...)
 	if err := errors.Join(errs...); err != nil {
 		code := exitConfig
 		if e, ok := errors.AsType[*delivery.AccountError](err); ok && !e.Blocked {
-			code = exitUnavailable // Customer.io could not be asked: the configuration may be right
+			code = exitUnavailable // nobody could be asked: the configuration may be right
 		}
 		return exit(code, err)
 	}
@@ -128,14 +129,14 @@ func checkPendingVerb(ctx context.Context, h house, in json.RawMessage, out io.W
 		}
 		cfg, rulesOf = g.cfg, func(name string) *mapping.Rules { return g.rules[name] }
 	}
-	names := slices.DeleteFunc(h.names(), func(name string) bool { return rulesOf(name) == nil })
+	names := slices.DeleteFunc(h.names(), func(name string) bool { return !inConfig(cfg, name) })
 	for _, name := range names {
 		c := h.consumer(name)
 		if c == nil {
 			continue // it has just been closed
 		}
 		var before *standard
-		if running && h.rulesOf(name) != nil {
+		if running && inConfig(h.config(), name) {
 			before = standardOf(h.config(), name, h.rulesOf(name))
 		}
 		found, err := survey(ctx, c, surveyFor/time.Duration(len(names)), before, standardOf(cfg, name, rulesOf(name)))

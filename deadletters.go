@@ -68,7 +68,7 @@ func openDeadLetter(sync string, l queue.DeadLetter) deadLetter {
 
 // young says whether a replay sends an event that may still start campaigns.
 func (d *deadLetter) young(now time.Time) bool {
-	return d.whole && now.Sub(time.UnixMilli(d.record.Time)) < campaignAge &&
+	return d.whole && !isRelay(d.sync) && now.Sub(time.UnixMilli(d.record.Time)) < campaignAge &&
 		slices.ContainsFunc(d.results(), func(r result) bool { return r.Reason != "" && r.Action != "identify" })
 }
 

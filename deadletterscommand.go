@@ -264,7 +264,11 @@ func (d *wholeDead) print(w io.Writer) {
 	}
 	line("received", "%s", at(d.Received))
 	line("died", "%s: %s", at(d.Died), d.Reason)
-	line("event id", "%s (at Customer.io)", d.EventID)
+	if isRelay(d.Sync) {
+		line("event id", "%s (the insert_id at Amplitude, where the event had none)", d.EventID)
+	} else {
+		line("event id", "%s (at Customer.io)", d.EventID)
+	}
 	if d.User != "" {
 		line("user", "%s (a hash: see --show-ids)", d.User)
 	}

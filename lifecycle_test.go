@@ -188,7 +188,7 @@ func TestLifecycleOfAProject(t *testing.T) {
 	}
 	third := rehearse(t, rehearsalSettings{})
 	before := configOf(t, r)
-	edit(t, r, "[sync.demo]\n", "[project.shop]\namplitude_api_keys = [\"shop-"+recordings.Key+"\"]\n[sync.demo]\nproject = \"app\"\n")
+	edit(t, r, "[sync.demo]\n", "[project.shop]\nrelay = \"off\"\namplitude_api_keys = [\"shop-"+recordings.Key+"\"]\n[sync.demo]\nproject = \"app\"\n")
 	edit(t, r, "[sync.second]\n", "[sync.second]\nproject = \"app\"\n")
 	write(t, r.configPath, configOf(t, r)+strings.Replace(secondSync("third", third), "[sync.third]\n", "[sync.third]\nproject = \"shop\"\n", 1))
 	report := reloaded(t, r)

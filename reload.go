@@ -186,14 +186,20 @@ func (d *daemon) compare(ctx context.Context) (*change, reloadReport, error) {
 		return nil, report, err
 	}
 	for _, s := range c.streams {
-		prefix := "sync." + s.name
+		prefix := "sync." + s.name + "."
+		if project, isRelay := relayedProject(s.name); isRelay {
+			prefix = "project." + project + ".relay" // its keys all begin so
+		}
 		y := syncReport{Name: s.name, Change: s.word(), Keys: []string{}}
 		report.Changed = slices.DeleteFunc(report.Changed, func(path string) bool {
-			key, below := strings.CutPrefix(path, prefix+".")
+			key, below := strings.CutPrefix(path, prefix)
+			if below && isRelay(s.name) {
+				key = "relay" + key
+			}
 			if below {
 				y.Keys = append(y.Keys, key)
 			}
-			return below || path == prefix
+			return below || path+"." == prefix
 		})
 		report.Syncs = append(report.Syncs, y)
 	}
@@ -229,7 +235,7 @@ func (d *daemon) streamChanges(cfg *config.Config) ([]*streamChange, error) {
 	if err != nil {
 		return nil, exit(exitIO, err)
 	}
-	names := append(d.names(), cfg.Sync.Names()...)
+	names := append(d.names(), streamNames(cfg)...)
 	slices.Sort(names)
 	var changes []*streamChange
 	for _, name := range slices.Compact(names) {

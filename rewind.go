@@ -56,7 +56,7 @@ func rewind(ctx context.Context, h house, asked rewinding, out io.Writer) error 
 	switch {
 	case c == nil:
 		return unknownSync(h, asked.Sync)
-	case rules == nil:
+	case !inConfig(h.config(), asked.Sync):
 		return exit(exitData, fmt.Errorf("sync %s is not in the configuration: there are no rules by which its events could be sent again", asked.Sync))
 	}
 	waiting, cancel := context.WithTimeout(ctx, claimsEnd)
@@ -72,7 +72,7 @@ func rewind(ctx context.Context, h house, asked rewinding, out io.Writer) error 
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, context.DeadlineExceeded):
-		return exit(exitTemporary, fmt.Errorf("requests to Customer.io did not end within %s, nothing was changed: try again, or pause the sync first (ampcio sync pause %s)", claimsEnd, asked.Sync))
+		return exit(exitTemporary, fmt.Errorf("requests to %s did not end within %s, nothing was changed: try again, or pause the sync first (ampcio sync pause %s)", service(asked.Sync), claimsEnd, asked.Sync))
 	case err != nil:
 		return exit(exitIO, err)
 	}
@@ -110,10 +110,15 @@ func (r *rewound) judge(ctx context.Context, c *queue.Consumer, rules *standard)
 		counts[key].Records++
 	}
 	now := time.Now()
-	err := c.RecordsSince(ctx, r.Since, func(q queue.Record) error {
+	err := c.RecordsSince(ctx, r.Since, false, func(q queue.Record) error {
 		j := rules.judge(&q, now)
 		count("event", j.event, j.name)
-		count("user", j.user, j.name)
+		if j.user != "" {
+			count("user", j.user, j.name)
+		}
+		if isRelay(r.Sync) {
+			return nil // nothing there starts campaigns
+		}
 		var m mapping.Record
 		if j.event == verdictSent && m.DecodeBody(q.Body) == nil && now.Sub(time.UnixMilli(m.Time)) < campaignAge {
 			r.Young++

@@ -108,13 +108,18 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 	for _, stats := range consumers {
 		y := syncOf(stats, cfg, now)
 		y.Status = admin.StatusStopped
-		if c, configured := cfg.Sync[stats.Name]; configured {
-			y.MaxPending, y.WhenFull = int64(c.Delivery.MaxPendingBytes), c.Delivery.WhenFull
-		} else {
+		set := settingsOf(cfg, stats.Name)
+		switch {
+		case set == nil:
 			y.Status = admin.StatusOrphaned
+			set = &settings{}
+		case set.discardOldest:
+			y.MaxPending, y.WhenFull = set.maxPending, "discard_oldest"
+		default:
+			y.MaxPending, y.WhenFull = set.maxPending, "refuse"
 		}
 		if stats.Project == "" {
-			y.Project, y.Books.Balanced, y.LedgerDamaged = cfg.Sync[stats.Name].Project, false, true
+			y.Project, y.Books.Balanced, y.LedgerDamaged = set.project, false, true
 			snap.Notes = append(snap.Notes, fmt.Sprintf("the ledger of sync %s is damaged: what is pending is unknown until ampcio is started, which sets it aside and goes on", stats.Name))
 		}
 		hold(&y)
@@ -139,7 +144,7 @@ func newSnapshot(cfg *config.Config, source string, now time.Time) admin.Snapsho
 
 // idle is the status of a sync that does not deliver because of the configuration.
 func idle(cfg *config.Config, name string) string {
-	if _, configured := cfg.Sync[name]; configured {
+	if inConfig(cfg, name) {
 		return admin.StatusDisabled
 	}
 	return admin.StatusOrphaned
@@ -160,6 +165,13 @@ func disk(cfg *config.Config, st queue.LogStats) admin.Disk {
 	}
 }
 
+func destinationOf(stream string) string {
+	if isRelay(stream) {
+		return admin.ToAmplitude
+	}
+	return admin.ToCustomerIO
+}
+
 // syncOf is what the ledger knows of a sync.
 func syncOf(st queue.ConsumerStats, cfg *config.Config, now time.Time) admin.Sync {
 	b := st.Books
@@ -168,7 +180,7 @@ func syncOf(st queue.ConsumerStats, cfg *config.Config, now time.Time) admin.Syn
 		whenFull = "discard_oldest"
 	}
 	y := admin.Sync{
-		Name: st.Name, Project: st.Project,
+		Name: st.Name, Project: st.Project, Destination: destinationOf(st.Name),
 		Depth:     admin.Depth{Ready: st.Ready, InFlight: st.InFlight, Retry: st.Retry, Dead: st.DeadKept},
 		OldestAge: ageOf(st.Oldest, now), NextAttempt: waitUntil(st.NextDue, now),
 		Workspace: st.Workspace, NoCheckpoint: st.Full,

@@ -259,7 +259,11 @@ func syncRewind(c *cli.Context) error {
 		if r.Records == 0 {
 			return errNothingToRewind
 		}
-		fmt.Fprintln(c.App.ErrWriter, "Customer.io ignores the events whose ids it has seen, and takes the others.")
+		if isRelay(in.Sync) {
+			fmt.Fprintln(c.App.ErrWriter, "Amplitude ignores the events whose insert_id it has seen within 7 days, and takes the others.")
+		} else {
+			fmt.Fprintln(c.App.ErrWriter, "Customer.io ignores the events whose ids it has seen, and takes the others.")
+		}
 		if r.Young > 0 {
 			fmt.Fprintf(c.App.ErrWriter, "%s are less than 72 h old: those that it takes may start campaigns.\n", events(r.Young))
 		}

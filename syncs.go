@@ -41,7 +41,7 @@ type settings struct {
 func settingsOf(cfg *config.Config, name string) *settings {
 	y, ok := cfg.Sync[name]
 	if !ok {
-		return nil
+		return relaySettings(cfg, name)
 	}
 	return &settings{
 		project: y.Project, enabled: y.Enabled, spec: ruleSpec(y), options: accountOptions(y),
@@ -189,7 +189,7 @@ func (p *part) wait() error {
 // configuration owns any more: what they hold is kept until somebody decides.
 func (d *daemon) openStreams() error {
 	cfg := d.config()
-	for _, name := range cfg.Sync.Names() {
+	for _, name := range streamNames(cfg) {
 		if err := d.open(name, settingsOf(cfg, name)); err != nil {
 			return err
 		}
@@ -199,10 +199,10 @@ func (d *daemon) openStreams() error {
 		return err
 	}
 	for _, name := range names {
-		if _, configured := cfg.Sync[name]; configured {
+		if inConfig(cfg, name) {
 			continue
 		}
-		d.log.Warn("this sync is gone from the configuration; what it has not delivered is kept", "sync", name)
+		d.log.Warn("this sync is gone from the configuration; what it has not delivered is kept", "sync", name, "why", leftOut(name))
 		if err := d.open(name, nil); err != nil {
 			return err
 		}

@@ -45,13 +45,13 @@ func stateOf(h house, name string) (syncState, error) {
 		return s, exit(exitIO, err)
 	}
 	s.Pending, s.DeadLetters = st.Books.Pending, st.DeadKept
-	y, configured := h.config().Sync[name]
-	s.Takes = configured && y.Enabled
+	set := settingsOf(h.config(), name)
+	s.Takes = set.delivers()
 	switch d := h.delivery(name); {
 	case d != nil:
 		status := d.Status()
 		s.Status, s.Reason = string(status.State), status.Reason
-	case !configured:
+	case set == nil:
 		s.Status = admin.StatusOrphaned
 	case h.running():
 		s.Status = admin.StatusDisabled
@@ -65,7 +65,7 @@ func stateOf(h house, name string) (syncState, error) {
 // unknownSync is the error about a name that no ledger has.
 func unknownSync(h house, name string) error {
 	names := h.names()
-	if _, configured := h.config().Sync[name]; configured && !slices.Contains(names, name) {
+	if inConfig(h.config(), name) && !slices.Contains(names, name) {
 		return exit(exitUnavailable, fmt.Errorf("sync %s is in the configuration, but no ampcio has run with it yet: start it, or: ampcio reload", name))
 	}
 	return noSuchSync(name, names)
@@ -276,6 +276,8 @@ func mayRename(h house, asked renaming) (r renamed, err error) {
 		return r, exit(exitIO, err)
 	}
 	switch {
+	case isRelay(asked.Old) || isRelay(asked.New):
+		return r, exit(exitUsage, errors.New("a relay goes by the name of its project and cannot be renamed"))
 	case asked.Old == asked.New:
 		return r, exit(exitUsage, errors.New("the two names are the same"))
 	case !syncName.MatchString(asked.New):
@@ -329,7 +331,10 @@ func removeVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer)
 		if err != nil {
 			return err
 		}
-		if _, configured := h.config().Sync[name]; configured {
+		if project, isRelay := relayedProject(name); isRelay && inConfig(h.config(), name) {
+			return exit(exitData, fmt.Errorf("%s is in the configuration: set relay = \"off\" under [project.%s], then: ampcio reload, then this again. To hold it for a while: ampcio sync pause %[1]s", name, project))
+		}
+		if inConfig(h.config(), name) {
 			return exit(exitData, fmt.Errorf("sync %s is in the configuration: take [sync.%[1]s] out of it, then: ampcio reload, then this again. To hold it for a while: ampcio sync pause %[1]s", name))
 		}
 		if asked.DryRun {

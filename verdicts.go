@@ -27,12 +27,15 @@ const (
 // standard is by what a sync decides about a record: pure, so that what two of them
 // make of the same record can be compared.
 type standard struct {
-	rules      *mapping.Rules
+	rules      *mapping.Rules // nil = it is a relay's
 	lateAfter  time.Duration // of the event's time
 	latePolicy string        // deliver | filter | dead_letter
 }
 
 func standardOf(cfg *config.Config, name string, rules *mapping.Rules) *standard {
+	if isRelay(name) {
+		return &standard{}
+	}
 	late := cfg.Sync[name].Delivery
 	return &standard{rules: rules, lateAfter: time.Duration(late.LateAfter), latePolicy: late.LatePolicy}
 }
@@ -48,12 +51,16 @@ const (
 // judged is what becomes of a record's event and, apart, of its user update: sent, or
 // why not. What a person was last sent is left out of account: an update that is sent
 // here may turn out to be nothing new.
+// user is "" where there are none.
 type judged struct{ event, user, name string }
 
 func (s *standard) judge(q *queue.Record, now time.Time) judged {
 	r := mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
 	if r.DecodeBody(q.Body) != nil {
 		return judged{event: verdictUnreadable, user: verdictUnreadable}
+	}
+	if s.rules == nil {
+		return s.relayJudge(r.FromSDK(), r.EventType())
 	}
 	var d mapping.Decision
 	if id, reason := s.rules.Identifier(&r); reason != "" {
@@ -154,7 +161,9 @@ func survey(ctx context.Context, c *queue.Consumer, limit time.Duration, before,
 			}
 		}
 		count("event", was.event, will.event, will.name)
-		count("user", was.user, will.user, will.name)
+		if will.user != "" {
+			count("user", was.user, will.user, will.name)
+		}
 		return nil
 	})
 	if err != nil && (ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded)) {

@@ -35,7 +35,11 @@ func (y *Sync) advise(s *Snapshot) {
 	}
 	switch y.Status {
 	case StatusChecking:
-		do("wait some seconds: region and credentials are being confirmed")
+		if y.isRelay() {
+			do("wait some seconds: Amplitude is asked whether it knows the API key")
+		} else {
+			do("wait some seconds: region and credentials are being confirmed")
+		}
 	case StatusUnreachable:
 		if y.Advice != "" {
 			do("%s", y.Advice)
@@ -45,7 +49,10 @@ func (y *Sync) advise(s *Snapshot) {
 		if y.Advice != "" {
 			do("%s", y.Advice)
 		}
-		if y.OtherWorkspace == nil {
+		switch {
+		case y.isRelay(): // nothing of it is a secret that came with the start
+			do("then: ampcio reload; or, if it is Amplitude that was mended: ampcio sync retry %s", y.Name)
+		case y.OtherWorkspace == nil:
 			do("then: systemctl restart ampcio")
 		}
 	case StatusPaused:
@@ -55,6 +62,11 @@ func (y *Sync) advise(s *Snapshot) {
 		y.Detail = fmt.Sprintf("sync.%s.enabled = false: new events are not taken, what is pending is held", y.Name)
 		do("set sync.%s.enabled = true, then: %s", y.Name, apply)
 	case StatusOrphaned:
+		if y.isRelay() {
+			y.Detail = fmt.Sprintf("project.%s.relay is off; what is pending is held", y.Project)
+			do("set relay to \"us\" or \"eu\" under [project.%s] again, then: %s; or give up what is pending: ampcio sync remove %s", y.Project, apply, y.Name)
+			break
+		}
 		y.Detail = fmt.Sprintf("[sync.%s] is gone from the configuration; what is pending is held", y.Name)
 		do("put [sync.%s] back, then: %s; or hand it on: ampcio sync rename %[1]s NEW; or give it up: ampcio sync remove %[1]s", y.Name, apply)
 	case StatusStopped:
@@ -75,6 +87,9 @@ func (y *Sync) advise(s *Snapshot) {
 	y.Advice = strings.Join(todo, "; ")
 }
 
+// isRelay says whether it goes to Amplitude.
+func (y *Sync) isRelay() bool { return y.Destination == ToAmplitude }
+
 // nearFull is the share of max_pending_bytes from which on it is worth a word.
 const nearFull = 0.8
 
@@ -89,6 +104,9 @@ func (y *Sync) refuses() bool { return y.Status == StatusOK || y.Status == Statu
 
 func (y *Sync) adviseBound(do func(format string, args ...any)) {
 	key := fmt.Sprintf("sync.%s.delivery.max_pending_bytes", y.Name)
+	if y.isRelay() {
+		key = fmt.Sprintf("project.%s.relay_max_pending_bytes", y.Project)
+	}
 	switch {
 	case y.WhenFull == "discard_oldest":
 		do("if nothing may be discarded: raise %s, then: ampcio reload", key)

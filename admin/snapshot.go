@@ -38,11 +38,18 @@ const (
 	StatusStopped     = "stopped"
 )
 
-// Sync is one stream to Customer.io.
+// Destination of a Sync.
+const (
+	ToCustomerIO = "customerio"
+	ToAmplitude  = "amplitude" // it is a relay: its name is relay.PROJECT
+)
+
+// Sync is one stream to Customer.io, or to Amplitude.
 type Sync struct {
-	Name    string `json:"name"`
-	Project string `json:"project"`
-	Status  string `json:"status"`
+	Name        string `json:"name"`
+	Project     string `json:"project"`
+	Destination string `json:"destination"`
+	Status      string `json:"status"`
 	// Why it is not delivering, since when, when it is tried next, and what to do.
 	Reason    string     `json:"blocked_reason"`
 	Detail    string     `json:"detail"`
@@ -79,7 +86,7 @@ type Sync struct {
 	Books         Books      `json:"books"`
 	LastRewind    *time.Time `json:"last_rewind"`
 	LastDelivered *time.Time `json:"last_delivered"`
-	LastAnswer    string     `json:"last_answer"` // Customer.io's newest
+	LastAnswer    string     `json:"last_answer"` // the destination's newest
 	LedgerBytes   int64      `json:"ledger_bytes"`
 	LedgerDamaged bool       `json:"ledger_damaged"` // it cannot be read: all counts are unknown, whatever they say; only while stopped
 }
@@ -133,7 +140,7 @@ type Reason struct {
 }
 
 // Totals count since the sync began. Received is what was taken of the project's
-// records; the operations are what Customer.io accepted.
+// records; the operations are what the destination accepted.
 type Totals struct {
 	Received        uint64 `json:"received"`
 	Delivered       uint64 `json:"delivered"`

@@ -125,6 +125,7 @@ func (c checker) projects() {
 		p := c.Project[name]
 		p.Name = name
 		path := join("project", name)
+		c.relay(path, &p)
 		keys, at := p.AmplitudeAPIKeys, func(i int) string { return item(join(path, "amplitude_api_keys"), i) }
 		if p.AmplitudeAPIKeysFile != "" {
 			path := join(path, "amplitude_api_keys_file")
@@ -164,7 +165,7 @@ func (c checker) projects() {
 }
 
 func (c checker) syncs() {
-	if len(c.Sync) == 0 {
+	if len(c.Sync) == 0 && len(c.Project.Relayed()) == 0 {
 		c.check("sync", `there is no sync: add
     [sync.production]
     region       = "us"                    # or "eu", in Customer.io under Account Settings
@@ -201,7 +202,7 @@ func (c checker) syncs() {
 		c.warn("storage.max_bytes", "the max_pending_bytes of all syncs together are more than %v: one that does not deliver can fill what the others need", c.Storage.MaxBytes)
 	}
 	for _, name := range c.Project.Names() {
-		if !taken[name] && len(c.Sync) > 0 {
+		if !taken[name] && !c.Project[name].Relayed() && len(c.Sync) > 0 {
 			c.warn(join("project", name), "no sync takes this project's events: they are accepted and go nowhere")
 		}
 	}
@@ -333,7 +334,12 @@ func (c checker) delivery(path string, d Delivery) {
 // queue checks how much may wait for a sync, and for how long an event is worth sending.
 func (c checker) queue(path string, d Delivery) {
 	at, bound := join(path, "max_pending_bytes"), ByteSize(d.MaxPendingBytes)
-	switch n := ByteSize(len(c.Sync)); {
+	relays := len(c.Project.Relayed())
+	one, all := "sync", "syncs"
+	if relays > 0 {
+		one, all = "sync or relay", "syncs and relays"
+	}
+	switch n := ByteSize(len(c.Sync) + relays); {
 	case bound == 0 && n > 1:
 		share := c.Storage.MaxBytes / n
 		for _, unit := range []ByteSize{GiB, MiB} {
@@ -342,9 +348,9 @@ func (c checker) queue(path string, d Delivery) {
 				break
 			}
 		}
-		c.check(at, `required when there is more than one sync, so that what waits for one cannot fill the disk that the others need. Write, for example,
+		c.check(at, `required when there is more than one %s, so that what waits for one cannot fill the disk that the others need. Write, for example,
     [%s]
-    max_pending_bytes = "%v"   # storage.max_bytes is %v, for %d syncs`, path, share, c.Storage.MaxBytes, n)
+    max_pending_bytes = "%v"   # storage.max_bytes is %v, for %d %s`, one, path, share, c.Storage.MaxBytes, n, all)
 	case bound == 0 && d.WhenFull == "discard_oldest":
 		c.check(at, `required with when_full = "discard_oldest": how much may wait before the oldest is discarded, such as "4GiB"`)
 	case bound != 0:

@@ -24,7 +24,7 @@ type Config struct {
 	Server      Server      `toml:"server"`
 	Storage     Storage     `toml:"storage"`
 	Project     Projects    `toml:"project"` // at least one
-	Sync        Syncs       `toml:"sync"`    // at least one
+	Sync        Syncs       `toml:"sync"`    // at least one, unless a project is relayed
 	DeadLetters DeadLetters `toml:"dead_letters"`
 	Log         Log         `toml:"log"`
 
@@ -76,9 +76,13 @@ type Project struct {
 	// came from AmplitudeAPIKeysFile. At least one; no key is in two projects.
 	AmplitudeAPIKeys     []string `toml:"amplitude_api_keys"`
 	AmplitudeAPIKeysFile string   `toml:"amplitude_api_keys_file"`
-	Relay                string   `toml:"relay" enum:"off us eu" later:"yes"`
-	RelayMark            string   `toml:"relay_mark" later:"yes"`
-	WebhookSecretFile    string   `toml:"webhook_secret_file" later:"yes"`
+	// Relay is where accepted events are passed on to: the region of the Amplitude project,
+	// or off. It must be written down unless there is a webhook; after Load never "".
+	Relay                string           `toml:"relay" enum:"off us eu"`
+	RelayMark            string           `toml:"relay_mark"`              // an event property; "" = none
+	RelayEndpoint        string           `toml:"relay_endpoint"`          // base URL; "" = the region's
+	RelayMaxPendingBytes OptionalByteSize `toml:"relay_max_pending_bytes"` // beyond it the oldest are given up; 0 = no bound
+	WebhookSecretFile    string           `toml:"webhook_secret_file" later:"yes"`
 }
 
 // Sync is one stream from a project to a Customer.io workspace.
@@ -203,9 +207,10 @@ func Default() Config {
 }
 
 // DefaultProject is a project of which nothing was written. Its API keys have no
-// default.
+// default, and neither has Relay: an SDK has one server URL, so whether Amplitude still
+// gets the events is not to be guessed.
 func DefaultProject() Project {
-	return Project{Relay: "off"}
+	return Project{}
 }
 
 // DefaultSync is a sync of which nothing was written. Region, Site ID, API key and,

@@ -135,7 +135,7 @@ func TestAPIKey(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			write("config.toml", "[project.app]\namplitude_api_keys = ['0']\n[sync.eu-west]\nregion = 'eu'\nsite_id = '1'\nevents.send = false\n"+test.line)
+			write("config.toml", "[project.app]\nrelay = 'off'\namplitude_api_keys = ['0']\n[sync.eu-west]\nregion = 'eu'\nsite_id = '1'\nevents.send = false\n"+test.line)
 			for name, text := range test.file {
 				write(name, text)
 			}
@@ -178,7 +178,7 @@ func TestAPIKeyFileThatCannotBeRead(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(folder, "key"), []byte(testKey), 0); err != nil {
 		t.Fatal(err)
 	}
-	text := "[project.app]\namplitude_api_keys = ['0']\n[sync.a]\nregion = 'eu'\nsite_id = '1'\nevents.send = false\napi_key_file = 'key'\n"
+	text := "[project.app]\nrelay = 'off'\namplitude_api_keys = ['0']\n[sync.a]\nregion = 'eu'\nsite_id = '1'\nevents.send = false\napi_key_file = 'key'\n"
 	_, err := parse(filepath.Join(folder, "config.toml"), []byte(text), 0o600, Environment{})
 	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "the user that runs ampcio") {
 		t.Error(err)
@@ -186,19 +186,19 @@ func TestAPIKeyFileThatCannotBeRead(t *testing.T) {
 }
 
 func TestInlineKeyInAFileForAll(t *testing.T) {
-	text := "[project.app]\namplitude_api_keys = ['0']\n[sync.a]\nregion = 'eu'\nsite_id = '1'\nevents.send = false\napi_key = 's3cr3t'\n"
+	text := "[project.app]\nrelay = 'off'\namplitude_api_keys = ['0']\n[sync.a]\nregion = 'eu'\nsite_id = '1'\nevents.send = false\napi_key = 's3cr3t'\n"
 	c, err := parse("config.toml", []byte(text), 0o644, Environment{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Warnings) != 1 || !strings.HasPrefix(c.Warnings[0], "config.toml:7: sync.a.api_key: a secret in a file") || strings.Contains(c.Warnings[0], testKey) {
+	if len(c.Warnings) != 1 || !strings.HasPrefix(c.Warnings[0], "config.toml:8: sync.a.api_key: a secret in a file") || strings.Contains(c.Warnings[0], testKey) {
 		t.Errorf("warnings %q", c.Warnings)
 	}
 }
 
 func TestAmplitudeKeysFile(t *testing.T) {
 	folder := t.TempDir()
-	text := "[project.app]\namplitude_api_keys_file = 'keys'\n[sync.a]\nregion = 'eu'\nsite_id = '1'\nevents.send = false\napi_key = '1'\n"
+	text := "[project.app]\nrelay = 'off'\namplitude_api_keys_file = 'keys'\n[sync.a]\nregion = 'eu'\nsite_id = '1'\nevents.send = false\napi_key = '1'\n"
 	for content, want := range map[string]string{
 		"# web\r\n0123\r\n\n 4567 # iOS\n0123\n": "0123 4567",
 		"# nothing yet\n":                        "error: holds no key",

@@ -61,8 +61,8 @@ func TestErrorsCarryTheirPlace(t *testing.T) {
 	if !errors.As(err, &e) {
 		t.Fatalf("%v is no *Error", err)
 	}
-	if e.Line != 8 || e.Path != "sync.production.project" {
-		t.Errorf("line %d, path %q, want 8 and sync.production.project", e.Line, e.Path)
+	if e.Line != 9 || e.Path != "sync.production.project" {
+		t.Errorf("line %d, path %q, want 9 and sync.production.project", e.Line, e.Path)
 	}
 }
 
@@ -101,9 +101,11 @@ func load(t *testing.T, text string) *Config {
 
 const full = `
 [project.app]
+relay = "off"
 amplitude_api_keys = ["0123456789abcdef", "0123456789abcdef", "00"]
 
 [project.shop]
+relay = "off"
 amplitude_api_keys = ["fedcba9876543210"]
 
 [sync.production]
@@ -215,7 +217,7 @@ func TestLoad(t *testing.T) {
 }
 
 func TestTheOnlyProjectMayBeLeftOut(t *testing.T) {
-	c := load(t, "\ufeff[project.app]\r\namplitude_api_keys = ['0']\r\n[sync.a]\r\nregion = 'us'\r\nsite_id = '1'\r\napi_key = '2'\r\nevents.send = false\r\n")
+	c := load(t, "\ufeff[project.app]\r\nrelay = 'off'\r\namplitude_api_keys = ['0']\r\n[sync.a]\r\nregion = 'us'\r\nsite_id = '1'\r\napi_key = '2'\r\nevents.send = false\r\n")
 	if got := c.Sync["a"].Project; got != "app" {
 		t.Errorf("project %q, want app", got)
 	}
@@ -224,8 +226,10 @@ func TestTheOnlyProjectMayBeLeftOut(t *testing.T) {
 func TestWarnings(t *testing.T) {
 	c := load(t, `
 [project.app]
+relay = "off"
 amplitude_api_keys = ["0"]
 [project.idle]
+relay = "off"
 amplitude_api_keys = ["1"]
 [sync.a]
 project = "app"
@@ -256,12 +260,12 @@ admin  = "192.0.2.1:8081"
 max_bytes = "20GiB"
 `)
 	want := []string{
-		"29: server.listen: :8080 is reachable from other machines",
-		"30: server.admin: 192.0.2.1:8081 shows metrics",
-		"13: sync.b: sends neither events nor users",
-		"16: sync.b.site_id: sync a sends to the same workspace",
-		"32: storage.max_bytes: the max_pending_bytes of all syncs together are more than 20GiB",
-		"4: project.idle: no sync takes this project's events",
+		"31: server.listen: :8080 is reachable from other machines",
+		"32: server.admin: 192.0.2.1:8081 shows metrics",
+		"15: sync.b: sends neither events nor users",
+		"18: sync.b.site_id: sync a sends to the same workspace",
+		"34: storage.max_bytes: the max_pending_bytes of all syncs together are more than 20GiB",
+		"5: project.idle: no sync takes this project's events",
 	}
 	for i := range max(len(want), len(c.Warnings)) {
 		if i >= len(want) || i >= len(c.Warnings) || !strings.Contains(c.Warnings[i], ":"+want[i]) {

@@ -43,7 +43,7 @@ func CheckAccount(ctx context.Context, o Options) (Account, error) {
 	o = o.withDefaults()
 	c := newClient(o)
 	defer c.close()
-	account, err := judgeAccount(c.region(ctx), &o, c.shown)
+	account, err := (&Sync{o: o, client: c}).newDestination().ask(ctx)
 	if err != nil {
 		return Account{}, err
 	}
@@ -55,7 +55,7 @@ func CheckAccount(ctx context.Context, o Options) (Account, error) {
 func judgeAccount(a answer, o *Options, base string) (Account, *AccountError) {
 	if a.err != nil {
 		reason := networkReason(a.err)
-		return Account{}, unreachable(reason, fmt.Sprintf("no answer from %s (%s)", base, reason), 0)
+		return Account{}, o.unreachable(reason, fmt.Sprintf("no answer from %s (%s)", base, reason), 0)
 	}
 	code := "http_" + strconv.Itoa(a.status)
 	switch {
@@ -65,7 +65,7 @@ func judgeAccount(a answer, o *Options, base string) (Account, *AccountError) {
 			Environment json.RawMessage `json:"environment_id"`
 		}
 		if json.Unmarshal(a.body, &body) != nil || body.Region == "" {
-			return Account{}, unreachable("bad_answer", base+" answers, but not as Customer.io does", 0)
+			return Account{}, o.unreachable("bad_answer", base+" answers, but not as Customer.io does", 0)
 		}
 		if region := clip(body.Region); region != o.Region {
 			return Account{}, wrongRegion(o, region, fmt.Sprintf("Customer.io says that this account is in region %q", region))
@@ -77,7 +77,7 @@ func judgeAccount(a answer, o *Options, base string) (Account, *AccountError) {
 	case a.status >= 300 && a.status < 500 && a.status != http.StatusRequestTimeout && a.status != http.StatusTooManyRequests:
 		return Account{}, blockedBy(code, a.location, o, base)
 	}
-	return Account{}, unreachable(code, fmt.Sprintf("%s answers %d", base, a.status), parseRetryAfter(a.retryAfter, o.Now()))
+	return Account{}, o.unreachable(code, fmt.Sprintf("%s answers %d", base, a.status), parseRetryAfter(a.retryAfter, o.Now()))
 }
 
 // blockedBy says what an answer that only a person can mend means, wherever it came from.
@@ -98,9 +98,7 @@ func blockedBy(code, location string, o *Options, base string) *AccountError {
 	}
 	if len(code) == len("http_300") && code[len("http_")] == '3' {
 		detail := base + " redirects"
-		if to, err := url.Parse(location); err == nil && to.Host != "" {
-			detail += " to " + clip(to.Host)
-		}
+		detail += redirectedTo(location)
 		other := "eu"
 		if o.Region == "eu" {
 			other = "us"
@@ -114,6 +112,14 @@ func blockedBy(code, location string, o *Options, base string) *AccountError {
 	}
 }
 
+// redirectedTo names the host of a Location header: " to track-eu.customer.io".
+func redirectedTo(location string) string {
+	if to, err := url.Parse(location); err == nil && to.Host != "" {
+		return " to " + clip(to.Host)
+	}
+	return ""
+}
+
 func wrongRegion(o *Options, right, detail string) *AccountError {
 	return &AccountError{
 		Reason: "wrong_region", Blocked: true, Detail: detail,
@@ -121,15 +127,22 @@ func wrongRegion(o *Options, right, detail string) *AccountError {
 	}
 }
 
-func unreachable(reason, detail string, retryAfter time.Duration) *AccountError {
-	advice := "nothing needs to be done, it is tried again; see status.customer.io, and the network of this machine if it lasts"
+func (o *Options) unreachable(reason, detail string, retryAfter time.Duration) *AccountError {
+	page := "status.customer.io"
+	if o.Relay != nil {
+		page = "status.amplitude.com"
+	}
+	advice := "nothing needs to be done, it is tried again; see " + page + ", and the network of this machine if it lasts"
 	switch reason {
 	case "dns", "no_route", "refused":
 		advice = "check this machine's network, and endpoint if one is set; it is tried again"
 	case "tls":
-		advice = "check what stands between this machine and Customer.io, its clock and its CA certificates; it is tried again"
+		advice = "check what stands between this machine and " + o.service() + ", its clock and its CA certificates; it is tried again"
 	case "http_429":
 		advice = "nothing needs to be done, it goes on more slowly; lower requests_per_second if it lasts"
+		if o.Relay != nil {
+			advice = "nothing needs to be done, it goes on more slowly"
+		}
 	case "bad_answer":
 		advice = "check endpoint, and whether a proxy or a login page answers instead; it is tried again"
 	}
@@ -151,12 +164,12 @@ func (s *Sync) ask(ctx context.Context, after time.Time) (Account, *AccountError
 	select {
 	case <-s.desk.turn:
 	case <-ctx.Done():
-		return Account{}, unreachable("stopped", "stopped", 0)
+		return Account{}, s.o.unreachable("stopped", "stopped", 0)
 	}
 	defer func() { s.desk.turn <- struct{}{} }()
 	if !s.desk.began.After(after) { // one of the same moment may be from before
 		s.desk.began = s.o.Now()
-		s.desk.account, s.desk.err = judgeAccount(s.client.region(ctx), &s.o, s.client.shown)
+		s.desk.account, s.desk.err = s.to.ask(ctx)
 	}
 	return s.desk.account, s.desk.err
 }

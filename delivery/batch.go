@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -72,6 +73,8 @@ type part struct {
 // operation is one element of a request.
 type operation struct {
 	of      *taken
+	origin  origin
+	relayed relayed // of a relay's
 	action  string
 	body    []byte
 	verdict verdict
@@ -141,6 +144,9 @@ func (s *Sync) fill(b *batch, first *queue.Claim) {
 // of its lane, or all of it, and then add returns nil.
 func (s *Sync) add(b *batch, claim *queue.Claim) *taken {
 	t := &taken{claim: claim, people: map[string]*person{}, failedBefore: claim.Attempts() > 0}
+	if most := s.throttles.most(claim.Lane()); most < len(claim.Records()) {
+		claim.Trim(most)
+	}
 	records := claim.Records()
 	for i := range records {
 		p, fits := s.part(b, t, i)
@@ -162,77 +168,48 @@ func (s *Sync) add(b *batch, claim *queue.Claim) *taken {
 // or when it would be the second identify of a person in this batch: Customer.io
 // orders them by whole seconds, so those of one request could not be told apart.
 func (s *Sync) part(b *batch, t *taken, i int) (p part, fits bool) {
-	q := &t.claim.Records()[i]
-	p.seq = q.Seq
+	var repeat *again
 	if results, ok := t.claim.Replay(i); ok {
-		p.again = readResults(results)
-	}
-	r := mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
-	if err := r.DecodeBody(q.Body); err != nil {
-		p.unreadable = &refusal{Reason: "unreadable_record", Message: clip(err.Error())}
-		return p, true
-	}
-	now := r
-	if p.again != nil {
-		if now, b.err = s.current(r); b.err != nil {
-			return p, false
-		}
+		repeat = readResults(results)
 	}
 	var who *person
-	id, reason := s.rules.Identifier(&now)
-	if reason != "" && p.again != nil {
-		id, reason = s.rules.Identifier(&r)
-	}
-	if reason != "" {
-		p.decision = s.rules.NoIdentifier(&r, reason)
-	} else {
-		p.key = id.Key()
-		var err error
-		if who = t.people[p.key]; who == nil {
-			if !t.claim.Hold(p.key) {
-				return p, false
+	p, held, err := s.to.plan(&t.claim.Records()[i], repeat, func(key string) (sent []byte, held bool, err error) {
+		if who = t.people[key]; who == nil {
+			if !t.claim.Hold(key) {
+				return nil, false, nil
 			}
 			who = &person{}
-			if who.sent, err = t.claim.Sent(p.key); err != nil {
-				b.err = err
-				return p, false
+			if who.sent, err = t.claim.Sent(key); err != nil {
+				return nil, false, err
 			}
-			t.people[p.key] = who
+			t.people[key] = who
 		}
-		if p.again != nil {
-			p.decision, err = p.again.decide(s.rules, &r, &now, id, who.sent)
-		} else {
-			p.decision, err = s.rules.Map(&r, id, who.sent)
-		}
-		if err != nil {
-			p.unreadable = &refusal{Reason: "not_mappable", Message: clip(err.Error())}
-			return p, true
-		}
-	}
-
-	late := p.again == nil && s.late(&r)
-	if late && s.o.LatePolicy == LateFilter {
-		withoutEvent(&p.decision)
+		return who.sent, true, nil
+	})
+	switch {
+	case err != nil:
+		b.err = err
+		return p, false
+	case !held:
+		return p, false
+	case p.unreadable != nil:
+		return p, true
 	}
 	bytes, sending, identifies := 0, 0, false
-	for _, o := range p.decision.Operations {
-		op := &operation{of: t, action: o.Action, body: o.Body}
-		p.operations = append(p.operations, op)
-		identifies = identifies || o.Action == "identify"
-		if why := s.unsendable(o, late); why != nil {
-			op.verdict, op.refused, op.body = refused, []refusal{*why}, nil
-			continue
+	for _, op := range p.operations {
+		op.of = t
+		identifies = identifies || op.action == "identify"
+		if op.verdict == unsent {
+			sending++
+			bytes += len(op.body) + 1
 		}
-		sending++
-		bytes += len(o.Body) + 1
 	}
 	if identifies && who.identified {
 		return p, false
 	}
 	// A record is never divided over two batches, so the first one always fits,
 	// even where batch_operations is 1 and it has two: then send halves it.
-	if n := len(b.operations); n > 0 && sending > 0 &&
-		(n+sending > s.o.BatchOperations || len(batchOpen)+b.bytes+bytes-1+len(batchClose) > maxRequestBytes) {
+	if n := len(b.operations); n > 0 && sending > 0 && !s.to.fits(n+sending, b.bytes+bytes) {
 		b.full = true
 		return p, false
 	}
@@ -249,6 +226,58 @@ func (s *Sync) part(b *batch, t *taken, i int) (p part, fits bool) {
 	}
 	b.bytes += bytes
 	return p, true
+}
+
+// plan maps one record to its operations: the one place that makes them. earlier gives
+// what an identifier was sent before, or says that it is not to be had now (held); an
+// error is the ledger's.
+func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (sent []byte, held bool, err error)) (p part, held bool, err error) {
+	p.seq, p.again = q.Seq, repeat
+	r := mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
+	if err := r.DecodeBody(q.Body); err != nil {
+		p.unreadable = &refusal{Reason: "unreadable_record", Message: clip(err.Error())}
+		return p, true, nil
+	}
+	now := r
+	if p.again != nil {
+		if now, err = s.current(r); err != nil {
+			return p, false, err
+		}
+	}
+	id, reason := s.rules.Identifier(&now)
+	if reason != "" && p.again != nil {
+		id, reason = s.rules.Identifier(&r)
+	}
+	if reason != "" {
+		p.decision = s.rules.NoIdentifier(&r, reason)
+	} else {
+		p.key = id.Key()
+		sent, held, err := earlier(p.key)
+		if err != nil || !held {
+			return p, false, err
+		}
+		if p.again != nil {
+			p.decision, err = p.again.decide(s.rules, &r, &now, id, sent)
+		} else {
+			p.decision, err = s.rules.Map(&r, id, sent)
+		}
+		if err != nil {
+			p.unreadable = &refusal{Reason: "not_mappable", Message: clip(err.Error())}
+			return p, true, nil
+		}
+	}
+	late := p.again == nil && s.late(&r)
+	if late && s.o.LatePolicy == LateFilter {
+		withoutEvent(&p.decision)
+	}
+	for _, o := range p.decision.Operations {
+		op := &operation{action: o.Action, body: o.Body, origin: origin{r.Seq, r.Received, cmp.Or(r.UserID, r.DeviceID)}}
+		p.operations = append(p.operations, op)
+		if why := s.unsendable(o, late); why != nil {
+			op.verdict, op.refused, op.body = refused, []refusal{*why}, nil
+		}
+	}
+	return p, true, nil
 }
 
 // unsendable is why an operation is refused without being sent; nil when it is not.

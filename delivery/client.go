@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -40,6 +41,7 @@ type client struct {
 	shown   string // base as it may be shown: without a password
 	site    string
 	key     string
+	relay   []string // the API keys of a relay, which has no site and no key
 	agent   string
 	timeout time.Duration // of one exchange, from dialing to the last byte of the answer
 	now     func() time.Time
@@ -60,8 +62,12 @@ type answer struct {
 func newClient(o Options) *client {
 	base := strings.TrimRight(o.Endpoint, "/")
 	if base == "" {
-		switch o.Region {
-		case "eu":
+		switch {
+		case o.Relay != nil && o.Region == "eu":
+			base = "https://api.eu.amplitude.com"
+		case o.Relay != nil:
+			base = "https://api2.amplitude.com"
+		case o.Region == "eu":
 			base = "https://track-eu.customer.io"
 		default:
 			base = "https://track.customer.io"
@@ -75,8 +81,12 @@ func newClient(o Options) *client {
 	if transport == nil {
 		transport = newTransport(o.Concurrency)
 	}
+	var relay []string
+	if o.Relay != nil {
+		relay = o.Relay.Keys
+	}
 	return &client{
-		base: base, shown: shown, site: o.SiteID, key: o.APIKey, agent: o.UserAgent, timeout: o.Timeout, now: o.Now,
+		relay: relay, base: base, shown: shown, site: o.SiteID, key: o.APIKey, agent: o.UserAgent, timeout: o.Timeout, now: o.Now,
 		http: &http.Client{
 			Transport: transport,
 			// A redirect means the wrong region. Following one would send a person's
@@ -104,7 +114,7 @@ func newTransport(concurrency int) *http.Transport {
 
 // sameAccount tells whether both ask the same address with the same credentials.
 func (c *client) sameAccount(other *client) bool {
-	return c.base == other.base && c.site == other.site && c.key == other.key
+	return c.base == other.base && c.site == other.site && c.key == other.key && slices.Equal(c.relay, other.relay)
 }
 
 // close lets go of the idle connections.
@@ -113,6 +123,12 @@ func (c *client) close() { c.http.CloseIdleConnections() }
 // batch sends operations in their order. The body is put together from their
 // bytes as they are; nothing is parsed or encoded again.
 func (c *client) batch(ctx context.Context, operations []*operation) answer {
+	return c.do(withOrigins(ctx, operations), http.MethodPost, batchPath, batchBody(operations))
+}
+
+const batchPath = "/api/v2/batch"
+
+func batchBody(operations []*operation) []byte {
 	size := len(batchOpen) + len(batchClose)
 	for _, o := range operations {
 		size += len(o.body) + 1
@@ -125,8 +141,7 @@ func (c *client) batch(ctx context.Context, operations []*operation) answer {
 		}
 		body = append(body, o.body...)
 	}
-	body = append(body, batchClose...)
-	return c.do(ctx, http.MethodPost, "/api/v2/batch", body)
+	return append(body, batchClose...)
 }
 
 // region asks for the account's region with the account's credentials.
@@ -148,7 +163,9 @@ func (c *client) do(ctx context.Context, method, path string, body []byte) (a an
 		a.err = fmt.Errorf("make request: %w", err)
 		return a
 	}
-	request.SetBasicAuth(c.site, c.key)
+	if c.relay == nil {
+		request.SetBasicAuth(c.site, c.key)
+	}
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}

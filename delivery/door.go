@@ -16,6 +16,7 @@ const remindEvery = 10 * time.Minute // in the log, of what is still wrong
 // as it lasts. Behind it stands the gate, which minds failures of the destination
 // itself. Safe for concurrent use.
 type door struct {
+	service   string // that it leads to
 	now       func() time.Time
 	log       *slog.Logger
 	mayRefuse func(bool) // told whether a full queue may refuse new events: not where nobody empties it
@@ -40,7 +41,7 @@ type left struct {
 }
 
 func newDoor(o *Options) *door {
-	d := &door{now: o.Now, log: o.Log, mayRefuse: func(bool) {}, flow: func(bool) {}, open: make(chan struct{}), shut: make(chan struct{})}
+	d := &door{service: o.service(), now: o.Now, log: o.Log, mayRefuse: func(bool) {}, flow: func(bool) {}, open: make(chan struct{}), shut: make(chan struct{})}
 	close(d.shut)
 	d.status = Status{Sync: o.Name, State: Stopped, Since: o.Now()}
 	return d
@@ -177,9 +178,12 @@ func (d *door) agree(account Account) {
 	d.status.Failures = 0
 	d.status.NextProbe = time.Time{}
 	d.enter(Delivering, "", "", "")
-	told := []any{"region", account.Region, "environment_id", account.EnvironmentID}
+	told := []any{"region", account.Region}
+	if account.EnvironmentID != 0 {
+		told = append(told, "environment_id", account.EnvironmentID)
+	}
 	if before == Checking {
-		d.log.Info("Customer.io knows the account, delivering", told...)
+		d.log.Info(d.service+" knows the account, delivering", told...)
 	} else {
 		d.log.Info("delivering again", append(told, "after", d.now().Sub(since).Round(time.Second))...)
 	}
@@ -212,7 +216,7 @@ func (d *door) noAnswer(e *AccountError) {
 	}
 	d.status.Failures++
 	if d.enter(Unreachable, e.Reason, e.Detail, e.Advice) {
-		d.log.Warn("Customer.io does not confirm the account; events are kept", "reason", e.Reason, "detail", e.Detail, "tries", d.status.Failures)
+		d.log.Warn(d.service+" does not confirm the account; events are kept", "reason", e.Reason, "detail", e.Detail, "tries", d.status.Failures)
 	}
 }
 

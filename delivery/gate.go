@@ -309,7 +309,7 @@ func (g *gate) shut(r *reading) {
 func (g *gate) open() {
 	now := g.o.Now()
 	if !g.logged.IsZero() {
-		g.log.Info("Customer.io takes data again", "after", now.Sub(g.since).Round(time.Second), "probes", g.probes+1)
+		g.log.Info(g.o.service()+" takes data again", "after", now.Sub(g.since).Round(time.Second), "probes", g.probes+1)
 	}
 	g.enterState(GateOpening, now)
 	g.limit = 1
@@ -329,16 +329,16 @@ func (g *gate) remind() {
 	}
 	g.logged = now
 	e := g.why()
-	g.log.Warn("Customer.io does not take data; one user at a time is tried", "reason", e.Reason, "detail", e.Detail, "do", e.Advice,
+	g.log.Warn(g.o.service()+" does not take data; one user at a time is tried", "reason", e.Reason, "detail", e.Detail, "do", e.Advice,
 		"since", g.since, "next_probe", g.next, "probes", g.probes)
 }
 
 // why is what a closed gate tells people.
 func (g *gate) why() *AccountError {
 	if g.patient {
-		return unreachable(g.reason, g.base+" asks to wait ("+g.reason+")", 0)
+		return g.o.unreachable(g.reason, g.base+" asks to wait ("+g.reason+")", 0)
 	}
-	return unreachable(g.reason, g.base+" does not take data ("+g.reason+")", 0)
+	return g.o.unreachable(g.reason, g.base+" does not take data ("+g.reason+")", 0)
 }
 
 // show enters the gate into a status.

@@ -10,10 +10,15 @@ import (
 // had never been claimed.
 func (s *Sync) send(ctx context.Context, b *batch) {
 	for operations := b.operations; len(operations) > 0; {
-		goOn := s.exchange(ctx, b, operations)
-		operations = s.judgeForbidden(ctx, b)
+		now, then := s.to.together(operations)
+		goOn := s.exchange(ctx, b, now)
+		behind := s.judgeForbidden(ctx, b)
 		if !goOn {
 			return
+		}
+		if operations = behind; len(behind) == 0 && len(then) > 0 {
+			operations = sendable(then)
+			b.suspect, b.bisecting = false, false // what was found of one request says nothing of another
 		}
 	}
 }
@@ -46,7 +51,7 @@ func (s *Sync) exchange(ctx context.Context, b *batch, operations []*operation) 
 	if a.err != nil && s.cut.Err() != nil {
 		return false // we hung up ourselves, at the end of StopGrace
 	}
-	r := read(len(operations), a, s.o.Now())
+	r := s.to.read(operations, a, s.o.Now())
 	s.pace.answered(r.reason == "http_429")
 	accepted := 0
 	if r.verdict == delivered {
@@ -71,10 +76,13 @@ func (s *Sync) exchange(ctx context.Context, b *batch, operations []*operation) 
 		return true
 	case split:
 		return s.halves(ctx, b, operations)
+	case sifted:
+		s.sift(operations, r)
+		return s.exchange(ctx, b, operations)
 	case forbidden:
 		return s.forbidden(ctx, b, operations, r)
 	case blocked:
-		s.door.block(blockedBy(r.reason, a.location, &s.o, s.client.shown), a.began)
+		s.door.block(s.to.blockedBy(r, a), a.began)
 		return false
 	}
 	b.failed++
@@ -121,7 +129,7 @@ func (s *Sync) mayGoOn(p pass) bool { return s.door.passable() && s.gate.holds(p
 func (s *Sync) post(operations []*operation) answer {
 	s.inFlight.Add(1)
 	defer s.inFlight.Add(-1)
-	return s.client.batch(s.cut, operations)
+	return s.to.post(s.cut, operations)
 }
 
 func (s *Sync) halves(ctx context.Context, b *batch, operations []*operation) bool {
@@ -179,11 +187,7 @@ func (s *Sync) judgeForbidden(ctx context.Context, b *batch) (behind []*operatio
 		}
 	}
 	if verdict == refused {
-		for _, o := range sendable(b.operations) {
-			if o.verdict == unsent {
-				behind = append(behind, o)
-			}
-		}
+		behind = sendable(b.operations)
 	}
 	return behind
 }
@@ -216,8 +220,8 @@ func (s *Sync) interpretForbidden(ctx context.Context) verdict {
 	if s.cut.Err() != nil {
 		return unsent
 	}
-	switch read(1, a, s.o.Now()).verdict {
-	case delivered, refused:
+	switch s.to.read(nil, a, s.o.Now()).verdict {
+	case delivered, refused, sifted:
 		return refused
 	}
 	return retry
@@ -231,11 +235,12 @@ func postpone(operations []*operation, r reading) {
 	}
 }
 
-// sendable leaves out the operations of lanes that have come to a stop.
+// sendable leaves out the operations of lanes that have come to a stop, and those that
+// are done with.
 func sendable(operations []*operation) []*operation {
 	keep := operations[:0:0]
 	for _, o := range operations {
-		if !o.of.stopped {
+		if !o.of.stopped && o.verdict == unsent {
 			keep = append(keep, o)
 		}
 	}

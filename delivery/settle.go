@@ -33,6 +33,7 @@ func (s *Sync) settle(t *taken) {
 	}
 	switch {
 	case stop == nil:
+		s.throttles.passed(t.claim.Lane(), len(t.parts))
 		t.claim.Settle(outcomes, 0, "")
 	case stop.verdict == retry:
 		attempt := t.claim.Attempts()
@@ -72,6 +73,9 @@ func (s *Sync) outcome(p *part, tries string) queue.Outcome {
 	d := &p.decision
 	var out queue.Outcome
 	event, user := "event/filtered/"+d.EventReason, "user/"+d.UserReason
+	if d.UserReason == "" {
+		user = "" // there is an identify, or a relay knows of none
+	}
 	if p.again != nil { // what was delivered the first time has been counted then
 		tries = "record/after_retry"
 		if !p.again.event {

@@ -41,11 +41,14 @@ type Options struct {
 	SiteID   string
 	APIKey   string `json:"-"` // secret: never in an error, a log line or Status
 	Region   string // us | eu
-	Endpoint string // another base URL; "" = Customer.io's own for the region
+	Endpoint string // another base URL; "" = the service's own for the region
+	// Relay, when set, sends events to Amplitude instead of Customer.io: without rules, Site
+	// ID and API key.
+	Relay *Relay
 
 	Concurrency       int           // requests in flight [4]
 	RequestsPerSecond float64       // [100]
-	BatchOperations   int           // operations in a request, at most [500]
+	BatchOperations   int           // operations in a request, at most [500; a relay 2000]
 	Timeout           time.Duration // of one request [30 s]
 	RetryInitial      time.Duration // [500 ms]
 	RetryMax          time.Duration // [5 min]
@@ -75,6 +78,9 @@ func (o Options) String() string { return "delivery of " + o.Name }
 func (o Options) withDefaults() Options {
 	o.Concurrency = orElse(o.Concurrency, 4)
 	o.RequestsPerSecond = orElse(o.RequestsPerSecond, 100)
+	if o.Relay != nil {
+		o.BatchOperations = orElse(o.BatchOperations, maxRelayEvents)
+	}
 	o.BatchOperations = orElse(o.BatchOperations, 500)
 	o.Timeout = orElse(o.Timeout, 30*time.Second)
 	o.RetryInitial = orElse(o.RetryInitial, 500*time.Millisecond)
@@ -103,7 +109,8 @@ func orElse[T int | float64 | time.Duration](value, other T) T {
 type Sync struct {
 	o      Options
 	source *queue.Consumer
-	rules  *mapping.Rules
+	rules  *mapping.Rules // nil for a relay
+	to     destination
 	client *client
 	door   *door
 	gate   *gate
@@ -112,6 +119,7 @@ type Sync struct {
 	desk   desk
 
 	culprits  culprits
+	throttles throttles
 	questions chan question
 
 	ended    chan struct{}   // closed when Run has
@@ -123,11 +131,12 @@ type Sync struct {
 	unlogged atomic.Int64 // dead letters since the last line about them
 }
 
-// New prepares a sync; nothing is sent or claimed before Run.
+// New prepares a sync; nothing is sent or claimed before Run. A relay has no rules: nil.
 func New(source *queue.Consumer, rules *mapping.Rules, o Options) *Sync {
 	o = o.withDefaults()
 	o.Log = o.Log.With("sync", o.Name)
 	s := &Sync{o: o, source: source, rules: rules, client: newClient(o), pace: newPace(&o)}
+	s.to = s.newDestination()
 	s.door = newDoor(&s.o)
 	s.desk.turn = make(chan struct{}, 1)
 	s.desk.turn <- struct{}{}
@@ -175,6 +184,7 @@ func (s *Sync) takeOver(before *Sync) {
 	if same {
 		s.gate.takeOver(before.gate)
 		s.culprits.takeOver(&before.culprits)
+		s.throttles.takeOver(&before.throttles)
 		s.pace.takeOver(before.pace)
 	}
 }

@@ -28,6 +28,7 @@ const (
 	split                    // something in the request is refused, and it is not said what
 	forbidden                // 403: wrong keys or refused data, only the region endpoint can tell
 	blocked                  // keys, region or endpoint are wrong: a person must mend it
+	sifted                   // nothing of the request was taken; some of it is named, the rest may be sent again at once
 )
 
 // refusal is why an operation will never be accepted.
@@ -40,11 +41,12 @@ type refusal struct {
 
 // reading is what read made of an answer.
 type reading struct {
-	verdict  verdict
-	reason   string            // one word for statistics: http_503, timeout …; "" when delivered
-	wait     time.Duration     // Retry-After, 0 when there was none
-	refusals map[int][]refusal // of delivered: by index of the operation
-	refusal  refusal           // of refused and forbidden: the request's one operation
+	verdict   verdict
+	reason    string            // one word for statistics: http_503, timeout …; "" when delivered
+	wait      time.Duration     // Retry-After, 0 when there was none
+	refusals  map[int][]refusal // of delivered and sifted: by index of the operation
+	throttled []int             // of sifted: indexes of operations that have to wait
+	refusal   refusal           // of refused and forbidden: the request's one operation
 }
 
 // blameless tells that no data can have caused the failure.

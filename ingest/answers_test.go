@@ -118,7 +118,7 @@ func TestWhatIsStored(t *testing.T) {
 		t.Fatalf("%d %s", status, answer)
 	}
 	want := []mapping.Arrival{{
-		Project: "app", Received: noon.UnixMilli(), Uploaded: 1795432617248, Address: "192.0.2.7",
+		Project: "app", Received: noon.UnixMilli(), Uploaded: 1795432617248, Address: "192.0.2.7", KeyID: mapping.KeyID(key),
 		Events: []mapping.Event{
 			{Raw: []byte(`{"event_type":"E","user_id":"u1","n":9007199254740993}`), Type: "E", UserID: "u1"},
 			{Raw: []byte(`{"event_type":"$groupidentify","groups":{"org":"Acme"}}`), Type: "$groupidentify"},

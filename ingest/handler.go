@@ -80,6 +80,7 @@ type admitted struct {
 type projectKey struct {
 	digest   [sha256.Size]byte // of the API key: comparing digests takes the same time for any key
 	project  string
+	id       uint64        // mapping.KeyID, where the project has several keys; else 0
 	lastSeen *atomic.Int64 // of the project; the door's
 }
 
@@ -113,7 +114,11 @@ func (h *Handler) admit(projects map[string][]string, corsOrigins []string) *adm
 	for project, keys := range projects {
 		lastSeen := h.door.project(project)
 		for _, key := range keys {
-			a.keys = append(a.keys, projectKey{sha256.Sum256([]byte(key)), project, lastSeen})
+			known := projectKey{digest: sha256.Sum256([]byte(key)), project: project, lastSeen: lastSeen}
+			if len(keys) > 1 {
+				known.id = mapping.KeyID(key)
+			}
+			a.keys = append(a.keys, known)
 		}
 	}
 	if len(corsOrigins) > 0 { // rs/cors takes an empty list for "*"
@@ -254,6 +259,7 @@ func (h *Handler) store(r *http.Request, j *job) (time.Time, *refusal) {
 		Uploaded: j.request.uploaded,
 		Address:  peer(r),
 		Source:   mapping.SourceHTTP,
+		KeyID:    project.id,
 		Events:   j.events,
 	})
 	if err != nil {

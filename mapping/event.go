@@ -47,6 +47,7 @@ type Arrival struct {
 	Uploaded int64  // client_upload_time in ms since 1970 UTC, the client's clock; 0 = absent
 	Address  string // peer IP
 	Source   Source
+	KeyID    uint64 // of the API key, where the project has several; else 0
 	Events   []Event
 }
 

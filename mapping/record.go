@@ -21,11 +21,14 @@ type Record struct {
 	Properties       []byte // user properties after this event, one compact JSON object; "{}" when there are none
 	Partial          bool   // Properties carries only what some sync's rules name (very large sets)
 	Raw              []byte // Event.Raw
+	KeyID            uint64 // of the API key it came with, 0 = the project has one only
 }
 
 const (
 	bodyVersion = 1
 	bodyPartial = 1 << 0
+
+	tagKeyID = 16 // of 8 bytes
 )
 
 var errShortBody = errors.New("record body ends early")
@@ -50,7 +53,12 @@ func (r *Record) AppendBody(dst []byte) []byte {
 	dst = append(dst, r.DeviceID...)
 	dst = append(dst, r.Address...)
 	dst = append(dst, r.Properties...)
-	return append(dst, r.Raw...)
+	dst = append(dst, r.Raw...)
+	if r.KeyID != 0 {
+		dst = append(binary.AppendUvarint(dst, tagKeyID), 8)
+		dst = binary.BigEndian.AppendUint64(dst, r.KeyID)
+	}
+	return dst
 }
 
 // DecodeBody sets every field but the four of the header. Properties and Raw alias body. A body of a newer version, or a
@@ -87,8 +95,9 @@ func (r *Record) DecodeBody(body []byte) error {
 	rest = rest[len(names):]
 	properties, rest := rest[:lengths[3]:lengths[3]], rest[lengths[3]:]
 	raw, rest := rest[:lengths[4]:lengths[4]], rest[lengths[4]:]
-	for len(rest) > 0 { // fields of later programs
-		_, n := binary.Uvarint(rest)
+	keyID := uint64(0)
+	for len(rest) > 0 { // fields, also of later programs
+		tag, n := binary.Uvarint(rest)
 		if n <= 0 {
 			return errShortBody
 		}
@@ -96,8 +105,12 @@ func (r *Record) DecodeBody(body []byte) error {
 		if m <= 0 || length > uint64(len(rest)-n-m) {
 			return errShortBody
 		}
+		if value := rest[n+m : n+m+int(length)]; tag == tagKeyID && len(value) == 8 {
+			keyID = binary.BigEndian.Uint64(value)
+		}
 		rest = rest[n+m+int(length):]
 	}
+	r.KeyID = keyID
 	r.UserID, r.DeviceID, r.Address = names[:user], names[user:user+device], names[user+device:]
 	r.Time, r.Source, r.Partial = time, source, flags&bodyPartial != 0
 	r.Properties, r.Raw = properties, raw

@@ -15,6 +15,7 @@ func TestBodyKeepsEverything(t *testing.T) {
 	}{
 		{"empty", Record{Properties: []byte("{}"), Raw: []byte("{}")}},
 		{"full", Record{UserID: "ada", DeviceID: "d-1", Time: 1795432948281, Source: SourceImport, Address: "2001:db8::1",
+			KeyID:      1 << 63,
 			Properties: []byte(`{"a":1}`), Partial: true, Raw: []byte(benchmarkEvent)}},
 		{"before 1970", Record{Time: -5, Properties: []byte("{}"), Raw: []byte("{}")}},
 		{"long", Record{UserID: strings.Repeat("u", 300), Properties: bytes.Repeat([]byte("x"), 70000), Raw: bytes.Repeat([]byte("y"), 70000)}},

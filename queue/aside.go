@@ -288,7 +288,7 @@ func (c *Consumer) head(l *lane) (entries []*entry, next int64, err error) {
 		return nil
 	})
 	if errors.Is(err, ErrDamaged) {
-		suspect(ledgerPath(c.log.o.Dir, c.o.Name))
+		suspect(c.path())
 		err = nil
 	}
 	if err != nil {

@@ -91,7 +91,7 @@ func (c *Consumer) Audit(ctx context.Context) (Audit, error) {
 		return err
 	})
 	if a.damaged || errors.Is(err, ErrDamaged) {
-		suspect(ledgerPath(c.log.o.Dir, c.o.Name))
+		suspect(c.path())
 		a.note("the next start sets the ledger aside, takes over what can be read of it, and counts what is missing as lost")
 	}
 	if err != nil {

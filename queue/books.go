@@ -69,6 +69,22 @@ func takes(spans []span, ord uint64) bool {
 	return false
 }
 
+// spanningFrom makes the last span, which is open, one that takes everything behind a
+// position too.
+func spanningFrom(spans []span, p position) []span {
+	var out []span
+	last := span{from: p.seq, fromCount: p.count}
+	for _, s := range spans {
+		switch {
+		case s.to != 0 && s.toCount <= p.count:
+			out = append(out, s)
+		case s.fromCount < last.fromCount:
+			last.from, last.fromCount = s.from, s.fromCount
+		}
+	}
+	return append(out, last)
+}
+
 // takenRuns lists what the spans take of a project's records, from behind number after
 // up to number upTo.
 func takenRuns(spans []span, after, upTo uint64) (runs []run) {

@@ -37,7 +37,7 @@ type changes struct {
 // not. After an error the outcome is unknown, unless the disk is full, and Run ends.
 func (c *Consumer) Flush() error {
 	err := c.checkpoint()
-	if noSpace(err) && c.log.GiveReserve() {
+	if noSpace(err) && c.giveReserve() {
 		err = c.checkpoint()
 	}
 	if err != nil && !noSpace(err) {
@@ -75,7 +75,7 @@ func (c *Consumer) checkpointLocked() error {
 	err := Guard(func() error { return c.db.Update(ch.write) })
 	if errors.Is(err, ErrDamaged) {
 		c.broken = true
-		suspect(ledgerPath(c.log.o.Dir, c.o.Name))
+		suspect(c.path())
 	}
 	if noSpace(err) {
 		c.putOff(err, ch)

@@ -37,7 +37,7 @@ func (c *Consumer) compact() error {
 	defer c.looking.Unlock()
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	path := ledgerPath(c.log.o.Dir, c.o.Name)
+	path := c.path()
 	fresh := path + newSuffix
 	err = Guard(func() error { return compactTo(fresh, c.db) })
 	if err != nil {

@@ -22,6 +22,10 @@ type ConsumerOptions struct {
 	// Now is the wall clock, for what is stored and shown. How long a lane waits is
 	// measured by the clock that nobody sets.
 	Now func() time.Time
+	// Trial: the ledger is in TrialsFolder, and nothing depends on it. It keeps no file of
+	// the log, and takes no space that others may need; where it is damaged, OpenConsumer
+	// gives ErrDamaged.
+	Trial bool
 	// Beat, if set, is called whenever the ledger has shown that it is alive: after each
 	// checkpoint, and about once a second when nothing has changed.
 	Beat func()
@@ -121,12 +125,12 @@ func newConsumer(l *Log, o ConsumerOptions) *Consumer {
 // same ids.
 func OpenConsumer(l *Log, o ConsumerOptions) (*Consumer, error) {
 	c := newConsumer(l, o)
-	path := ledgerPath(l.o.Dir, o.Name)
+	path := c.path()
 	err := suspected(path)
 	if err == nil {
 		err = c.openLedger(path)
 	}
-	if errors.Is(err, ErrDamaged) {
+	if errors.Is(err, ErrDamaged) && !o.Trial {
 		if c.away, err = salvageLedger(&l.o, path, err); err != nil {
 			return nil, fmt.Errorf("sync %s: %w", o.Name, err)
 		}
@@ -136,7 +140,9 @@ func OpenConsumer(l *Log, o ConsumerOptions) (*Consumer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sync %s: %w", o.Name, err)
 	}
-	l.Hold(c.holder(), c.state.low)
+	if !o.Trial {
+		l.Hold(c.holder(), c.state.low)
+	}
 	return c, nil
 }
 
@@ -228,7 +234,7 @@ func (c *Consumer) begin() error {
 	}
 	c.changed = true
 	err := c.checkpoint()
-	if noSpace(err) && c.log.GiveReserve() {
+	if noSpace(err) && c.giveReserve() {
 		err = c.checkpoint()
 	}
 	if noSpace(err) && !moved {
@@ -316,7 +322,7 @@ func (c *Consumer) patientCheckpoint(ctx context.Context) error {
 		if !noSpace(err) {
 			return err
 		}
-		if c.log.GiveReserve() {
+		if c.giveReserve() {
 			continue
 		}
 		if c.o.Beat != nil {
@@ -435,7 +441,7 @@ func (c *Consumer) sent(identifier string) (v []byte, err error) {
 	})
 	switch {
 	case errors.Is(err, ErrDamaged): // likewise
-		suspect(ledgerPath(c.log.o.Dir, c.o.Name))
+		suspect(c.path())
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("sync %s: read what was sent: %w", c.o.Name, err)

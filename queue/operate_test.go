@@ -218,7 +218,7 @@ func TestARewindSaysWhatIsNoLongerKept(t *testing.T) {
 		t.Errorf("a dry run changed %+v", st.Books)
 	}
 	seen := uint64(0)
-	must(t, c.RecordsSince(t.Context(), (tail-9)*1000, func(Record) error { seen++; return nil }))
+	must(t, c.RecordsSince(t.Context(), (tail-9)*1000, false, func(Record) error { seen++; return nil }))
 	if seen != 10 {
 		t.Errorf("%d records since then", seen)
 	}

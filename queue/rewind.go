@@ -18,6 +18,7 @@ var ErrNotKept = errors.New("the log does not reach back so far")
 type Rewound struct {
 	Records     uint64 `json:"records"`      // that had ended, dead letters apart
 	DeadLetters uint64 `json:"dead_letters"` // that are pending again and no dead letters any more
+	Untaken     uint64 `json:"untaken"`      // records that were never taken, and are now (TakeSince)
 	Pending     uint64 `json:"pending"`      // records behind that point that were pending anyhow
 	From        int64  `json:"from"`         // when the first of all these was received, ms since 1970 UTC; 0 = there is none
 }
@@ -96,9 +97,9 @@ func (c *Consumer) pointAt(ctx context.Context, since int64) (p rewindPoint, err
 	}
 }
 
-// RecordsSince calls f for each record that Rewind would take again, and for those that
-// are pending behind that point, in the order of the log.
-func (c *Consumer) RecordsSince(ctx context.Context, since int64, f func(Record) error) error {
+// RecordsSince calls f for each record that Rewind would take again (TakeSince, with
+// untaken), and for those that are pending behind that point, in the order of the log.
+func (c *Consumer) RecordsSince(ctx context.Context, since int64, untaken bool, f func(Record) error) error {
 	release := c.log.holdFor("a look back of "+c.o.Name, 0)
 	defer release()
 	p, err := c.pointAt(ctx, since)
@@ -109,7 +110,7 @@ func (c *Consumer) RecordsSince(ctx context.Context, since int64, f func(Record)
 	spans := append([]span(nil), c.state.spans...)
 	c.mu.Unlock()
 	return c.eachTaken(ctx, p.position, math.MaxUint64, func(r Record, ord uint64) error {
-		if !takes(spans, ord) {
+		if !untaken && !takes(spans, ord) {
 			return nil
 		}
 		return f(r)
@@ -124,7 +125,17 @@ func (c *Consumer) RecordsSince(ctx context.Context, since int64, f func(Record)
 // Where records of that time have been deleted it is ErrNotKept, with what the log still
 // has in From, unless what is there is enough (partly). It is durable when it returns
 // nil; a crash before leaves everything as it was.
-func (c *Consumer) Rewind(ctx context.Context, since int64, partly, dryRun bool) (re Rewound, err error) {
+func (c *Consumer) Rewind(ctx context.Context, since int64, partly, dryRun bool) (Rewound, error) {
+	return c.rewind(ctx, since, partly, false, dryRun)
+}
+
+// TakeSince is Rewind, and what the consumer has not taken since that time, because it
+// was not enabled, is taken too. It is enabled.
+func (c *Consumer) TakeSince(ctx context.Context, since int64, partly, dryRun bool) (Rewound, error) {
+	return c.rewind(ctx, since, partly, true, dryRun)
+}
+
+func (c *Consumer) rewind(ctx context.Context, since int64, partly, untaken, dryRun bool) (re Rewound, err error) {
 	c.operating.Lock()
 	defer c.operating.Unlock()
 	// The files that are needed must not go while they are looked for.
@@ -169,14 +180,14 @@ func (c *Consumer) Rewind(ctx context.Context, since int64, partly, dryRun bool)
 		dead = slices.DeleteFunc(dead, func(d deadRecord) bool { return !inRuns(readable, d.seq) })
 		sides = slices.DeleteFunc(sides, func(s sideRecord) bool { return s.seq > p.seq && !inRuns(readable, s.seq) })
 	}
-	if err := c.rewindTo(p.position, &re, dead, sides, dryRun); err != nil || dryRun {
+	if err := c.rewindTo(p.position, &re, dead, sides, untaken, dryRun); err != nil || dryRun {
 		return re, err
 	}
 	return re, c.checkpointLocked()
 }
 
 // rewindTo counts, and unless it is a dry run goes back; the next checkpoint writes it.
-func (c *Consumer) rewindTo(p position, re *Rewound, dead []deadRecord, sides []sideRecord, dryRun bool) error {
+func (c *Consumer) rewindTo(p position, re *Rewound, dead []deadRecord, sides []sideRecord, untaken, dryRun bool) error {
 	tail, count := c.log.endOf(c.o.Project)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -204,7 +215,12 @@ func (c *Consumer) rewindTo(p position, re *Rewound, dead []deadRecord, sides []
 		return fmt.Errorf("sync %s: rewind: there are %d records behind that time, but %d of them are pending or dead letters: the books are wrong (ampcio audit tells more)", c.o.Name, behind, known)
 	}
 	re.Records = behind - re.Pending - re.DeadLetters
-	if dryRun || re.Records+re.DeadLetters == 0 {
+	spans := was.spans
+	if untaken {
+		spans = spanningFrom(was.spans, p)
+		re.Untaken = takenOf(spans, count) - takenOf(was.spans, count)
+	}
+	if dryRun || re.Records+re.DeadLetters+re.Untaken == 0 {
 		return nil
 	}
 	for _, s := range sides {
@@ -224,6 +240,7 @@ func (c *Consumer) rewindTo(p position, re *Rewound, dead []deadRecord, sides []
 	}
 	c.goBack(start, done)
 	st := &c.state
+	st.spans = spans
 	st.rewound += re.Records
 	st.lastRewind = c.o.Now().UnixMilli()
 	st.rewindTail, st.rewindCount = tail, count

@@ -102,9 +102,12 @@ func freeBytes(dir string) (int64, error) {
 	return int64(st.Bavail) * int64(st.Bsize), nil
 }
 
-// folderBytes is what the files below dir occupy, the reserve apart. Files that vanish meanwhile count nothing.
+// folderBytes is what the files below dir occupy, the reserve and trials apart. Files that vanish meanwhile count nothing.
 func folderBytes(dir string) (sum int64) {
 	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() && path == filepath.Join(dir, TrialsFolder) {
+			return fs.SkipDir // what a trial writes never makes new events refused
+		}
 		if err == nil && e.Type().IsRegular() && e.Name() != reserveName {
 			if b, err := diskBytes(path); err == nil {
 				sum += b

@@ -89,7 +89,7 @@ func (c *Consumer) Stats() (ConsumerStats, error) {
 			return st, err
 		}
 	}
-	st.LedgerBytes, _ = diskBytes(ledgerPath(c.log.o.Dir, c.o.Name))
+	st.LedgerBytes, _ = diskBytes(c.path())
 	return st, nil
 }
 

@@ -133,7 +133,7 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 	s.link(&t)
 	r := mapping.Record{
 		Received: a.Received, UserID: userID, DeviceID: ev.DeviceID,
-		Time: mapping.EventTime(ev.Time, a.Uploaded, a.Received), Source: a.Source, Address: a.Address, Raw: ev.Raw,
+		Time: mapping.EventTime(ev.Time, a.Uploaded, a.Received), Source: a.Source, Address: a.Address, KeyID: a.KeyID, Raw: ev.Raw,
 	}
 	switch {
 	case owner == nobody || ev.SkipUserPropertiesSync:

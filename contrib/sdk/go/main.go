@@ -35,6 +35,7 @@ min_free = %q
 
 [project.app]
 amplitude_api_keys = [%q]
+relay = "off"
 
 [sync.check]
 region     = "us"

@@ -1,0 +1,84 @@
+package delivery
+
+import (
+	"context"
+	"time"
+
+	"ampcio/queue"
+)
+
+// destination is all that the engine (order per user, gate, bisection, ledger) does not
+// know of the service that it delivers to: what is sent of a record, how operations make a
+// request, and what the answers mean.
+type destination interface {
+	// plan maps one record to its operations; Sync.plan says how.
+	plan(q *queue.Record, repeat *again, earlier func(key string) (sent []byte, held bool, err error)) (p part, held bool, err error)
+	// fits tells whether so many operations, with so many bytes and as many commas, may be
+	// one request.
+	fits(operations, bytes int) bool
+	// together divides operations, of which there is one at least, into those that may go in
+	// the next request and the others. Each lane keeps its order over both.
+	together(operations []*operation) (now, then []*operation)
+	// post sends operations of one request, in their order; none = a question that changes
+	// nothing and is answered like data.
+	post(ctx context.Context, operations []*operation) answer
+	// read says what the answer to a request of these operations means; none = to the question.
+	read(operations []*operation, a answer, now time.Time) reading
+	// ask asks whether the account is good, once.
+	ask(ctx context.Context) (Account, *AccountError)
+	// blockedBy says what an answer to data means that only a person can mend.
+	blockedBy(r reading, a answer) *AccountError
+}
+
+// Relay makes a Sync one that passes events on to Amplitude, as they are.
+type Relay struct {
+	Project string   // its name, for people
+	Keys    []string // the project's API keys; an event goes under the one that it came with, else the first
+	Mark    string   // event property that is added to relayed events, true; "" = none
+}
+
+// service is the name of where it goes to, for people.
+func (o *Options) service() string {
+	if o.Relay != nil {
+		return "Amplitude"
+	}
+	return "Customer.io"
+}
+
+func (s *Sync) newDestination() destination {
+	if s.o.Relay != nil {
+		return newAmplitude(s)
+	}
+	return customerIO{s}
+}
+
+// customerIO is Customer.io's Track API.
+type customerIO struct{ s *Sync }
+
+func (c customerIO) plan(q *queue.Record, repeat *again, earlier func(string) ([]byte, bool, error)) (part, bool, error) {
+	return c.s.plan(q, repeat, earlier)
+}
+
+func (c customerIO) fits(operations, bytes int) bool {
+	return operations <= c.s.o.BatchOperations && len(batchOpen)+bytes-1+len(batchClose) <= maxRequestBytes
+}
+
+func (c customerIO) together(operations []*operation) (now, then []*operation) {
+	return operations, nil
+}
+
+func (c customerIO) post(ctx context.Context, operations []*operation) answer {
+	return c.s.client.batch(ctx, operations)
+}
+
+func (c customerIO) read(operations []*operation, a answer, now time.Time) reading {
+	return read(max(len(operations), 1), a, now)
+}
+
+func (c customerIO) ask(ctx context.Context) (Account, *AccountError) {
+	return judgeAccount(c.s.client.region(ctx), &c.s.o, c.s.client.shown)
+}
+
+func (c customerIO) blockedBy(r reading, a answer) *AccountError {
+	return blockedBy(r.reason, a.location, &c.s.o, c.s.client.shown)
+}

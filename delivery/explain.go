@@ -1,0 +1,116 @@
+package delivery
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"ampcio/mapping"
+	"ampcio/queue"
+)
+
+// origin is which record an operation came from.
+type origin struct {
+	seq      uint64
+	received int64  // ms since 1970 UTC
+	user     string // its user_id, else its device_id
+}
+
+// Origin is what a Transport may know of an operation beside its bytes.
+type Origin struct {
+	Action   string
+	Sequence uint64 // of the record
+	Received time.Time
+	User     string // the record's user_id, else its device_id
+	Body     []byte // must not be changed
+}
+
+type originsKey struct{}
+
+func withOrigins(ctx context.Context, operations []*operation) context.Context {
+	return context.WithValue(ctx, originsKey{}, operations)
+}
+
+// Origins lists, in their order, the operations of a request that a Sync hands to its
+// Transport, by the context of the request; none for a request without any.
+func Origins(ctx context.Context) []Origin {
+	operations, _ := ctx.Value(originsKey{}).([]*operation)
+	list := make([]Origin, len(operations))
+	for i, o := range operations {
+		list[i] = Origin{o.action, o.origin.seq, time.UnixMilli(o.origin.received), o.origin.user, o.body}
+	}
+	return list
+}
+
+// Plan is what a Sync would make of one record, if it stood alone.
+type Plan struct {
+	Decision   mapping.Decision
+	Key        string // of the identifier, "" when there is none
+	Operations []PlannedOperation
+	Requests   []PlannedRequest // in their order
+	// Unreadable is why the record would end as a dead letter, whole; "" when it can be read.
+	Unreadable, UnreadableDetail string
+}
+
+// PlannedOperation is an operation, or why it would be refused without being sent.
+type PlannedOperation struct {
+	Action        string
+	Body          []byte
+	Refused       string // the reason of the dead letter; "" = it is sent
+	RefusedDetail string
+}
+
+// PlannedRequest is a request as it goes to Customer.io, but for the credentials.
+type PlannedRequest struct {
+	Method, Path string
+	Body         []byte
+}
+
+// Explain makes of a record what a Sync with these rules and options would, by the same
+// code, and sends nothing. earlier gives what an identifier was sent before. replayed is
+// of a dead letter that is tried again: what was answered the last time, else nil.
+func Explain(rules *mapping.Rules, o Options, q *queue.Record, replayed []byte, earlier func(key string) ([]byte, error)) (Plan, error) {
+	s := &Sync{o: o.withDefaults(), rules: rules}
+	var repeat *again
+	if replayed != nil {
+		repeat = readResults(replayed)
+	}
+	p, _, err := s.plan(q, repeat, func(key string) ([]byte, bool, error) {
+		sent, err := earlier(key)
+		return sent, err == nil, err
+	})
+	if err != nil {
+		return Plan{}, err
+	}
+	out := Plan{Decision: p.decision, Key: p.key}
+	if p.unreadable != nil {
+		out.Unreadable, out.UnreadableDetail = p.unreadable.Reason, p.unreadable.Message
+		return out, nil
+	}
+	var sending []*operation
+	for _, op := range p.operations {
+		planned := PlannedOperation{Action: op.action, Body: op.body}
+		if op.verdict == refused {
+			planned.Refused, planned.RefusedDetail = op.refused[0].Reason, op.refused[0].Message
+		} else {
+			sending = append(sending, op)
+		}
+		out.Operations = append(out.Operations, planned)
+	}
+	for _, one := range s.requests(sending) {
+		out.Requests = append(out.Requests, PlannedRequest{http.MethodPost, batchPath, batchBody(one)})
+	}
+	return out, nil
+}
+
+// requests divides operations as exchange does that are too many for one request.
+func (s *Sync) requests(operations []*operation) [][]*operation {
+	switch {
+	case len(operations) == 0:
+		return nil
+	case len(operations) <= s.o.BatchOperations:
+		return [][]*operation{operations}
+	}
+	middle := len(operations) / 2
+	return append(s.requests(operations[:middle]), s.requests(operations[middle:])...)
+}
