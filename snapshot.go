@@ -46,6 +46,9 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 			snap.Notes = append(snap.Notes, fmt.Sprintf("the ledger of sync %s was damaged and is kept at %s", name, a.Path))
 		}
 		y.Status = idle(d.config(), name)
+		if y.DryRun, err = d.dryRunOf(name, now); err != nil {
+			return snap, err
+		}
 		if s := d.delivery(name); s != nil {
 			applyStatus(&y, s.Status(), now)
 		}
@@ -109,6 +112,9 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 		y := syncOf(stats, cfg, now)
 		y.Status = admin.StatusStopped
 		if c, configured := cfg.Sync[stats.Name]; configured {
+			if y.DryRun, err = storedDryRun(cfg, stats.Name); err != nil {
+				return snap, err
+			}
 			y.MaxPending, y.WhenFull = int64(c.Delivery.MaxPendingBytes), c.Delivery.WhenFull
 		} else {
 			y.Status = admin.StatusOrphaned
@@ -139,7 +145,10 @@ func newSnapshot(cfg *config.Config, source string, now time.Time) admin.Snapsho
 
 // idle is the status of a sync that does not deliver because of the configuration.
 func idle(cfg *config.Config, name string) string {
-	if _, configured := cfg.Sync[name]; configured {
+	if y, configured := cfg.Sync[name]; configured {
+		if y.Enabled && y.DryRun {
+			return admin.StatusDryRun
+		}
 		return admin.StatusDisabled
 	}
 	return admin.StatusOrphaned

@@ -46,13 +46,15 @@ func stateOf(h house, name string) (syncState, error) {
 	}
 	s.Pending, s.DeadLetters = st.Books.Pending, st.DeadKept
 	y, configured := h.config().Sync[name]
-	s.Takes = configured && y.Enabled
+	s.Takes = configured && y.Enabled && !y.DryRun
 	switch d := h.delivery(name); {
 	case d != nil:
 		status := d.Status()
 		s.Status, s.Reason = string(status.State), status.Reason
 	case !configured:
 		s.Status = admin.StatusOrphaned
+	case h.running() && y.Enabled && y.DryRun:
+		s.Status = admin.StatusDryRun
 	case h.running():
 		s.Status = admin.StatusDisabled
 	}

@@ -54,6 +54,9 @@ func (y *Sync) advise(s *Snapshot) {
 	case StatusDisabled:
 		y.Detail = fmt.Sprintf("sync.%s.enabled = false: new events are not taken, what is pending is held", y.Name)
 		do("set sync.%s.enabled = true, then: %s", y.Name, apply)
+	case StatusDryRun:
+		y.Detail = fmt.Sprintf("sync.%s.dry_run = true: nothing is sent, what would be is written to a file", y.Name)
+		do("see what would be sent, by hour and event: ampcio dry-run report --sync %s; to send: set sync.%[1]s.dry_run = false, then: %s", y.Name, apply)
 	case StatusOrphaned:
 		y.Detail = fmt.Sprintf("[sync.%s] is gone from the configuration; what is pending is held", y.Name)
 		do("put [sync.%s] back, then: %s; or hand it on: ampcio sync rename %[1]s NEW; or give it up: ampcio sync remove %[1]s", y.Name, apply)
