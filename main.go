@@ -95,7 +95,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), syncCommand(), deadLettersCommand(),
-			auditCommand(), backupCommand(), restoreCommand(), sandboxCommand(), versionCommand(),
+			dryRunCommand(), auditCommand(), backupCommand(), restoreCommand(), sandboxCommand(), versionCommand(),
 		},
 	}
 	prepare(a.Commands)

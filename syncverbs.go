@@ -53,6 +53,8 @@ func stateOf(h house, name string) (syncState, error) {
 		s.Status, s.Reason = string(status.State), status.Reason
 	case set == nil:
 		s.Status = admin.StatusOrphaned
+	case h.running() && set.enabled && set.dryRun:
+		s.Status = admin.StatusDryRun
 	case h.running():
 		s.Status = admin.StatusDisabled
 	}

@@ -139,7 +139,7 @@ type asideLanes struct {
 	// given one behind it an earlier time.
 	first    uint64
 	received int64
-	wrong  found // under the key of another lane
+	wrong    found // under the key of another lane
 }
 
 // entry takes the next record, and says whether it is well-formed.

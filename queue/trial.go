@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"os"
@@ -129,4 +130,33 @@ func RecordsOf(storage string, from, to uint64, f func(Record) error) error {
 	}
 	l.end = l.storedEnd(len(l.files))
 	return l.records(from, to, f)
+}
+
+// A Rehearsal lets batches resolve as the log's committer does, one after the other, and
+// stores nothing. The nonces that it gives are no random ones: 1, 2, 3 and so on.
+type Rehearsal struct {
+	after logEnd
+	taken uint64
+}
+
+// Take gives the records that a batch resolves to, as they would stand in the log.
+func (h *Rehearsal) Take(b Batch) (records []Record, err error) {
+	if h.after.counts == nil {
+		h.after.counts = map[string]uint64{}
+	}
+	w := newWriter(h.after, nil)
+	w.Next()
+	h.taken++
+	w.open.nonce = [16]byte{}
+	binary.BigEndian.PutUint64(w.open.nonce[8:], h.taken)
+	if err := b.Resolve(&w); err != nil {
+		return nil, err
+	}
+	for _, c := range w.finish() {
+		if err := c.Records(func(r Record) error { records = append(records, r); return nil }); err != nil {
+			return nil, err
+		}
+	}
+	h.after = logEnd{seq: w.next - 1, counts: w.counts}
+	return records, nil
 }
