@@ -20,12 +20,23 @@ type Record struct {
 	Address          string // peer IP
 	Properties       []byte // user properties after this event, one compact JSON object; "{}" when there are none
 	Partial          bool   // Properties carries only what some sync's rules name (very large sets)
+	Snapshot         bool   // Properties came with the event, as all that the user had at Time
+	Past             bool   // Properties are of the past: they are not the user's now, changed nothing, and are in no identify
 	Raw              []byte // Event.Raw
+
+	// Of an import: which part of which archive, and the place in it that has been taken with this record.
+	Part  [16]byte
+	Place uint64
 }
 
+// Bodies that say nothing new are written in version 1, which older programs read.
 const (
-	bodyVersion = 1
-	bodyPartial = 1 << 0
+	bodyVersion  = 2
+	bodyPartial  = 1 << 0
+	bodySnapshot = 1 << 1 // from version 2 on
+	bodyPast     = 1 << 2 // from version 2 on
+
+	tagPlace = 1 // 16 bytes part, and the place as a uvarint
 )
 
 var errShortBody = errors.New("record body ends early")
@@ -35,11 +46,20 @@ var errShortBody = errors.New("record body ends early")
 // these five; then until the end any number of later fields, each a uvarint tag, a uvarint length and so many bytes,
 // which a reader that does not know the tag skips.
 func (r *Record) AppendBody(dst []byte) []byte {
-	flags := byte(0)
+	version, flags := byte(1), byte(0)
 	if r.Partial {
 		flags |= bodyPartial
 	}
-	dst = append(dst, bodyVersion, flags, byte(r.Source))
+	if r.Snapshot {
+		version, flags = bodyVersion, flags|bodySnapshot
+	}
+	if r.Past {
+		version, flags = bodyVersion, flags|bodyPast
+	}
+	if r.Place > 0 {
+		version = bodyVersion
+	}
+	dst = append(dst, version, flags, byte(r.Source))
 	dst = binary.AppendVarint(dst, r.Time)
 	dst = binary.AppendUvarint(dst, uint64(len(r.UserID)))
 	dst = binary.AppendUvarint(dst, uint64(len(r.DeviceID)))
@@ -50,7 +70,14 @@ func (r *Record) AppendBody(dst []byte) []byte {
 	dst = append(dst, r.DeviceID...)
 	dst = append(dst, r.Address...)
 	dst = append(dst, r.Properties...)
-	return append(dst, r.Raw...)
+	dst = append(dst, r.Raw...)
+	if r.Place > 0 {
+		var place [16 + binary.MaxVarintLen64]byte
+		n := copy(place[:], r.Part[:])
+		n += binary.PutUvarint(place[n:], r.Place)
+		dst = append(binary.AppendUvarint(append(dst, tagPlace), uint64(n)), place[:n]...)
+	}
+	return dst
 }
 
 // DecodeBody sets every field but the four of the header. Properties and Raw alias body. A body of a newer version, or a
@@ -87,8 +114,10 @@ func (r *Record) DecodeBody(body []byte) error {
 	rest = rest[len(names):]
 	properties, rest := rest[:lengths[3]:lengths[3]], rest[lengths[3]:]
 	raw, rest := rest[:lengths[4]:lengths[4]], rest[lengths[4]:]
-	for len(rest) > 0 { // fields of later programs
-		_, n := binary.Uvarint(rest)
+	var part [16]byte
+	place := uint64(0)
+	for len(rest) > 0 { // later fields; those of later programs are passed over
+		tag, n := binary.Uvarint(rest)
 		if n <= 0 {
 			return errShortBody
 		}
@@ -96,10 +125,21 @@ func (r *Record) DecodeBody(body []byte) error {
 		if m <= 0 || length > uint64(len(rest)-n-m) {
 			return errShortBody
 		}
+		field := rest[n+m : n+m+int(length)]
 		rest = rest[n+m+int(length):]
+		if tag == tagPlace {
+			if n = copy(part[:], field); n < len(part) {
+				return errShortBody
+			}
+			if place, n = binary.Uvarint(field[len(part):]); n <= 0 {
+				return errShortBody
+			}
+		}
 	}
 	r.UserID, r.DeviceID, r.Address = names[:user], names[user:user+device], names[user+device:]
 	r.Time, r.Source, r.Partial = time, source, flags&bodyPartial != 0
+	r.Snapshot, r.Past = flags&bodySnapshot != 0, flags&bodyPast != 0
+	r.Part, r.Place = part, place
 	r.Properties, r.Raw = properties, raw
 	return nil
 }
