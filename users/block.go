@@ -95,12 +95,15 @@ func (b block) expire(hour, unlinkedHours uint32) (changed bool) {
 	if changed = st.expire(b.kind(), hour, unlinkedHours); changed || st.recent.n != before {
 		b.setRecent(&st.recent)
 		b.setU32(24, len(st.properties))
+		b.setAsOf(st.asOf)
 	}
 	return changed
 }
 
-// empty says that nothing is known: such an entry is not kept.
-func (b block) empty() bool { return b.u32(20) == 0 && b.u32(24) == 0 && b.ids() == 0 }
+// empty says that nothing is known, not even of when that is: such an entry is not kept.
+func (b block) empty() bool {
+	return b.u32(20) == 0 && b.u32(24) == 0 && b.ids() == 0 && b.asOf() == 0
+}
 
 // blockBytes is how large the block of a state is when its ring has so many places.
 func blockBytes(key []byte, st *state, places int) int {

@@ -39,8 +39,8 @@ func (s *state) expire(k kind, hour, unlinkedHours uint32) (changed bool) {
 		}
 		changed = s.recent.n == 0
 	}
-	if len(s.properties) > 0 && k == device && len(s.user) == 0 && age > int64(unlinkedHours) {
-		s.properties = nil
+	if (len(s.properties) > 0 || s.asOf != 0) && k == device && len(s.user) == 0 && age > int64(unlinkedHours) {
+		s.properties, s.asOf = nil, 0
 		changed = true
 	}
 	return changed
