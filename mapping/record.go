@@ -22,6 +22,7 @@ type Record struct {
 	Partial          bool   // Properties carries only what some sync's rules name (very large sets)
 	Snapshot         bool   // Properties came with the event, as all that the user had at Time
 	Past             bool   // Properties are of the past: they are not the user's now, changed nothing, and are in no identify
+	Login            bool   // of the webhook: the event itself named the user
 	Raw              []byte // Event.Raw
 
 	// Of an import: which part of which archive, and the place in it that has been taken with this record.
@@ -35,6 +36,7 @@ const (
 	bodyPartial  = 1 << 0
 	bodySnapshot = 1 << 1 // from version 2 on
 	bodyPast     = 1 << 2 // from version 2 on
+	bodyLogin    = 1 << 3 // from version 2 on
 
 	tagPlace = 1 // 16 bytes part, and the place as a uvarint
 )
@@ -55,6 +57,9 @@ func (r *Record) AppendBody(dst []byte) []byte {
 	}
 	if r.Past {
 		version, flags = bodyVersion, flags|bodyPast
+	}
+	if r.Login {
+		version, flags = bodyVersion, flags|bodyLogin
 	}
 	if r.Place > 0 {
 		version = bodyVersion
@@ -138,7 +143,7 @@ func (r *Record) DecodeBody(body []byte) error {
 	}
 	r.UserID, r.DeviceID, r.Address = names[:user], names[user:user+device], names[user+device:]
 	r.Time, r.Source, r.Partial = time, source, flags&bodyPartial != 0
-	r.Snapshot, r.Past = flags&bodySnapshot != 0, flags&bodyPast != 0
+	r.Snapshot, r.Past, r.Login = flags&bodySnapshot != 0, flags&bodyPast != 0, flags&bodyLogin != 0
 	r.Part, r.Place = part, place
 	r.Properties, r.Raw = properties, raw
 	return nil

@@ -20,6 +20,7 @@ func TestBodyKeepsEverything(t *testing.T) {
 		{"long", Record{UserID: strings.Repeat("u", 300), Properties: bytes.Repeat([]byte("x"), 70000), Raw: bytes.Repeat([]byte("y"), 70000)}},
 		{"snapshot", Record{Source: SourceWebhook, Snapshot: true, Properties: []byte(`{"a":1}`), Raw: []byte("{}")}},
 		{"past", Record{Source: SourceWebhook, Snapshot: true, Past: true, Properties: []byte(`{"a":1}`), Raw: []byte("{}")}},
+		{"login", Record{Source: SourceWebhook, Login: true, Properties: []byte("{}"), Raw: []byte("{}")}},
 		{"of an import", Record{Source: SourceImport, Past: true, Properties: []byte("{}"), Raw: []byte("{}"), Part: [16]byte{1, 15: 2}, Place: 1 << 40}},
 	}
 	for _, test := range tests {
@@ -31,7 +32,7 @@ func TestBodyKeepsEverything(t *testing.T) {
 			}
 			body = body[len(before):]
 			version := byte(1) // what a program of before can read stays readable to it
-			if r := test.record; r.Snapshot || r.Past || r.Place > 0 {
+			if r := test.record; r.Snapshot || r.Past || r.Login || r.Place > 0 {
 				version = 2
 			}
 			if body[0] != version {

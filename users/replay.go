@@ -108,7 +108,9 @@ func (s *Store) replayRecord(q *queue.Record) error {
 		return nil
 	}
 	t := step{seq: q.Seq, hour: hourOf(q.Received), login: r.UserID, snapshot: r.Snapshot && !r.Past}
-	t.at, t.dated = stepTime(r.Source, r.Time, q.Received)
+	if t.at, t.dated = stepTime(r.Source, r.Time, q.Received); t.dated && !r.Login {
+		t.login = "" // else it is whom the device was linked to already, which changes nothing
+	}
 	var err error
 	if r.DeviceID != "" {
 		if t.device, err = s.entry(p, device, r.DeviceID); err != nil {

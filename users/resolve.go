@@ -138,6 +138,7 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 	r := mapping.Record{
 		Received: a.Received, UserID: userID, DeviceID: ev.DeviceID,
 		Time: happened, Source: a.Source, Address: a.Address, Raw: ev.Raw, Snapshot: ev.Snapshot, Past: past,
+		Login: t.dated && ev.UserID != "",
 	}
 	switch {
 	case ev.Snapshot: // all of it came with the event, so all of it is stored
