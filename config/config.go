@@ -73,12 +73,14 @@ type Storage struct {
 type Project struct {
 	Name string `toml:"-"`
 	// AmplitudeAPIKeys are the keys the project's SDKs send, after Load also when they
-	// came from AmplitudeAPIKeysFile. At least one; no key is in two projects.
+	// came from AmplitudeAPIKeysFile. At least one, unless there is a webhook; no key is in
+	// two projects.
 	AmplitudeAPIKeys     []string `toml:"amplitude_api_keys"`
 	AmplitudeAPIKeysFile string   `toml:"amplitude_api_keys_file"`
 	Relay                string   `toml:"relay" enum:"off us eu" later:"yes"`
 	RelayMark            string   `toml:"relay_mark" later:"yes"`
-	WebhookSecretFile    string   `toml:"webhook_secret_file" later:"yes"`
+	WebhookSecretFile    string   `toml:"webhook_secret_file"`
+	WebhookSecret        Secret   `toml:"-"` // what stands in it; empty without that file, or when loaded without secrets
 }
 
 // Sync is one stream from a project to a Customer.io workspace.
