@@ -46,15 +46,38 @@ func ExportTime(value []byte) (ms int64, ok bool) {
 	return 0, false
 }
 
+// ExportTimeOf finds when the event of a line happened, as ParseExport does, without a look at the rest; 0 = it is not
+// said. The line may be anything.
+func ExportTimeOf(line []byte) int64 {
+	var times [3][]byte
+	for w := walkObject(line); w.next(); {
+		switch string(w.name) {
+		case `"event_time"`:
+			times[0] = w.value
+		case `"client_event_time"`:
+			times[1] = w.value
+		case `"time"`:
+			times[2] = w.value
+		}
+	}
+	for _, value := range times {
+		if value != nil && !isNull(value) {
+			ms, _ := ExportTime(value)
+			return ms
+		}
+	}
+	return 0
+}
+
 // ParseExport reads one Export line, or one body of Amplitude's webhook. What it gives is as if the event had come
 // through the ingestion API: Raw has the columns that have a value, under the names they have there, the time in
 // milliseconds, and no user_properties; those are the Event's UserProperties, a Snapshot unless they are absent or empty,
 // as an empty set is what is sent where none were chosen. InsertID is $insert_id, else Amplitude's uuid. The time is
 // event_time, else client_event_time, else time.
 //
-// An object without an event_type but with user_properties, or with $identify for one, is an identification as Amplitude's webhook sends it for
-// users: its properties are operations, as in a $identify event. An error is ErrNotExport; what is wrong with an event
-// are problems, which name the columns as they came.
+// An object without an event_type but with user_properties, or with $identify for one, is an identification as
+// Amplitude's webhook sends it for users: its properties are operations, as in a $identify event. An error is
+// ErrNotExport; what is wrong with an event are problems, which name the columns as they came.
 func ParseExport(line []byte) (Event, []Problem, error) {
 	line = repairSurrogates(trimSpace(line))
 	if len(line) == 0 || line[0] != '{' {

@@ -128,6 +128,9 @@ func TestExportLines(t *testing.T) {
 			if test.raw != "" && string(e.Raw) != test.raw {
 				t.Errorf("stored %s\nwant   %s", e.Raw, test.raw)
 			}
+			if at := ExportTimeOf([]byte(test.line)); at != e.Time {
+				t.Errorf("its time alone is %d, want %d", at, e.Time)
+			}
 			raw := e.Raw
 			if e.Raw = nil; !sameEvent(e, test.want) {
 				t.Errorf("got  %+v (%s)\nwant %+v (%s)", e, e.UserProperties, test.want, test.want.UserProperties)

@@ -30,9 +30,10 @@ type Lines struct {
 	Project  string
 	Part     [16]byte
 	Received int64 // ms since 1970 UTC, our clock
+	From     uint64 // the number of the first line, from 1
+	Upto     uint64 // and of the last
 	Events   []mapping.Event
-	Numbers  []uint64 // of each event's line, rising, from 1
-	Upto     uint64   // lines up to this number have no events but these
+	Numbers  []uint64 // of each event's line, rising; lines between them have no event
 }
 
 // Taken is what became of Lines.
@@ -40,7 +41,8 @@ type Taken struct {
 	Place      uint64 `json:"place"`      // lines up to this number have been taken, now or before
 	Stored     int    `json:"stored"`     // events that are records now; of seeds, lines that changed what is known
 	Duplicates int    `json:"duplicates"` // an SDK or the webhook has brought the same event of late
-	Before     int    `json:"before"`     // lines that had been taken before
+	Before     int    `json:"before"`     // events that had been taken before
+	Gap        bool   `json:"gap"`        // nothing was taken: lines before these are missing
 }
 
 // Import stores events of an archive. They change nothing that is known of anybody. Lines that have been taken before
@@ -104,6 +106,10 @@ func (b *lineBatch) Resolve(w *queue.Writer) error {
 	}
 	defer s.closeReads()
 	p, from := s.project(b.l.Project), s.places[b.of]
+	if b.l.From > from+1 {
+		b.taken.Place, b.taken.Gap = from, true
+		return nil
+	}
 	for i := range b.l.Events {
 		n := b.l.Numbers[i]
 		if n <= from {
