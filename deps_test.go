@@ -13,8 +13,9 @@ import (
 // arrows says which rooms a room may know. Whoever adds one says so here, and in
 // DESIGN.md why. Tests may know more: they put rooms together.
 var arrows = map[string][]string{
-	"ampcio":            {"admin", "config", "delivery", "ingest", "mapping", "queue", "recordings", "sandbox", "users"},
+	"ampcio":            {"admin", "archive", "config", "delivery", "ingest", "mapping", "queue", "recordings", "sandbox", "users"},
 	"ampcio/admin":      nil,
+	"ampcio/archive":    nil,
 	"ampcio/config":     nil,
 	"ampcio/delivery":   {"mapping", "queue"},
 	"ampcio/ingest":     {"mapping", "queue"},

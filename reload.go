@@ -360,6 +360,7 @@ func (d *daemon) switchTo(ctx context.Context, c *change) error {
 				return errors.Join(errs...)
 			}
 		}
+		d.door.SetWebhookSecrets(webhookSecrets(c.to.cfg))
 		d.inForce.Store(c.to)
 		return nil
 	})

@@ -145,6 +145,7 @@ func (d *daemon) openStorage() error {
 	}
 	d.door = ingest.New(ingest.Options{Projects: apiKeys(d.config()), CORSOrigins: d.config().Server.CORSOrigins,
 		InFlightBytes: appendBytes, Log: d.log}, d.users)
+	d.door.SetWebhookSecrets(webhookSecrets(d.config()))
 	return nil
 }
 
@@ -164,6 +165,17 @@ func apiKeys(cfg *config.Config) map[string][]string {
 		keys[p] = cfg.Project[p].AmplitudeAPIKeys
 	}
 	return keys
+}
+
+// webhookSecrets are the secrets by which the webhooks of Amplitude are known, by project.
+func webhookSecrets(cfg *config.Config) map[string]string {
+	secrets := map[string]string{}
+	for _, p := range cfg.Project.Names() {
+		if s := cfg.Project[p].WebhookSecret; !s.IsZero() {
+			secrets[p] = s.Reveal()
+		}
+	}
+	return secrets
 }
 
 // closeStorage closes what openStorage opened, last first.

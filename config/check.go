@@ -120,12 +120,18 @@ func (c checker) projects() {
     [project.app]
     amplitude_api_keys = ["…"]   # Amplitude: Settings > Projects > your project > API Key`)
 	}
-	owner := map[string]string{}
+	owner, secretOf := map[string]string{}, map[string]string{}
 	for _, name := range c.Project.Names() {
 		p := c.Project[name]
 		p.Name = name
 		path := join("project", name)
 		c.relay(path, &p)
+		if p.WebhookSecret = c.webhookSecret(path, p.WebhookSecretFile); !p.WebhookSecret.IsZero() {
+			if other := secretOf[p.WebhookSecret.Reveal()]; other != "" {
+				c.check(join(path, "webhook_secret_file"), "is also the secret of project %s: it says which project a webhook is of, so each needs its own", other)
+			}
+			secretOf[p.WebhookSecret.Reveal()] = name
+		}
 		keys, at := p.AmplitudeAPIKeys, func(i int) string { return item(join(path, "amplitude_api_keys"), i) }
 		if p.AmplitudeAPIKeysFile != "" {
 			path := join(path, "amplitude_api_keys_file")
@@ -143,8 +149,8 @@ func (c checker) projects() {
 			}
 			at = func(int) string { return path }
 		}
-		if len(keys) == 0 {
-			c.check(join(path, "amplitude_api_keys"), "required: the API keys that the project's SDKs send, in Amplitude under Settings > Projects > your project > API Key")
+		if len(keys) == 0 && p.WebhookSecretFile == "" {
+			c.check(join(path, "amplitude_api_keys"), "required, unless there is a webhook_secret_file: the API keys that the project's SDKs send, in Amplitude under Settings > Projects > your project > API Key")
 		}
 		p.AmplitudeAPIKeys = nil
 		for i, key := range keys {

@@ -73,7 +73,8 @@ type Storage struct {
 type Project struct {
 	Name string `toml:"-"`
 	// AmplitudeAPIKeys are the keys the project's SDKs send, after Load also when they
-	// came from AmplitudeAPIKeysFile. At least one; no key is in two projects.
+	// came from AmplitudeAPIKeysFile. At least one, unless there is a webhook; no key is in
+	// two projects.
 	AmplitudeAPIKeys     []string `toml:"amplitude_api_keys"`
 	AmplitudeAPIKeysFile string   `toml:"amplitude_api_keys_file"`
 	// Relay is where accepted events are passed on to: the region of the Amplitude project,
@@ -82,7 +83,8 @@ type Project struct {
 	RelayMark            string           `toml:"relay_mark"`              // an event property; "" = none
 	RelayEndpoint        string           `toml:"relay_endpoint"`          // base URL; "" = the region's
 	RelayMaxPendingBytes OptionalByteSize `toml:"relay_max_pending_bytes"` // beyond it the oldest are given up; 0 = no bound
-	WebhookSecretFile    string           `toml:"webhook_secret_file" later:"yes"`
+	WebhookSecretFile    string           `toml:"webhook_secret_file"`
+	WebhookSecret        Secret           `toml:"-"` // what stands in it; empty without that file, or when loaded without secrets
 }
 
 // Sync is one stream from a project to a Customer.io workspace.

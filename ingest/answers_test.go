@@ -73,8 +73,6 @@ func TestAnswersAreAmplitudes(t *testing.T) {
 			`{"code":501,"error":"/httpapi is not served yet: send events to /2/httpapi"}`},
 		{"groups", "/groupidentify", "api_key=x&identification=[]", 501,
 			`{"code":501,"error":"/groupidentify is not served yet: send events to /2/httpapi"}`},
-		{"the hosted webhook", "/webhook/amplitude", good, 501,
-			`{"code":501,"error":"/webhook/amplitude is not served yet: send events to /2/httpapi"}`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -312,6 +310,9 @@ func spins(status int, body []byte) string {
 		return "code is not the status"
 	}
 	if status >= 500 || status == 408 || status == 413 || status == 200 {
+		return ""
+	}
+	if status == 401 && a.Missing != "" { // of the webhook; the Go SDK takes it for a 400
 		return ""
 	}
 	if status != 400 {

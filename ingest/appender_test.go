@@ -114,3 +114,14 @@ func batch(events ...string) string {
 
 // good is an event without a fault.
 const good = `{"event_type":"Order Placed","user_id":"user-1","device_id":"device-1","time":1795432617042,"insert_id":"i-1"}`
+
+// hanging is a disk that hangs until it is released, whatever becomes of who asked: the log is so with what it has taken.
+type hanging struct {
+	*memory
+	release chan struct{}
+}
+
+func (h *hanging) Append(ctx context.Context, a mapping.Arrival) (int, error) {
+	<-h.release
+	return h.memory.Append(ctx, a)
+}

@@ -21,12 +21,15 @@ const (
 	reasonPath     = "wrong_path"
 	reasonMethod   = "wrong_method"
 	reasonNotYet   = "not_yet"
+	reasonSecret   = "invalid_webhook_secret"
 	reasonSlow     = "slow_body"
 	reasonAborted  = "aborted_body"
 	reasonBusy     = "busy"
 	reasonFull     = "storage_full"
 	reasonClosed   = "stopping"
 	reasonStore    = "store_error"
+
+	reasonSlowStore = "slow_disk" // of the webhook: it was not stored in the time there is
 )
 
 // DoorStats is what happened at the door since the start.

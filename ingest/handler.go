@@ -69,6 +69,9 @@ type Handler struct {
 	now      func() time.Time
 	log      *slog.Logger
 	logged   map[string]*rate.Sometimes // by reason, so that one kind of trouble never hides another
+
+	webhooks   atomic.Pointer[[]webhookSecret]
+	webhookLog rate.Sometimes
 }
 
 // admitted is who may send, which Change replaces as a whole.
@@ -102,7 +105,8 @@ func New(o Options, a Appender) *Handler {
 	h.door = newDoor()
 	h.storing = semaphore.NewWeighted(storingMost)
 	h.inFlight = semaphore.NewWeighted(h.limits.inFlight)
-	for _, reason := range []string{reasonBusy, reasonFull, reasonClosed, reasonStore} {
+	h.webhookLog = rate.Sometimes{First: 1, Interval: 10 * time.Second}
+	for _, reason := range []string{reasonBusy, reasonFull, reasonClosed, reasonStore, reasonSlowStore} {
 		h.logged[reason] = &rate.Sometimes{First: 1, Interval: 10 * time.Second}
 	}
 	h.admitted.Store(h.admit(o.Projects, o.CORSOrigins))
@@ -181,9 +185,11 @@ func (h *Handler) route(w http.ResponseWriter, r *http.Request) {
 		refused = h.serveRoot(w, r)
 	case endpoint == "/identify" && (r.Method == http.MethodPost || r.Method == http.MethodGet):
 		refused = h.serveIdentify(w, r)
-	case endpoint == "/httpapi" || endpoint == "/groupidentify" || endpoint == "/webhook/amplitude":
+	case endpoint == WebhookPath && r.Method == http.MethodPost:
+		refused = h.serveWebhook(w, r)
+	case endpoint == "/httpapi" || endpoint == "/groupidentify":
 		refused = refuseNotYet(endpoint)
-	case endpoint == "/2/httpapi" || endpoint == "/batch" || endpoint == "/" || endpoint == "/identify":
+	case endpoint == WebhookPath || endpoint == "/2/httpapi" || endpoint == "/batch" || endpoint == "/" || endpoint == "/identify":
 		w.Header().Set("Allow", methods)
 		refused = refuseMethod(r.Method)
 	default:

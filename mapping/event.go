@@ -20,6 +20,8 @@ type Event struct {
 	InsertID         string // insert_id, else the legacy SDKs' uuid; "" when absent
 	Time             int64  // ms since 1970 UTC by the client's clock (time, else the legacy SDKs' timestamp); 0 = absent
 	UserProperties   []byte // raw object; nil when absent, null or empty
+	// Snapshot: UserProperties are all that the user had at Time, not what the event does to them. Raw does not have them.
+	Snapshot bool
 
 	SkipUserPropertiesSync bool // $skip_user_properties_sync
 }

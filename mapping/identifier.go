@@ -41,6 +41,7 @@ const (
 	reasonUsersOff  = "users_off"                 // users.send = false
 	reasonUnchanged = "unchanged"                 // nothing chosen differs from what was last sent
 	reasonSkipSync  = "skip_user_properties_sync" // the event asked to leave the user alone
+	reasonPast      = "past_properties"           // an event of an import, or of the webhook, whose properties are older than what is known
 )
 
 // newIdentifier makes an identifier of the value that the identifier path led to, or says why there is none.

@@ -199,6 +199,8 @@ func (u *userRules) decide(s *scratch, id Identifier, earlier []byte) (op Operat
 	case v.skipSync:
 		// Its properties are those that it carries, not the user's.
 		return Operation{}, nil, reasonSkipSync, nil
+	case v.record.Past:
+		return Operation{}, nil, reasonPast, nil
 	}
 	before.decode(earlier)
 	if u.chooser.isEmpty() {

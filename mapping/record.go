@@ -20,15 +20,27 @@ type Record struct {
 	Address          string // peer IP
 	Properties       []byte // user properties after this event, one compact JSON object; "{}" when there are none
 	Partial          bool   // Properties carries only what some sync's rules name (very large sets)
+	Snapshot         bool   // Properties came with the event, as all that the user had at Time
+	Past             bool   // Properties are of the past: they are not the user's now, changed nothing, and are in no identify
+	Login            bool   // of the webhook: the event itself named the user
 	Raw              []byte // Event.Raw
 	KeyID            uint64 // of the API key it came with, 0 = the project has one only
+
+	// Of an import: which part of which archive, and the place in it that has been taken with this record.
+	Part  [16]byte
+	Place uint64
 }
 
+// Bodies that say nothing new are written in version 1, which older programs read.
 const (
-	bodyVersion = 1
-	bodyPartial = 1 << 0
+	bodyVersion  = 2
+	bodyPartial  = 1 << 0
+	bodySnapshot = 1 << 1 // from version 2 on
+	bodyPast     = 1 << 2 // from version 2 on
+	bodyLogin    = 1 << 3 // from version 2 on
 
-	tagKeyID = 16 // of 8 bytes
+	tagPlace = 1  // 16 bytes part, and the place as a uvarint
+	tagKeyID = 16 // 8 bytes
 )
 
 var errShortBody = errors.New("record body ends early")
@@ -38,11 +50,23 @@ var errShortBody = errors.New("record body ends early")
 // these five; then until the end any number of later fields, each a uvarint tag, a uvarint length and so many bytes,
 // which a reader that does not know the tag skips.
 func (r *Record) AppendBody(dst []byte) []byte {
-	flags := byte(0)
+	version, flags := byte(1), byte(0)
 	if r.Partial {
 		flags |= bodyPartial
 	}
-	dst = append(dst, bodyVersion, flags, byte(r.Source))
+	if r.Snapshot {
+		version, flags = bodyVersion, flags|bodySnapshot
+	}
+	if r.Past {
+		version, flags = bodyVersion, flags|bodyPast
+	}
+	if r.Login {
+		version, flags = bodyVersion, flags|bodyLogin
+	}
+	if r.Place > 0 {
+		version = bodyVersion
+	}
+	dst = append(dst, version, flags, byte(r.Source))
 	dst = binary.AppendVarint(dst, r.Time)
 	dst = binary.AppendUvarint(dst, uint64(len(r.UserID)))
 	dst = binary.AppendUvarint(dst, uint64(len(r.DeviceID)))
@@ -57,6 +81,12 @@ func (r *Record) AppendBody(dst []byte) []byte {
 	if r.KeyID != 0 {
 		dst = append(binary.AppendUvarint(dst, tagKeyID), 8)
 		dst = binary.BigEndian.AppendUint64(dst, r.KeyID)
+	}
+	if r.Place > 0 {
+		var place [16 + binary.MaxVarintLen64]byte
+		n := copy(place[:], r.Part[:])
+		n += binary.PutUvarint(place[n:], r.Place)
+		dst = append(binary.AppendUvarint(append(dst, tagPlace), uint64(n)), place[:n]...)
 	}
 	return dst
 }
@@ -95,8 +125,9 @@ func (r *Record) DecodeBody(body []byte) error {
 	rest = rest[len(names):]
 	properties, rest := rest[:lengths[3]:lengths[3]], rest[lengths[3]:]
 	raw, rest := rest[:lengths[4]:lengths[4]], rest[lengths[4]:]
-	keyID := uint64(0)
-	for len(rest) > 0 { // fields, also of later programs
+	var part [16]byte
+	place, keyID := uint64(0), uint64(0)
+	for len(rest) > 0 { // later fields; those of later programs are passed over
 		tag, n := binary.Uvarint(rest)
 		if n <= 0 {
 			return errShortBody
@@ -105,14 +136,25 @@ func (r *Record) DecodeBody(body []byte) error {
 		if m <= 0 || length > uint64(len(rest)-n-m) {
 			return errShortBody
 		}
-		if value := rest[n+m : n+m+int(length)]; tag == tagKeyID && len(value) == 8 {
-			keyID = binary.BigEndian.Uint64(value)
-		}
+		field := rest[n+m : n+m+int(length)]
 		rest = rest[n+m+int(length):]
+		switch {
+		case tag == tagKeyID && len(field) == 8:
+			keyID = binary.BigEndian.Uint64(field)
+		case tag == tagPlace:
+			if n = copy(part[:], field); n < len(part) {
+				return errShortBody
+			}
+			if place, n = binary.Uvarint(field[len(part):]); n <= 0 {
+				return errShortBody
+			}
+		}
 	}
 	r.KeyID = keyID
 	r.UserID, r.DeviceID, r.Address = names[:user], names[user:user+device], names[user+device:]
 	r.Time, r.Source, r.Partial = time, source, flags&bodyPartial != 0
+	r.Snapshot, r.Past, r.Login = flags&bodySnapshot != 0, flags&bodyPast != 0, flags&bodyLogin != 0
+	r.Part, r.Place = part, place
 	r.Properties, r.Raw = properties, raw
 	return nil
 }

@@ -127,6 +127,25 @@ func (l *Log) roomFor(more int64) bool {
 	return err == nil && free-2*more > limits.MinFree/2+2*reserveBytes && (limits.MaxBytes == 0 || folderBytes(l.o.Dir)+more < limits.MaxBytes+limits.MaxBytes/16+4*reserveBytes)
 }
 
+// Crowded says why somebody who can wait should not store anything now; "" = they may. Half of MaxBytes, and as much
+// again as MinFree, are left to those who cannot wait. Files that are kept for later use do not count: they go first.
+func (l *Log) Crowded() string {
+	limits := l.limits.Load()
+	l.mu.Lock()
+	kept := int64(0)
+	for _, f := range l.files[:l.released()] {
+		kept += f.bytes.Load()
+	}
+	l.mu.Unlock()
+	if used := folderBytes(l.o.Dir) - kept; limits.MaxBytes > 0 && used > limits.MaxBytes/2 {
+		return fmt.Sprintf("%s of storage.max_bytes %s are used", humanize.IBytes(uint64(used)), humanize.IBytes(uint64(limits.MaxBytes)))
+	}
+	if free, err := freeBytes(l.o.Dir); err == nil && free+kept < 2*limits.MinFree {
+		return fmt.Sprintf("%s are free on the disk of storage.dir, and storage.min_free is %s", humanize.IBytes(uint64(free)), humanize.IBytes(uint64(limits.MinFree)))
+	}
+	return ""
+}
+
 // Hold registers a holder of the log: no file with a record behind upTo is deleted
 // before the holder has released it. It is called before Run, or with a position at
 // the tail: what was deleted before is not brought back.

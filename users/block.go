@@ -13,7 +13,8 @@ import "encoding/binary"
 //	28  1 byte   places of the ring of insert_ids, in fours
 //	29  1 byte   its head
 //	30  2 bytes  how many ids are in it
-//	32  4 bytes  number of the project
+//	32  8 bytes  asOf
+//	40  4 bytes  number of the project
 //	    the key: the kind's letter and the id, as it is the lane of its events
 //	    the user, the ring's tags and cells, the properties
 //
@@ -21,8 +22,8 @@ import "encoding/binary"
 type block []byte
 
 const (
-	blockProject = 32
-	blockHead    = 36
+	blockProject = 40
+	blockHead    = 44
 	ringUnit     = 4
 )
 
@@ -34,6 +35,8 @@ func (b block) seen() uint32      { return binary.LittleEndian.Uint32(b[4:]) }
 func (b block) setSeen(h uint32)  { binary.LittleEndian.PutUint32(b[4:], h) }
 func (b block) seq() uint64       { return binary.LittleEndian.Uint64(b[8:]) }
 func (b block) setSeq(seq uint64) { binary.LittleEndian.PutUint64(b[8:], seq) }
+func (b block) asOf() asOf        { return asOf(binary.LittleEndian.Uint64(b[32:])) }
+func (b block) setAsOf(a asOf)    { binary.LittleEndian.PutUint64(b[32:], uint64(a)) }
 func (b block) places() int       { return ringUnit * int(b[28]) }
 func (b block) ids() int          { return int(binary.LittleEndian.Uint16(b[30:])) }
 func (b block) project() uint32   { return binary.LittleEndian.Uint32(b[blockProject:]) }
@@ -82,7 +85,7 @@ func (b block) setRecent(r *recent) {
 
 // state is what b says; it shares b's memory.
 func (b block) state() state {
-	return state{seq: b.seq(), seen: b.seen(), user: b.user(), properties: b.properties(), recent: b.recent()}
+	return state{seq: b.seq(), seen: b.seen(), asOf: b.asOf(), user: b.user(), properties: b.properties(), recent: b.recent()}
 }
 
 // expire is state's, in place.
@@ -92,12 +95,15 @@ func (b block) expire(hour, unlinkedHours uint32) (changed bool) {
 	if changed = st.expire(b.kind(), hour, unlinkedHours); changed || st.recent.n != before {
 		b.setRecent(&st.recent)
 		b.setU32(24, len(st.properties))
+		b.setAsOf(st.asOf)
 	}
 	return changed
 }
 
-// empty says that nothing is known: such an entry is not kept.
-func (b block) empty() bool { return b.u32(20) == 0 && b.u32(24) == 0 && b.ids() == 0 }
+// empty says that nothing is known, not even of when that is: such an entry is not kept.
+func (b block) empty() bool {
+	return b.u32(20) == 0 && b.u32(24) == 0 && b.ids() == 0 && b.asOf() == 0
+}
 
 // blockBytes is how large the block of a state is when its ring has so many places.
 func blockBytes(key []byte, st *state, places int) int {
@@ -108,6 +114,7 @@ func blockBytes(key []byte, st *state, places int) int {
 func (b block) fill(project uint32, key []byte, st *state, places int) {
 	b.setSeen(st.seen)
 	b.setSeq(st.seq)
+	b.setAsOf(st.asOf)
 	b.setU32(16, len(key))
 	b.setU32(20, len(st.user))
 	b[28], b[29] = byte(places/ringUnit), 0

@@ -38,6 +38,8 @@ type cut struct {
 	seq   uint64
 	mark  uint32  // of its entries
 	dirty []entry // all of them
+	// Of imports; written with "good", so that none is ahead of what it stands for.
+	places map[archivePart]uint64
 	// Kept from one try to the next, when the disk is full.
 	ordered bool
 	rest    []place // not yet written
@@ -191,7 +193,9 @@ func (s *Store) finish() error {
 	return nil
 }
 
-func (s *Store) changed() bool { return len(s.dirty) > 0 || s.resolved > s.good }
+func (s *Store) changed() bool {
+	return len(s.dirty) > 0 || s.resolved > s.good || len(s.movedPlaces) > 0
+}
 
 // due says whether a checkpoint should begin. A write of users.db costs whole pages
 // for each entry, so it is put off while the log has taken little for what would be
@@ -200,7 +204,7 @@ func (s *Store) due() bool {
 	switch {
 	case !s.changed():
 		return false
-	case s.dirtyBytes >= s.o.CheckpointBytes, s.resolved-s.lastCut >= s.mostReplay:
+	case s.asked, s.dirtyBytes >= s.o.CheckpointBytes, s.resolved-s.lastCut >= s.mostReplay:
 		return true
 	case s.ticks < 1:
 		return false
@@ -213,8 +217,9 @@ func (s *Store) due() bool {
 // takeCut closes the collection of what has changed. The caller holds s.mu, and no
 // batch is half resolved.
 func (s *Store) takeCut() {
-	s.cutting = &cut{seq: s.resolved, mark: s.dirtyMark(), dirty: s.dirty}
+	s.cutting = &cut{seq: s.resolved, mark: s.dirtyMark(), dirty: s.dirty, places: s.movedPlaces}
 	s.epoch++
+	s.movedPlaces, s.asked = nil, false
 	s.dirty, s.settled = s.settled[:0], nil
 	s.lastCut, s.sinceCut, s.ticks = s.resolved, 0, 0
 }
@@ -350,6 +355,9 @@ func (s *Store) write(c *cut) error {
 			if err := tx.Bucket(bucketOf(p.kind)).Delete(p.key); err != nil {
 				return err
 			}
+		}
+		if err := writePlaces(tx, c.places); err != nil {
+			return err
 		}
 		meta := tx.Bucket(bucketMeta)
 		return errors.Join(meta.Put(keyReach, reach), meta.Put(keyGood, reach), meta.Put(keySweep, s.sweepAt))

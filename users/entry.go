@@ -20,6 +20,7 @@ const (
 type state struct {
 	seq        uint64 // of the last record that changed it
 	seen       uint32 // hour since 1970 of that change, for expiry
+	asOf       asOf   // of its properties, and of a device's link
 	user       []byte // of a device: the user it was last linked to; empty = none
 	properties []byte // JSON object; empty = none
 	recent     recent
@@ -38,8 +39,8 @@ func (s *state) expire(k kind, hour, unlinkedHours uint32) (changed bool) {
 		}
 		changed = s.recent.n == 0
 	}
-	if len(s.properties) > 0 && k == device && len(s.user) == 0 && age > int64(unlinkedHours) {
-		s.properties = nil
+	if (len(s.properties) > 0 || s.asOf != 0) && k == device && len(s.user) == 0 && age > int64(unlinkedHours) {
+		s.properties, s.asOf = nil, 0
 		changed = true
 	}
 	return changed
@@ -59,6 +60,7 @@ const (
 	tagUser       = 1
 	tagProperties = 2
 	tagRecent     = 3
+	tagAsOf       = 4 // a uvarint; absent = 0, as in what versions before it have written
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -117,6 +119,11 @@ func appendEntry(dst []byte, s *state) []byte {
 		dst = binary.AppendUvarint(append(dst, tagProperties), uint64(len(s.properties)))
 		dst = append(dst, s.properties...)
 	}
+	if s.asOf != 0 {
+		var number [binary.MaxVarintLen64]byte
+		n := binary.PutUvarint(number[:], uint64(s.asOf))
+		dst = append(append(dst, tagAsOf, byte(n)), number[:n]...)
+	}
 	if s.recent.n > 0 {
 		dst = binary.AppendUvarint(append(dst, tagRecent), uint64(recentBytes*s.recent.n))
 		dst = s.recent.append(dst)
@@ -159,6 +166,12 @@ func readEntry(k kind, key, value []byte) (s state, err error) {
 			s.user = field
 		case tagProperties:
 			s.properties = field
+		case tagAsOf:
+			at, n := binary.Uvarint(field)
+			if whole = n == len(field); !whole {
+				return state{}, errEntry
+			}
+			s.asOf = asOf(at)
 		case tagRecent:
 			if s.recent, whole = readRecent(field); !whole {
 				return state{}, errEntry

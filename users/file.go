@@ -20,7 +20,8 @@ import (
 //	         "sweep": where the next search for expired entries begins
 //	users    appendKey → appendEntry
 //	devices  the same
-const fileFormat = 1
+//	imports  placeKey → how far a part of an archive has been taken (since format 2)
+const fileFormat = 2
 
 // mmapBytes is address space taken at once, not memory: so far the file grows without
 // waiting for readers.
@@ -30,6 +31,7 @@ var (
 	bucketMeta    = []byte("meta")
 	bucketUsers   = []byte("users")
 	bucketDevices = []byte("devices")
+	bucketImports = []byte("imports")
 	keyGood       = []byte("good")
 	keyReach      = []byte("reach")
 	keySweep      = []byte("sweep")
@@ -57,7 +59,11 @@ func kindOf(bucket string) kind {
 }
 
 func fileOptions() queue.DBOptions {
-	return queue.DBOptions{MmapBytes: mmapBytes, Format: fileFormat, Buckets: []string{string(bucketUsers), string(bucketDevices)}}
+	return queue.DBOptions{
+		MmapBytes: mmapBytes, Format: fileFormat,
+		Buckets: []string{string(bucketUsers), string(bucketDevices), string(bucketImports)},
+		Upgrade: func(*bolt.Tx) error { return nil }, // to 2: a bucket more
+	}
 }
 
 // Repair says that users.db was not whole, not there, or not of one piece with the
@@ -115,7 +121,10 @@ func (s *Store) openWhole(path string) error {
 	}
 	err = queue.Guard(func() error {
 		return db.View(func(tx *bolt.Tx) (err error) {
-			s.good, s.reach, s.sweepAt, err = readMeta(tx)
+			if s.good, s.reach, s.sweepAt, err = readMeta(tx); err != nil {
+				return err
+			}
+			s.places, err = readPlaces(tx)
 			return err
 		})
 	})
@@ -179,7 +188,7 @@ func (s *Store) rebuild(reason string) error {
 func salvage(db *bolt.DB, damaged string) (saved int, err error) {
 	var reach uint64
 	var k kind
-	var keys, values [][]byte
+	var keys, values, places [][]byte
 	put := func() error {
 		n, err := putSaved(db, k, keys, values, &reach)
 		saved += n
@@ -187,6 +196,10 @@ func salvage(db *bolt.DB, damaged string) (saved int, err error) {
 		return err
 	}
 	err = queue.Salvage(damaged, func(bucket string, key, value []byte) error {
+		if bucket == string(bucketImports) {
+			places = append(places, bytes.Clone(key), bytes.Clone(value))
+			return nil
+		}
 		of := kindOf(bucket)
 		if of == 0 {
 			return nil
@@ -204,6 +217,14 @@ func salvage(db *bolt.DB, damaged string) (saved int, err error) {
 		return saved, err
 	}
 	return saved, db.Update(func(tx *bolt.Tx) error {
+		for ; len(places) > 0; places = places[2:] {
+			if part, _, err := readPlace(places[0], places[1]); err != nil || part.seed {
+				continue // what was seeded may be lost: it can be seeded again
+			}
+			if err := tx.Bucket(bucketImports).Put(places[0], places[1]); err != nil {
+				return err
+			}
+		}
 		return tx.Bucket(bucketMeta).Put(keyReach, binary.BigEndian.AppendUint64(nil, reach))
 	})
 }

@@ -1,6 +1,7 @@
 package users
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,8 @@ import (
 // model is the same promise kept in the plainest way: all in maps, never written.
 type model struct {
 	carry   int
-	users   map[string]string // properties
+	users   map[string]string    // properties
+	asOf    map[string]time.Time // of these
 	devices map[string]*modelDevice
 	ids     map[string][]modelID // by device, else user
 	records []string
@@ -25,7 +27,7 @@ type model struct {
 
 type modelDevice struct {
 	user, properties string
-	seen             time.Time
+	seen, asOf       time.Time
 }
 
 type modelID struct {
@@ -34,7 +36,7 @@ type modelID struct {
 }
 
 func newModel(carry int) *model {
-	return &model{carry: carry, users: map[string]string{}, devices: map[string]*modelDevice{}, ids: map[string][]modelID{}}
+	return &model{carry: carry, users: map[string]string{}, asOf: map[string]time.Time{}, devices: map[string]*modelDevice{}, ids: map[string][]modelID{}}
 }
 
 func (m *model) properties(of string) string {
@@ -52,7 +54,8 @@ func applied(before string, ev *mapping.Event) string {
 	return string(after)
 }
 
-func (m *model) take(ev *mapping.Event, now time.Time) {
+// take is an event of an SDK, or one of the webhook: those say when they happened, and may come late.
+func (m *model) take(ev *mapping.Event, now time.Time, webhook bool) {
 	who := "device " + ev.DeviceID
 	if ev.DeviceID == "" {
 		who = "user " + ev.UserID
@@ -67,45 +70,86 @@ func (m *model) take(ev *mapping.Event, now time.Time) {
 		}
 		m.ids[who] = append(known, modelID{ev.InsertID, now})
 	}
-	belongs, properties := ev.UserID, ""
+	at := now
+	if webhook && ev.Time != 0 {
+		at = time.UnixMilli(ev.Time).UTC()
+	}
+	d := m.devices[ev.DeviceID]
 	if ev.DeviceID != "" {
-		d := m.devices[ev.DeviceID]
 		if d == nil {
 			d = &modelDevice{properties: "{}"}
 			m.devices[ev.DeviceID] = d
 		}
 		if d.user == "" && now.Sub(d.seen) > 30*24*time.Hour {
-			d.properties = "{}"
+			d.properties, d.asOf = "{}", time.Time{}
 		}
 		d.seen = now
-		if ev.UserID != "" {
-			if d.user == "" {
-				after, err := mapping.TakeOver([]byte(m.properties(ev.UserID)), []byte(d.properties))
-				if err != nil {
-					panic(err)
-				}
-				m.users[ev.UserID], d.properties = string(after), "{}"
+	}
+	belongs := ev.UserID
+	if belongs == "" && d != nil {
+		belongs = d.user
+	}
+	asOf := m.asOf[belongs]
+	if belongs == "" {
+		asOf = d.asOf
+	}
+	past := webhook && at.Before(asOf)
+	set := func(user, after string, always bool) {
+		if after != m.properties(user) || always {
+			m.asOf[user] = latest(m.asOf[user], at)
+		}
+		m.users[user] = after
+	}
+	if d != nil && ev.UserID != "" && !(webhook && at.Before(d.asOf)) {
+		if d.user == "" {
+			after, err := mapping.TakeOver([]byte(m.properties(ev.UserID)), []byte(d.properties))
+			if err != nil {
+				panic(err)
 			}
-			d.user = ev.UserID
+			set(ev.UserID, string(after), false)
+			d.properties = "{}"
 		}
-		if belongs = d.user; belongs == "" && !ev.SkipUserPropertiesSync {
-			d.properties = applied(d.properties, ev)
+		if d.user != ev.UserID || webhook {
+			d.asOf = latest(d.asOf, at)
 		}
+		d.user = ev.UserID
+	}
+	properties := m.properties(belongs)
+	if belongs == "" {
 		properties = d.properties
 	}
-	if belongs != "" {
-		if !ev.SkipUserPropertiesSync {
-			m.users[belongs] = applied(m.properties(belongs), ev)
-		}
-		properties = m.properties(belongs)
-	}
-	if ev.SkipUserPropertiesSync {
+	switch {
+	case past && ev.Snapshot:
+		properties = string(ev.UserProperties)
+	case past:
+	case ev.SkipUserPropertiesSync && !ev.Snapshot:
 		properties = applied("{}", ev)
+	default:
+		after := string(ev.UserProperties)
+		if !ev.Snapshot {
+			after = applied(properties, ev)
+		}
+		if belongs != "" {
+			set(belongs, after, ev.Snapshot)
+		} else if after != properties || ev.Snapshot {
+			d.properties, d.asOf = after, latest(d.asOf, at)
+		}
+		properties = after
 	}
-	if len(properties) > m.carry {
+	if len(properties) > m.carry && !ev.Snapshot {
 		properties = "{…}"
 	}
+	if past {
+		properties += " past"
+	}
 	m.records = append(m.records, fmt.Sprintf("%s/%s %s", ev.DeviceID, belongs, properties))
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 // history drives a store and the model through the same events, with everything that
@@ -146,6 +190,7 @@ func (h *history) drawEvent(t *rapid.T) string {
 		fmt.Sprintf(` {"$unset":{%q:"-"}}`, name),
 		` {"$clearAll":"-"}`,
 		fmt.Sprintf(` {%q:"%060d"}`, name, n),
+		fmt.Sprintf(` {%q:%d}`, name, n),
 	}).Draw(t, "properties")
 	return device + "/" + user + " " + insert + properties
 }
@@ -156,6 +201,9 @@ func (h *history) check(t *rapid.T) {
 		p := string(r.Properties)
 		if r.Partial {
 			p = "{…}"
+		}
+		if r.Past {
+			p += " past"
 		}
 		got = append(got, fmt.Sprintf("%s/%s %s", r.DeviceID, r.UserID, p))
 	}
@@ -218,10 +266,20 @@ func TestHistories(t *testing.T) {
 		rt.Repeat(map[string]func(*rapid.T){
 			"request": func(t *rapid.T) {
 				a := mapping.Arrival{Project: "app", Received: h.clock.now().UnixMilli()}
+				webhook := rapid.IntRange(0, 2).Draw(t, "source") == 0
+				if webhook {
+					a.Source = mapping.SourceWebhook
+				}
 				before := h.model.dups
 				for range rapid.IntRange(1, 4).Draw(t, "events") {
-					a.Events = append(a.Events, event(h.t, h.drawEvent(t)))
-					h.model.take(&a.Events[len(a.Events)-1], h.clock.now())
+					ev := event(h.t, h.drawEvent(t))
+					if webhook {
+						late := rapid.SampledFrom([]int{0, 0, 1, 2, 30}).Draw(t, "hours late")
+						ev.Time = a.Received - int64(late)*msPerHour
+						ev.Snapshot = ev.UserProperties != nil && !bytes.Contains(ev.UserProperties, []byte("$"))
+					}
+					h.model.take(&ev, h.clock.now(), webhook)
+					a.Events = append(a.Events, ev)
 				}
 				n, err := h.store.Append(context.Background(), a)
 				if err != nil {
@@ -278,7 +336,7 @@ func TestModelSeesOrder(t *testing.T) {
 	w.send(sent...)
 	for _, i := range []int{0, 2, 1} {
 		ev := event(t, sent[i])
-		m.take(&ev, w.clock.now())
+		m.take(&ev, w.clock.now(), false)
 	}
 	k, err := w.store.User("app", "u0")
 	if err != nil {

@@ -99,11 +99,18 @@ func (s *Store) replayRecord(q *queue.Record) error {
 	if err := r.DecodeBody(q.Body); err != nil {
 		return err
 	}
+	p := s.project(q.Project)
+	if r.Source == mapping.SourceImport {
+		s.reached(archivePart{project: p.name, part: r.Part}, r.Place)
+		return nil
+	}
 	if r.DeviceID == "" && r.UserID == "" {
 		return nil
 	}
-	p := s.project(q.Project)
-	t := step{seq: q.Seq, hour: hourOf(q.Received), login: r.UserID}
+	t := step{seq: q.Seq, hour: hourOf(q.Received), login: r.UserID, snapshot: r.Snapshot && !r.Past}
+	if t.at, t.dated = stepTime(r.Source, r.Time, q.Received); t.dated && !r.Login {
+		t.login = "" // else it is whom the device was linked to already, which changes nothing
+	}
 	var err error
 	if r.DeviceID != "" {
 		if t.device, err = s.entry(p, device, r.DeviceID); err != nil {
@@ -142,7 +149,10 @@ func (s *Store) replayRecord(q *queue.Record) error {
 		known = t.user
 	}
 	switch {
-	case owner == nobody || ev.skip:
+	case owner == nobody || r.Past:
+	case r.Snapshot:
+		s.become(owner, &t, r.Properties)
+	case ev.skip:
 	case r.Partial:
 		s.apply(owner, &t, ev.operations)
 	default:

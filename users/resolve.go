@@ -92,6 +92,8 @@ func (b *batch) Resolve(w *queue.Writer) error {
 func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error) {
 	ev, a := &b.arrival.Events[i], &b.arrival
 	t := step{hour: hourOf(a.Received), login: ev.UserID}
+	happened := mapping.EventTime(ev.Time, a.Uploaded, a.Received)
+	t.at, t.dated = stepTime(a.Source, happened, a.Received)
 	userID := ev.UserID
 	if ev.DeviceID != "" {
 		if t.device, err = s.entry(p, device, ev.DeviceID); err != nil {
@@ -129,13 +131,22 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 	if owner == nobody {
 		owner = t.device
 	}
+	past := s.past(owner, &t)
+	t.snapshot = ev.Snapshot && !past
 	s.takeOver(&t)
 	s.link(&t)
 	r := mapping.Record{
 		Received: a.Received, UserID: userID, DeviceID: ev.DeviceID,
-		Time: mapping.EventTime(ev.Time, a.Uploaded, a.Received), Source: a.Source, Address: a.Address, KeyID: a.KeyID, Raw: ev.Raw,
+		Time: happened, Source: a.Source, Address: a.Address, KeyID: a.KeyID, Raw: ev.Raw, Snapshot: ev.Snapshot, Past: past,
+		Login: t.dated && ev.UserID != "",
 	}
 	switch {
+	case ev.Snapshot: // all of it came with the event, so all of it is stored
+		if r.Properties = ev.UserProperties; !past && owner != nobody {
+			s.become(owner, &t, r.Properties)
+		}
+	case past:
+		r.Properties = s.block(owner).properties()
 	case owner == nobody || ev.SkipUserPropertiesSync:
 		r.Properties = s.own(ev)
 	default:
@@ -143,7 +154,7 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 		r.Properties = s.block(owner).properties()
 	}
 	s.seen(&t)
-	if len(r.Properties) > s.o.CarryBytes {
+	if len(r.Properties) > s.o.CarryBytes && !r.Snapshot {
 		r.Properties, r.Partial = s.carried(a.Project, r.Properties), true
 		s.partial++
 	} else if len(r.Properties) == 0 {

@@ -32,12 +32,15 @@ type step struct {
 	// in a replay, when users.db already has what it did to them.
 	device, user entry
 	login        string // the user_id that the event itself names; "" = none
+	at           int64  // ms since 1970 UTC, of what it brings
+	dated        bool   // at is when the event happened: it may be older than what is known
+	snapshot     bool   // its properties are all that there were
 }
 
 // takeOver lets the user have the anonymous properties of a device on which nobody
 // has logged in before; what the user has already wins. The anonymous state is then gone.
 func (s *Store) takeOver(t *step) {
-	if t.device == nobody || t.login == "" {
+	if t.device == nobody || t.login == "" || s.past(t.device, t) {
 		return
 	}
 	d := s.block(t.device)
@@ -59,7 +62,13 @@ func (s *Store) takeOver(t *step) {
 
 // link makes a device its user's.
 func (s *Store) link(t *step) {
-	if t.device == nobody || t.login == "" || string(s.block(t.device).user()) == t.login {
+	if t.device == nobody || t.login == "" || s.past(t.device, t) {
+		return
+	}
+	if string(s.block(t.device).user()) == t.login {
+		if t.dated {
+			s.date(t.device, t)
+		}
 		return
 	}
 	s.touch(t.device)
@@ -69,6 +78,7 @@ func (s *Store) link(t *step) {
 	s.loginBuf = st.user
 	s.resize(t.device, &st, b.places())
 	s.mark(t.device, t)
+	s.date(t.device, t)
 	s.links++
 }
 
@@ -108,6 +118,7 @@ func (s *Store) setProperties(e entry, t *step, after []byte) {
 		s.resize(e, &st, b.places())
 	}
 	s.mark(e, t)
+	s.date(e, t)
 }
 
 // remember puts an event's id into the memory for duplicates.
@@ -142,6 +153,7 @@ func (s *Store) mark(e entry, t *step) {
 	b := s.block(e)
 	b.setSeq(t.seq)
 	b.setSeen(max(b.seen(), t.hour))
+	s.changes++
 }
 
 // carryMost bounds what a record carries of a very large set: every event of the user

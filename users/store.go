@@ -91,6 +91,9 @@ type Store struct {
 	userBuf  []byte
 	cache
 	counters
+	asked       bool                   // somebody waits for a checkpoint
+	places      map[archivePart]uint64 // how far imports have come
+	movedPlaces map[archivePart]uint64 // those that have moved since the last cut
 
 	sweepAt []byte  // Run's: where the search for expired entries goes on
 	repair  *Repair // as Open found it
@@ -102,6 +105,7 @@ type Store struct {
 }
 
 type counters struct {
+	changes                                                      uint64 // of entries
 	duplicates, links, takeOvers, partial, oversize, unappliable uint64
 	expired, replayed, lost, checkpoints, checkpointBytes        uint64
 }
@@ -133,6 +137,7 @@ func open(ctx context.Context, log *queue.Log, o Options) (*Store, error) {
 	}
 	s.written = sync.NewCond(&s.mu)
 	s.cache = newCache()
+	s.places = map[archivePart]uint64{}
 	if err := s.openFile(); err != nil {
 		return nil, err
 	}
