@@ -109,7 +109,7 @@ func (c *Consumer) RecordsSince(ctx context.Context, since int64, f func(Record)
 	spans := append([]span(nil), c.state.spans...)
 	c.mu.Unlock()
 	return c.eachTaken(ctx, p.position, math.MaxUint64, func(r Record, ord uint64) error {
-		if !takes(spans, ord) {
+		if r.Forgotten || !takes(spans, ord) {
 			return nil
 		}
 		return f(r)

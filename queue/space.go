@@ -161,6 +161,7 @@ func (l *Log) keepHouse(ctx context.Context) {
 			return
 		case <-tick.C:
 			l.clean()
+			l.dropTombstones()
 			l.keepReserve()
 		}
 	}
