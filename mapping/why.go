@@ -61,3 +61,16 @@ func BodyOf(body []byte) (userID, deviceID []byte, ok bool) {
 	}
 	return rest[:numbers[1]], rest[numbers[1] : numbers[1]+numbers[2]], true
 }
+
+// UsualKeys are the keys of identifiers (Identifier.Key) that a record gives by the rules that most people have, or had: its
+// user_id, and the user property email.
+func UsualKeys(record *Record) (keys []string) {
+	for _, v := range []value{textValue(record.UserID), valueOf(member(record.Properties, []byte("email")))} {
+		for _, kind := range []string{"auto", "id", "email", "cio_id"} {
+			if id, why := newIdentifier(v, kind); why == "" {
+				keys = append(keys, id.Key())
+			}
+		}
+	}
+	return keys
+}

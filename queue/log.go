@@ -65,6 +65,7 @@ type Log struct {
 	turns     chan func()                // what the committer is to do between two commits
 	forgotten atomic.Pointer[tombstones] // nil = nobody
 	burying   sync.Mutex                 // held by who replaces them, and their file
+	backups   sync.RWMutex               // held for reading while a backup is made
 
 	limits atomic.Pointer[Options] // o, with the bounds that are in force
 	disk   diskSpace               // the committer's

@@ -53,7 +53,8 @@ func OpenToRead(dir string) (l *Log, close func() error, err error) {
 // Search is a look through all records of a project that the log has.
 type Search struct {
 	Project string
-	Since   int64 // of receipt, ms since 1970 UTC
+	Seq     uint64 // only this record; 0 = all
+	Since   int64  // of receipt, ms since 1970 UTC
 	// Match is asked of each record, by several goroutines at once; it must not keep or
 	// change what it is given.
 	Match   func(lane, body []byte) bool
@@ -83,6 +84,9 @@ func (l *Log) Search(ctx context.Context, s Search, f func(Found) error) error {
 	}
 	defer l.holdFor("a search", 0)()
 	first := l.beforeFiles()
+	if s.Seq != 0 {
+		first, tail = max(first, s.Seq-1), min(tail, s.Seq)
+	}
 	var mu sync.Mutex
 	workers, ctx := errgroup.WithContext(ctx)
 	workers.SetLimit(max(s.Workers, 1))

@@ -199,6 +199,14 @@ func (l *Log) FinishForgetting(id string) error {
 	})
 }
 
+// BarBackups lets no backup begin until letGo: ErrBackupRuns when one has.
+func (l *Log) BarBackups() (letGo func(), err error) {
+	if !l.backups.TryLock() {
+		return nil, ErrBackupRuns
+	}
+	return l.backups.Unlock, nil
+}
+
 // inTurn calls f when nothing is half stored: by the committer, or by the caller when
 // nothing is being committed.
 func (l *Log) inTurn(ctx context.Context, f func() error) error {
