@@ -86,6 +86,7 @@ func (c *Consumer) checkpointLocked() error {
 	}
 	c.written(ch)
 	c.history.add(ch.noted)
+	c.useAgain(ch.noted)
 	// Only now, when a power cut cannot take the mark back.
 	c.log.Release(c.holder(), ch.state.low)
 	return nil

@@ -51,7 +51,7 @@ type Ended struct {
 	Seq    uint64
 	At     int64 // ms since 1970 UTC
 	Ending Ending
-	Tries  int    // of the head of its user's lane, 0 = it was not sent
+	Tries  int    // as far as they are counted, which is for the first that waits of its user; 0 = it was not sent
 	Reason string // of Filtered, Dead and Discarded; of Delivered what the last failed try was answered
 	// Tallies are those of its Outcome: what became of the parts of it.
 	Tallies []Tally
@@ -61,6 +61,19 @@ type Ended struct {
 func (c *Consumer) note(e Ended) {
 	if len(c.noted) < notedMost {
 		c.noted = append(c.noted, e)
+	}
+}
+
+// useAgain gives back the memory of what was noted.
+func (c *Consumer) useAgain(noted []Ended) {
+	if cap(noted) > 64<<10 {
+		return // after a burst
+	}
+	clear(noted)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.noted == nil {
+		c.noted = noted[:0]
 	}
 }
 

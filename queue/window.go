@@ -158,13 +158,19 @@ func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
 	c.state.ended[o.Ending]++
 	c.state.newest[o.Ending] = now
 	c.changedBytes += 64
-	noted := Ended{Seq: e.rec.Seq, At: now, Ending: o.Ending, Reason: o.Reason, Tries: l.retry.attempts + 1, Tallies: o.Tallies}
+	noted := Ended{Seq: e.rec.Seq, At: now, Ending: o.Ending, Reason: o.Reason, Tries: 1, Tallies: o.Tallies}
+	head := len(l.records) > 0 && l.records[0] == e // whom the lane's failed tries are counted against
+	if head {
+		noted.Tries += l.retry.attempts
+	}
 	switch o.Ending {
 	case Filtered, Discarded:
 		noted.Tries = 0
 	case Delivered:
 		c.delivered++
-		noted.Reason = l.retry.reason
+		if head {
+			noted.Reason = l.retry.reason
+		}
 	case Dead:
 		c.bury(&DeadLetter{Record: e.rec, At: now, Reason: o.Reason, Results: o.Results})
 	}

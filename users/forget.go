@@ -75,10 +75,7 @@ func (s *Store) forgetOne(projectName, lane string, upTo uint64) error {
 		return nil
 	}
 	s.touch(e)
-	seq, seen := s.block(e).seq(), s.block(e).seen()
 	s.resize(e, &state{}, 0)
-	s.block(e).setSeq(seq)
-	s.block(e).setSeen(seen)
 	return nil
 }
 
