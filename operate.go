@@ -17,6 +17,7 @@ import (
 	"ampcio/delivery"
 	"ampcio/mapping"
 	"ampcio/queue"
+	"ampcio/users"
 )
 
 // A verb is something that an operator has done to an installation. While the daemon
@@ -57,6 +58,7 @@ type house interface {
 	delivery(name string) *delivery.Sync  // nil = it does not deliver
 	rulesOf(name string) *mapping.Rules   // nil = it is not in the configuration
 	recordLog() *queue.Log                // open
+	userStore() *users.Store              // nil = it is not open
 	operate(f func() error) error         // f alone changes what consumers and syncs there are
 	// whileOpen calls f with a consumer that nobody closes meanwhile; nil = there is none.
 	// It waits for no operation on other syncs.
@@ -65,8 +67,9 @@ type house interface {
 	startSync(context.Context, string) error
 }
 
-func (d *daemon) running() bool         { return true }
-func (d *daemon) recordLog() *queue.Log { return d.records }
+func (d *daemon) running() bool           { return true }
+func (d *daemon) recordLog() *queue.Log   { return d.records }
+func (d *daemon) userStore() *users.Store { return d.users }
 
 // failure is the last line of a verb that failed.
 type failure struct {

@@ -140,6 +140,7 @@ func (d *daemon) openStorage() error {
 	if err != nil {
 		return storageError(dir, err)
 	}
+	d.forgetUnfinished()
 	if w := d.users.Warning(); w != nil {
 		d.log.Warn("users.db had to be repaired", "what", w)
 	}

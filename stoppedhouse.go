@@ -18,6 +18,7 @@ import (
 	"ampcio/delivery"
 	"ampcio/mapping"
 	"ampcio/queue"
+	"ampcio/users"
 )
 
 // stoppedHouse is an installation whose daemon does not run. It opens what serve
@@ -152,6 +153,7 @@ func (h *stoppedHouse) close() error {
 func (h *stoppedHouse) running() bool                      { return false }
 func (h *stoppedHouse) config() *config.Config             { return h.cfg }
 func (h *stoppedHouse) recordLog() *queue.Log              { return h.records }
+func (h *stoppedHouse) userStore() *users.Store            { return nil }
 func (h *stoppedHouse) delivery(string) *delivery.Sync     { return nil }
 func (h *stoppedHouse) rulesOf(name string) *mapping.Rules { return h.rules[name] }
 func (h *stoppedHouse) operate(f func() error) error       { return f() }

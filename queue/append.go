@@ -80,6 +80,7 @@ func (l *Log) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	defer l.noMore()
+	l.running.Store(true)
 	keeper := make(chan struct{})
 	keeping, stopKeeping := context.WithCancel(context.Background())
 	go func() { defer close(keeper); l.keepHouse(keeping) }()
@@ -90,6 +91,8 @@ func (l *Log) Run(ctx context.Context) error {
 			if err := l.round(p); err != nil {
 				return err
 			}
+		case f := <-l.turns:
+			f()
 		case <-tick.C:
 			if err := l.rotateWhenOld(); err != nil {
 				return err

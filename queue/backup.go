@@ -24,6 +24,7 @@ import (
 // one that was cut off is told by that. What is in it comes in this order:
 //
 //	sync/   the ledgers, each as of one transaction
+//	        forgotten.jsonl (tombstone.go)
 //	        users.db and the like, which the caller adds
 //	log/    the files of the log, oldest first; the newest as of one transaction
 //	manifest.json
@@ -94,10 +95,16 @@ func newBackupWriter(ctx context.Context, w io.Writer, dir string, minFree int64
 // storage folder, so that no transaction on them lasts.
 func (l *Log) Backup(ctx context.Context, w io.Writer, o BackupOptions) (Manifest, error) {
 	b := newBackupWriter(ctx, w, l.o.Dir, l.limits.Load().MinFree, o)
+	l.backups.RLock()
+	defer l.backups.RUnlock()
 	letGo := l.holdFor("a backup", 0)
 	defer func() { letGo() }()
 	if err := b.addLedgers(o); err != nil {
 		return b.manifest, fmt.Errorf("back up the ledgers: %w", err)
+	}
+	// Nobody is being forgotten meanwhile.
+	if err := b.AddFile(tombstoneFile); err != nil {
+		return b.manifest, fmt.Errorf("back up: %w", err)
 	}
 	if o.Others != nil {
 		if err := o.Others(b); err != nil {
@@ -144,6 +151,9 @@ func BackupFiles(ctx context.Context, dir string, w io.Writer, o BackupOptions) 
 		return err
 	}
 	err = add("sync")
+	if err == nil {
+		err = b.AddFile(tombstoneFile)
+	}
 	if err == nil && o.Others != nil {
 		err = o.Others(b)
 	}

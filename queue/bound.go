@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -147,6 +148,9 @@ func (c *Consumer) keepHouse() error {
 	if err := c.expireDead(); err != nil {
 		return err
 	}
+	c.writing.Lock()
+	c.history.tidy(c.log.beforeFiles() + 1)
+	c.writing.Unlock()
 	return c.compact()
 }
 
@@ -234,7 +238,7 @@ func (c *Consumer) discardUpTo(seq uint64, sides []sideRecord) {
 				continue
 			}
 			c.leaveWindow(e)
-			c.discarded(1)
+			c.discarded(e.rec.Seq)
 		}
 		l.records = kept
 	}
@@ -244,7 +248,7 @@ func (c *Consumer) discardUpTo(seq uint64, sides []sideRecord) {
 			continue
 		}
 		c.leaveAside(l, s.seq, s.bytes)
-		c.discarded(1)
+		c.discarded(s.seq)
 	}
 	for _, l := range c.lanes.byKey {
 		if l.empty() && !l.claimed {
@@ -271,11 +275,18 @@ func (c *Consumer) inClaim(l *lane, seq uint64) bool {
 	return false
 }
 
-// discarded enters records that are given up. The caller holds c.mu.
-func (c *Consumer) discarded(n uint64) {
-	c.state.ended[Discarded] += n
-	c.state.newest[Discarded] = c.o.Now().UnixMilli()
-	c.count(Tally{Key: "record/discarded/max_pending_bytes"}, n)
+// discarded enters a record that is given up for the bound. The caller holds c.mu.
+func (c *Consumer) discarded(seq uint64) {
+	c.discardedAs(seq, Tally{Key: "record/discarded/max_pending_bytes"})
+}
+
+// discardedAs enters a record that is given up. The caller holds c.mu.
+func (c *Consumer) discardedAs(seq uint64, why Tally) {
+	now := c.o.Now().UnixMilli()
+	c.state.ended[Discarded]++
+	c.state.newest[Discarded] = now
+	c.count(why, 1)
+	c.note(Ended{Seq: seq, At: now, Ending: Discarded, Reason: strings.TrimPrefix(why.Key, "record/discarded/")})
 }
 
 // logBound is a consumer's bound as the log keeps it.

@@ -30,6 +30,7 @@ type changes struct {
 	gone     map[laneKey]map[uint64]bool
 	fresh    []*entry
 	lanes    map[string]*asideLane // nil = nothing of it is in the side place any more
+	noted    []Ended               // not in the ledger: for the history
 }
 
 // Flush makes durable all that has ended before the call, and then lets the log delete
@@ -84,6 +85,8 @@ func (c *Consumer) checkpointLocked() error {
 		return fmt.Errorf("checkpoint of sync %s: %w", c.o.Name, err)
 	}
 	c.written(ch)
+	c.history.add(ch.noted)
+	c.useAgain(ch.noted)
 	// Only now, when a power cut cannot take the mark back.
 	c.log.Release(c.holder(), ch.state.low)
 	return nil
@@ -95,7 +98,7 @@ func (c *Consumer) checkpointLocked() error {
 // place are not written: for the file they are pending where they were. The caller holds
 // c.mu, and c.writing.
 func (c *Consumer) takeChanges(roomy bool) *changes {
-	ch := &changes{state: c.snapshot(), forget: c.forget, sent: c.sentNew, deadGone: c.deadGone, dead: c.deadNew,
+	ch := &changes{state: c.snapshot(), noted: c.noted, forget: c.forget, sent: c.sentNew, deadGone: c.deadGone, dead: c.deadNew,
 		gone: c.side.gone, retries: make(map[string]retryState, len(c.retriesNew)),
 		tallies: make(map[string]Count, len(c.talliesNew)), lanes: make(map[string]*asideLane, len(c.side.changed))}
 	before := len(c.side.fresh)
@@ -142,7 +145,7 @@ func (c *Consumer) takeChanges(roomy bool) *changes {
 	for k := range left {
 		c.side.changed[k] = true
 	}
-	c.changed, c.changedBytes = false, 0
+	c.changed, c.changedBytes, c.noted = false, 0, nil
 	return ch
 }
 
@@ -261,6 +264,7 @@ func (c *Consumer) putOff(err error, ch *changes) {
 		}
 	}
 	c.side.fresh = append(ch.fresh, c.side.fresh...)
+	c.noted = append(ch.noted, c.noted...)
 	for k := range ch.lanes {
 		c.side.changed[k] = true
 	}
@@ -299,6 +303,12 @@ func (ch *changes) write(tx *bolt.Tx) error {
 
 func putSent(b *bolt.Bucket, sent map[string][]byte) error {
 	for _, k := range sortedKeys(sent) {
+		if sent[k] == nil { // forgotten
+			if err := b.Delete([]byte(k)); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := put(b, []byte(k), append([]byte(nil), sent[k]...)); err != nil {
 			return err
 		}

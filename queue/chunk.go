@@ -44,15 +44,31 @@ type Chunk struct {
 
 	nonce [16]byte
 	raw   []byte // the records as recordBytes wrote them
+
+	forgotten *tombstones // those of whom Records tells nothing
 }
 
 // Last is the sequence of the chunk's last record.
 func (c *Chunk) Last() uint64 { return c.First + uint64(c.Count) - 1 }
 
 // Records calls f for each record, in order, and ends early with f's error. The
-// slices of a record alias the chunk and stay valid; they must not be changed. Safe
-// for concurrent use.
+// slices of a record alias the chunk and stay valid; they must not be changed. Of who is
+// forgotten it tells nothing but that there is a record. Safe for concurrent use.
 func (c *Chunk) Records(f func(Record) error) error {
+	if c.forgotten == nil {
+		return c.AllRecords(f)
+	}
+	return c.AllRecords(func(r Record) error {
+		if c.forgotten.cover(r.Project, r.Lane, r.Seq) {
+			r.Lane, r.ID, r.Body, r.Forgotten = "", [16]byte{}, nil, true
+		}
+		return f(r)
+	})
+}
+
+// AllRecords is Records, but forgotten ones come as they were stored: for who makes
+// anew what they did to somebody else, such as a device that is another's by now.
+func (c *Chunk) AllRecords(f func(Record) error) error {
 	rest := c.raw
 	var r Record
 	for i := range c.Count {

@@ -266,6 +266,10 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 	c, l := cl.c, cl.lane
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for len(outcomes) < len(cl.entries) && c.isForgotten(cl.entries[len(outcomes)]) {
+		outcomes = append(outcomes, discardForgotten)
+		r, due, tried = retryState{}, time.Time{}, true // what failed is not tried again
+	}
 	for i, o := range outcomes {
 		c.enter(l, cl.entries[i], o)
 		l.records[i] = nil // the lane's slice may live on for long: the record must not
@@ -283,6 +287,7 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 	}
 	l.claimed, l.taken = false, 0
 	c.claims--
+	c.endForgotten(l)
 	switch {
 	case l.aside != nil:
 		c.unload(l)

@@ -23,16 +23,23 @@ func (c *Consumer) compact() error {
 	if time.Now().Before(c.compactAfter) {
 		return nil
 	}
+	_, err := c.compactIf(func(free, live int64) bool { return free >= compactFree && free >= live })
+	return err
+}
+
+// compactIf writes the ledger anew if that is worth it by what is free in it and what is
+// not, and says whether it did.
+func (c *Consumer) compactIf(worth func(free, live int64) bool) (done bool, err error) {
 	free := int64(c.db.Stats().FreePageN) * int64(c.db.Info().PageSize)
 	st, err := c.file.Stat()
 	if err != nil {
-		return fmt.Errorf("sync %s: %w", c.o.Name, err)
+		return false, fmt.Errorf("sync %s: %w", c.o.Name, err)
 	}
-	if live := st.Size() - free; free < compactFree || free < live || live > compactMost {
-		return nil
+	if live := st.Size() - free; live > compactMost || !worth(free, live) {
+		return false, nil
 	}
 	if !c.looking.TryLock() {
-		return nil // an audit: whoever waited for it would hold up checkpoints
+		return false, nil // an audit: whoever waited for it would hold up checkpoints
 	}
 	defer c.looking.Unlock()
 	c.writing.Lock()
@@ -44,24 +51,24 @@ func (c *Consumer) compact() error {
 		os.Remove(fresh)
 		c.compactAfter = time.Now().Add(compactAgain)
 		if noSpace(err) {
-			return nil
+			return false, nil
 		}
 		if errors.Is(err, ErrDamaged) {
 			suspect(path) // the next start looks; until then it goes on as it is
-			return nil
+			return false, nil
 		}
-		return fmt.Errorf("sync %s: compact the ledger: %w", c.o.Name, err)
+		return false, fmt.Errorf("sync %s: compact the ledger: %w", c.o.Name, err)
 	}
 	c.using.Lock()
 	defer c.using.Unlock()
 	if err := c.db.Close(); err != nil {
-		return fmt.Errorf("sync %s: close the ledger: %w", c.o.Name, err)
+		return false, fmt.Errorf("sync %s: close the ledger: %w", c.o.Name, err)
 	}
 	if err := renameDurably(fresh, path); err != nil {
-		return fmt.Errorf("sync %s: %w", c.o.Name, err)
+		return false, fmt.Errorf("sync %s: %w", c.o.Name, err)
 	}
 	c.db, c.file, err = openDB(path, ledgerOptions())
-	return err
+	return true, err
 }
 
 func compactTo(path string, from *bolt.DB) error {

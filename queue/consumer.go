@@ -88,7 +88,8 @@ type Consumer struct {
 	deadGoing          map[uint64]bool   // what the running checkpoint deletes
 	retriesNew         map[string]bool
 	talliesNew         map[string]bool
-	failed             error // why Run ends
+	noted              []Ended // what has ended since the last checkpoint: for the history
+	failed             error   // why Run ends
 
 	using     sync.RWMutex // of db and file, which change when the ledger is written anew
 	looking   sync.RWMutex // of looks that may last: none begins while it is written anew, and it is not while one lasts
@@ -102,11 +103,13 @@ type Consumer struct {
 	deadLooked uint64
 
 	compactAfter time.Time // Run's
+	history      *history  // of who holds writing
 }
 
 func newConsumer(l *Log, o ConsumerOptions) *Consumer {
 	return &Consumer{
-		log: l, o: o, lanes: newLanes(),
+		history: newHistory(historyFolder(l.o.Dir, o.Name), o.Now),
+		log:     l, o: o, lanes: newLanes(),
 		woken: make(chan struct{}), room: make(chan struct{}), dirty: make(chan struct{}, 1), haste: make(chan struct{}, 1),
 		retries: map[string]retryState{}, tallies: map[string]Count{},
 		sentNew: map[string][]byte{}, retriesNew: map[string]bool{}, talliesNew: map[string]bool{},
@@ -455,6 +458,7 @@ func (c *Consumer) SetAside() *SetAside { return c.away }
 // Close closes the ledger. Run has returned or was never called. The consumer stays a
 // holder of the log until Log.Forget.
 func (c *Consumer) Close() error {
+	c.history.close()
 	if c.broken {
 		abandon(c.file)
 		return nil

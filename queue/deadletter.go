@@ -88,14 +88,12 @@ func (c *Consumer) ReplayDead(seqs []uint64) (n int, err error) {
 // DropDead ends dead letters as Discarded. Those that are not there are passed over. n
 // is how many there were; it is durable when it returns nil.
 func (c *Consumer) DropDead(seqs []uint64) (n int, err error) {
-	return c.exhume(seqs, func(*DeadLetter) { c.discardedDead("dropped") })
+	return c.exhume(seqs, func(d *DeadLetter) { c.discardedDead(d, "dropped") })
 }
 
 // discardedDead enters a dead letter that is given up. The caller holds c.mu.
-func (c *Consumer) discardedDead(why string) {
-	c.state.ended[Discarded]++
-	c.state.newest[Discarded] = c.o.Now().UnixMilli()
-	c.count(Tally{Key: "record/discarded/dead_letter_" + why}, 1)
+func (c *Consumer) discardedDead(d *DeadLetter, why string) {
+	c.discardedAs(d.Record.Seq, Tally{Key: "record/discarded/dead_letter_" + why})
 }
 
 // exhume takes dead letters out of the ledger, and lets become decide, with c.mu held,
@@ -106,6 +104,11 @@ func (c *Consumer) exhume(seqs []uint64, become func(*DeadLetter)) (n int, err e
 	if err := c.Flush(); err != nil {
 		return 0, err
 	}
+	return c.exhumeNow(seqs, become)
+}
+
+// exhumeNow is exhume for who holds c.operating; what has ended before is in the file.
+func (c *Consumer) exhumeNow(seqs []uint64, become func(*DeadLetter)) (n int, err error) {
 	one := func(seq uint64) error {
 		c.writing.Lock() // else a checkpoint may come between the look at the file and the other
 		defer c.writing.Unlock()
@@ -202,7 +205,7 @@ func (c *Consumer) expireDead() error {
 	for _, d := range gone {
 		if !c.deadGone[d.Record.Seq] && !c.deadGoing[d.Record.Seq] {
 			c.unbury(&d)
-			c.discardedDead("expired")
+			c.discardedDead(&d, "expired")
 		}
 	}
 	return nil

@@ -61,6 +61,12 @@ type Log struct {
 	gone      chan struct{} // closed when nothing is committed any more
 	goneOnce  sync.Once
 
+	running   atomic.Bool                // Run has begun
+	turns     chan func()                // what the committer is to do between two commits
+	forgotten atomic.Pointer[tombstones] // nil = nobody
+	burying   sync.Mutex                 // held by who replaces them, and their file
+	backups   sync.RWMutex               // held for reading while a backup is made
+
 	limits atomic.Pointer[Options] // o, with the bounds that are in force
 	disk   diskSpace               // the committer's
 
@@ -143,7 +149,7 @@ func newLog(o Options) *Log {
 	l := &Log{
 		o: o, dir: filepath.Join(o.Dir, "log"),
 		in: make(chan *pending, waiting), gone: make(chan struct{}), end: logEnd{counts: map[string]uint64{}},
-		changed: make(chan struct{}), holders: map[string]uint64{}, bounds: map[string]logBound{}, damaged: map[uint64]bool{},
+		turns: make(chan func()), changed: make(chan struct{}), holders: map[string]uint64{}, bounds: map[string]logBound{}, damaged: map[uint64]bool{},
 	}
 	l.limits.Store(&o)
 	return l
@@ -189,6 +195,12 @@ func (l *Log) open() error {
 	known, counts, err := ledgersKnow(l.o.Dir)
 	if err != nil {
 		return err
+	}
+	if err := l.openTombstones(); err != nil {
+		return err
+	}
+	if ts := l.forgotten.Load(); ts != nil {
+		known = max(known, ts.most) // or a new record would be taken for one that is forgotten
 	}
 	if l.files, err = listLog(l.dir); err != nil {
 		return fmt.Errorf("list log: %w", err)

@@ -168,7 +168,7 @@ func (c *Consumer) PendingRecords(ctx context.Context, f func(Record) error) err
 		}
 	}
 	return c.eachTaken(ctx, position{s.low, s.lowCount}, tail, func(r Record, ord uint64) error {
-		if ord > count || !takes(s.spans, ord) || inRuns(s.done, ord) {
+		if ord > count || r.Forgotten || !takes(s.spans, ord) || inRuns(s.done, ord) {
 			return nil
 		}
 		return f(r)

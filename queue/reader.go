@@ -78,7 +78,7 @@ func (r *Reader) look() (c *Chunk, changed <-chan struct{}, err error) {
 			c := l.recent[i]
 			l.mu.Unlock()
 			r.next, r.gap = c.Last()+1, false
-			return c, nil, nil
+			return l.marked(c), nil, nil
 		}
 		// The file that holds r.next, or the oldest one behind it.
 		i := sort.Search(len(l.files), func(i int) bool { return l.files[i].first > r.next })
@@ -98,7 +98,7 @@ func (r *Reader) look() (c *Chunk, changed <-chan struct{}, err error) {
 			r.next, r.gap = end+1, true // nothing more can be read here
 		default:
 			r.next, r.gap = c.Last()+1, false
-			return c, nil, nil
+			return l.marked(c), nil, nil
 		}
 	}
 }

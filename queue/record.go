@@ -10,6 +10,10 @@ type Record struct {
 	Received int64    // when it was received, ms since 1970 UTC
 	ID       [16]byte // the event's identity; repeats of one event carry the same
 	Body     []byte   // opaque
+
+	// Forgotten: the person was forgotten, and Lane and Body are empty, whatever stands in
+	// the file. Of the caller's records it says nothing.
+	Forgotten bool
 }
 
 // Place is where in the log a record will stand. Nonce is random and belongs to the

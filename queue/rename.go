@@ -37,6 +37,9 @@ func RenameLedger(l *Log, old, new string) error {
 	} else {
 		err = renameDurably(from, to)
 	}
+	if err == nil {
+		moveHistory(l.o.Dir, old, new)
+	}
 	if err != nil {
 		return fmt.Errorf("rename sync %s to %s: %w", old, new, err)
 	}
@@ -62,6 +65,7 @@ func RemoveLedger(l *Log, name string) error {
 		return fmt.Errorf("remove sync %s: %w", name, err)
 	}
 	l.Forget("sync/" + name)
+	os.RemoveAll(historyFolder(l.o.Dir, name)) // what stays of it says nothing without the ledger
 	return syncDir(filepath.Dir(path))
 }
 

@@ -179,6 +179,9 @@ func knownFormats(dir string) error {
 	if err := newestFormat(filepath.Join(dir, "log")); err != nil {
 		return err
 	}
+	if _, _, err := readTombstones(filepath.Join(dir, tombstoneFile)); err != nil {
+		return err
+	}
 	_, _, err := ledgersKnow(dir)
 	return err
 }

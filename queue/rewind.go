@@ -110,7 +110,7 @@ func (c *Consumer) RecordsSince(ctx context.Context, since int64, untaken bool, 
 	spans := append([]span(nil), c.state.spans...)
 	c.mu.Unlock()
 	return c.eachTaken(ctx, p.position, math.MaxUint64, func(r Record, ord uint64) error {
-		if !untaken && !takes(spans, ord) {
+		if r.Forgotten || !untaken && !takes(spans, ord) {
 			return nil
 		}
 		return f(r)

@@ -183,6 +183,7 @@ func (l *Log) keepHouse(ctx context.Context) {
 			return
 		case <-tick.C:
 			l.clean()
+			l.dropTombstones()
 			l.keepReserve()
 		}
 	}

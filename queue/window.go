@@ -21,6 +21,7 @@ func (c *Consumer) take(chunk *Chunk, epoch uint64) error {
 	if epoch != c.epoch {
 		return nil
 	}
+	chunk = c.log.marked(chunk) // somebody may have been forgotten since it was read
 	if chunk.First > c.read {
 		if before := chunk.Before[c.o.Project]; before > c.readCount {
 			c.lose(before)
@@ -39,7 +40,10 @@ func (c *Consumer) take(chunk *Chunk, epoch uint64) error {
 			c.addEnded(run{c.readCount, c.readCount})
 		case r.Seq <= c.discardTo:
 			c.addEnded(run{c.readCount, c.readCount})
-			c.discarded(1)
+			c.discarded(r.Seq)
+		case r.Forgotten:
+			c.addEnded(run{c.readCount, c.readCount})
+			c.discardedAs(r.Seq, forgottenTally)
 		default:
 			c.addEntry(r)
 		}
@@ -142,6 +146,9 @@ func (c *Consumer) joinSlots() {
 
 // enter ends one record.
 func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
+	if c.log.Forgotten(c.o.Project, e.rec.Lane, e.rec.Seq) {
+		o = o.forgotten()
+	}
 	if e.aside {
 		c.leaveAside(l, e.rec.Seq, e.bytes())
 	} else {
@@ -151,9 +158,19 @@ func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
 	c.state.ended[o.Ending]++
 	c.state.newest[o.Ending] = now
 	c.changedBytes += 64
+	noted := Ended{Seq: e.rec.Seq, At: now, Ending: o.Ending, Reason: o.Reason, Tries: 1, Tallies: o.Tallies}
+	head := len(l.records) > 0 && l.records[0] == e // whom the lane's failed tries are counted against
+	if head {
+		noted.Tries += l.retry.attempts
+	}
 	switch o.Ending {
+	case Filtered, Discarded:
+		noted.Tries = 0
 	case Delivered:
 		c.delivered++
+		if head {
+			noted.Reason = l.retry.reason
+		}
 	case Dead:
 		c.bury(&DeadLetter{Record: e.rec, At: now, Reason: o.Reason, Results: o.Results})
 	}
@@ -164,6 +181,7 @@ func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
 	for _, t := range o.Tallies {
 		c.count(t, 1)
 	}
+	c.note(noted)
 }
 
 // count adds to a tally.

@@ -20,6 +20,8 @@ func (s *Store) Backup(b *queue.BackupWriter) error {
 	if err != nil {
 		return err
 	}
+	s.rewriting.RLock()
+	defer s.rewriting.RUnlock()
 	return b.AddDB(fileName, s.db)
 }
 

@@ -93,6 +93,12 @@ func (s *Store) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return s.finish()
+		case r := <-s.rewrites:
+			err := s.rewrite(r)
+			r.answer <- err
+			if err != nil {
+				return err
+			}
 		case <-s.wake:
 		case <-tick.C:
 			ticked = true

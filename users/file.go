@@ -97,6 +97,9 @@ func setAside(path string) error {
 // openFile opens users.db, and makes it anew when it is missing or damaged.
 func (s *Store) openFile() error {
 	path := s.o.Path
+	if err := os.Remove(path + rewrittenSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) { // a crash in Rewrite
+		return err
+	}
 	if exists(salvageName(path)) { // damaged while it was in use, or a crash in salvage
 		return s.rebuild("a page of it could not be read")
 	}

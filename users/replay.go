@@ -70,7 +70,7 @@ func (s *Store) writeNow() error {
 
 func (s *Store) replayChunk(chunk *queue.Chunk) error {
 	s.mu.Lock()
-	err := chunk.Records(func(r queue.Record) error {
+	err := chunk.AllRecords(func(r queue.Record) error {
 		if r.Seq <= s.resolved {
 			return nil
 		}
@@ -118,7 +118,7 @@ func (s *Store) replayRecord(q *queue.Record) error {
 		}
 		b := s.block(t.device)
 		b.expire(t.hour, s.unlinkedHours)
-		if b.seq() >= q.Seq {
+		if b.seq() >= q.Seq || s.log.Forgotten(q.Project, LaneOfDevice(r.DeviceID), q.Seq) {
 			t.device = nobody
 		}
 	}
@@ -128,7 +128,7 @@ func (s *Store) replayRecord(q *queue.Record) error {
 		}
 		b := s.block(t.user)
 		b.expire(t.hour, s.unlinkedHours)
-		if b.seq() >= q.Seq {
+		if b.seq() >= q.Seq || s.log.Forgotten(q.Project, LaneOfUser(r.UserID), q.Seq) {
 			t.user = nobody
 		}
 	}

@@ -71,6 +71,9 @@ type Store struct {
 	awaited atomic.Bool   // Run waits for the log to commit what a cut holds
 	wake    chan struct{} // to Run: look again, there may be something to do
 
+	rewrites  chan *rewriting // to Run
+	rewriting sync.RWMutex    // held by who closes db, and for reading by who looks into it without mu
+
 	// mu is held by the committer while it resolves a batch, and by others for moments.
 	mu       sync.Mutex
 	written  *sync.Cond // a checkpoint has ended, or there will be none
@@ -133,7 +136,7 @@ func Open(ctx context.Context, log *queue.Log, o Options) (*Store, error) {
 func open(ctx context.Context, log *queue.Log, o Options) (*Store, error) {
 	s := &Store{
 		o: o, log: log, unlinkedHours: uint32(o.UnlinkedExpiry / time.Hour),
-		wake: make(chan struct{}, 1), perWrite: writeEntries, mostReplay: replayRecords,
+		wake: make(chan struct{}, 1), rewrites: make(chan *rewriting), perWrite: writeEntries, mostReplay: replayRecords,
 	}
 	s.written = sync.NewCond(&s.mu)
 	s.cache = newCache()
@@ -142,7 +145,11 @@ func open(ctx context.Context, log *queue.Log, o Options) (*Store, error) {
 		return nil, err
 	}
 	log.Hold(holder, s.good)
-	if err := s.replay(ctx); err != nil {
+	err := s.forgetUnfinished()
+	if err == nil {
+		err = s.replay(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
@@ -223,6 +230,7 @@ type Known struct {
 	Properties []byte // JSON object, "{}" when there are none; of the user, else of the device
 	InsertIDs  int    // remembered for it
 	Seq        uint64 // of the last record that has changed the one whose properties these are; 0 = there is nothing known
+	Seen       uint32 // and the hour since 1970 UTC of that
 }
 
 // User tells what is known of a user now, uncommitted events included.
@@ -260,7 +268,7 @@ func (s *Store) known(projectName string, k kind, id string) (Known, error) {
 		}
 		b = s.block(e)
 	}
-	out.Seq = b.seq()
+	out.Seq, out.Seen = b.seq(), b.seen()
 	if out.Properties = bytes.Clone(b.properties()); len(out.Properties) == 0 {
 		out.Properties = bytes.Clone(noProperties)
 	}
