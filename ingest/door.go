@@ -27,6 +27,7 @@ const (
 	reasonFull     = "storage_full"
 	reasonClosed   = "stopping"
 	reasonStore    = "store_error"
+	reasonPlain    = "plain_http" // where TLS is spoken
 )
 
 // DoorStats is what happened at the door since the start.
