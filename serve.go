@@ -83,11 +83,12 @@ type daemon struct {
 	pulse      *pulse
 	rates      admin.Rates
 
-	records *queue.Log
-	users   *users.Store
-	door    *ingest.Handler
-	address string // that the public listener really has
-	passed  bool   // by systemd: then server.listen counts for nothing
+	records   *queue.Log
+	users     *users.Store
+	door      *ingest.Handler
+	address   string     // that the public listener really has
+	addresses []net.Addr // all of them: systemd may pass several
+	passed    bool       // by systemd: then server.listen counts for nothing
 
 	certificate *certificate // of the public listener; nil = plain HTTP
 
@@ -307,6 +308,9 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 	watch(&storage, exitIO, func() error { return d.users.Run(storing) })
 	d.startStreams()
 	d.address = ls.public[0].Addr().String()
+	for _, l := range ls.public {
+		d.addresses = append(d.addresses, l.Addr())
+	}
 	public := ingest.NewServer(d.door, d.log)
 	for _, l := range ls.public {
 		watch(&flow, exitUnavailable, func() error { return serveHTTP(public, l) })

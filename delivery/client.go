@@ -57,15 +57,18 @@ type answer struct {
 	took       time.Duration
 }
 
+// BaseURL is Customer.io's own address of the Track API in a region.
+func BaseURL(region string) string {
+	if region == "eu" {
+		return "https://track-eu.customer.io"
+	}
+	return "https://track.customer.io"
+}
+
 func newClient(o Options) *client {
 	base := strings.TrimRight(o.Endpoint, "/")
 	if base == "" {
-		switch o.Region {
-		case "eu":
-			base = "https://track-eu.customer.io"
-		default:
-			base = "https://track.customer.io"
-		}
+		base = BaseURL(o.Region)
 	}
 	shown := base
 	if u, err := url.Parse(base); err == nil {

@@ -98,6 +98,8 @@ type Consumer struct {
 	deadLooked uint64
 
 	compactAfter time.Time // Run's
+
+	followed map[[16]byte]map[*func(Step)]bool // by id: who is told what becomes of the record
 }
 
 func newConsumer(l *Log, o ConsumerOptions) *Consumer {
