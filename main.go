@@ -94,7 +94,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		Commands: []*cli.Command{
-			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), syncCommand(), deadLettersCommand(),
+			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), sendTestCommand(), syncCommand(), deadLettersCommand(),
 			dryRunCommand(), auditCommand(), traceCommand(), userCommand(), backupCommand(), restoreCommand(), importCommand(), sandboxCommand(),
 			versionCommand(),
 		},
@@ -221,7 +221,7 @@ func flagOf(verb *cli.Command, word string) cli.Flag {
 // laterCommands are the verbs of the design that this version does not have.
 func laterCommands() []*cli.Command {
 	var cs []*cli.Command
-	for _, name := range []string{"explain", "send-test", "drain", "doctor"} {
+	for _, name := range []string{"explain", "drain", "doctor"} {
 		cs = append(cs, &cli.Command{
 			Name: name, Hidden: true, SkipFlagParsing: true,
 			Action: func(*cli.Context) error {

@@ -220,6 +220,9 @@ func (d *daemon) keepUntilRestart(cfg *config.Config, report *reloadReport) {
 	old := d.config()
 	cfg.Server.Listen, cfg.Server.Admin, cfg.Server.Socket = old.Server.Listen, old.Server.Admin, old.Server.Socket
 	cfg.Storage.Dir, cfg.Log.Format = old.Storage.Dir, old.Log.Format
+	if (cfg.Server.TLSCert == "") != (old.Server.TLSCert == "") { // other files are taken, but not another protocol
+		cfg.Server.TLSCert, cfg.Server.TLSKey = old.Server.TLSCert, old.Server.TLSKey
+	}
 	changed := report.Changed
 	report.Changed = config.Changes(old, cfg)
 	for _, path := range changed {
@@ -361,6 +364,7 @@ func (d *daemon) switchTo(ctx context.Context, c *change) error {
 			}
 		}
 		d.door.SetWebhookSecrets(webhookSecrets(c.to.cfg))
+		d.door.Trust(c.to.cfg.Server.TrustedProxies)
 		d.inForce.Store(c.to)
 		return nil
 	})
@@ -376,6 +380,7 @@ func (d *daemon) follow(c *change) error {
 	cfg := d.config()
 	d.level.Set(levelOf(cfg.Log))
 	d.records.SetLimits(logLimits(cfg.Storage))
+	d.certificate.follow(cfg.Server.TLSCert, cfg.Server.TLSKey)
 	to := map[*stream]*settings{}
 	for _, s := range c.streams {
 		if s.now == nil {

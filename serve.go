@@ -83,11 +83,14 @@ type daemon struct {
 	pulse      *pulse
 	rates      admin.Rates
 
-	records *queue.Log
-	users   *users.Store
-	door    *ingest.Handler
-	address string // that the public listener really has
-	passed  bool   // by systemd: then server.listen counts for nothing
+	records   *queue.Log
+	users     *users.Store
+	door      *ingest.Handler
+	address   string     // that the public listener really has
+	addresses []net.Addr // all of them: systemd may pass several
+	passed    bool       // by systemd: then server.listen counts for nothing
+
+	certificate *certificate // of the public listener; nil = plain HTTP
 
 	inForce atomic.Pointer[generation]
 
@@ -109,6 +112,13 @@ func (d *daemon) serve(ctx context.Context, hup <-chan os.Signal) error {
 	}
 	for _, w := range d.config().Warnings {
 		d.log.Warn(w)
+	}
+	if s := d.config().Server; s.TLSCert != "" {
+		c, err := openCertificate(s.TLSCert, s.TLSKey, time.Now, d.log)
+		if err != nil {
+			return err
+		}
+		d.certificate = c
 	}
 	if err := d.openStorage(); err != nil {
 		return errors.Join(err, d.closeStorage())
@@ -145,7 +155,8 @@ func (d *daemon) openStorage() error {
 		d.log.Warn("users.db had to be repaired", "what", w)
 	}
 	d.door = ingest.New(ingest.Options{Projects: apiKeys(d.config()), CORSOrigins: d.config().Server.CORSOrigins,
-		InFlightBytes: appendBytes, Log: d.log}, d.users)
+		TrustedProxies: d.config().Server.TrustedProxies,
+		InFlightBytes:  appendBytes, Log: d.log}, d.users)
 	d.door.SetWebhookSecrets(webhookSecrets(d.config()))
 	return nil
 }
@@ -209,7 +220,15 @@ func storageError(dir string, err error) error {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EROFS):
 		return exit(exitCantCreate, fmt.Errorf("%w: storage.dir %s must be a folder that ampcio can create files in", err, dir))
 	}
-	return exit(exitIO, err)
+	return exit(exitIO, roomMaker(dir, err))
+}
+
+// roomMaker adds to an error of a disk that is full what to do.
+func roomMaker(dir string, err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w. Free space on the disk of storage.dir (df -h %s) and start ampcio again; under systemd it comes back by itself. What was accepted is safe", err, dir)
+	}
+	return err
 }
 
 // listeners are the doors of the daemon.
@@ -246,6 +265,11 @@ func (d *daemon) listen() (ls listeners, err error) {
 			return ls, listenError("server.listen", err)
 		}
 		ls.public = append(ls.public, l)
+	}
+	if d.certificate != nil {
+		for i, l := range ls.public {
+			ls.public[i] = d.door.Encrypted(l, d.certificate.tls())
+		}
 	}
 	if d.config().Server.Admin != "" {
 		if ls.admin, err = net.Listen("tcp", d.config().Server.Admin); err != nil {
@@ -300,6 +324,9 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 	watch(&storage, exitIO, func() error { return d.users.Run(storing) })
 	d.startStreams()
 	d.address = ls.public[0].Addr().String()
+	for _, l := range ls.public {
+		d.addresses = append(d.addresses, l.Addr())
+	}
 	public := ingest.NewServer(d.door, d.log)
 	for _, l := range ls.public {
 		watch(&flow, exitUnavailable, func() error { return serveHTTP(public, l) })
@@ -336,7 +363,7 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 		err = errors.Join(flowErr, storageErr)
 	}
 	if err != nil {
-		return fmt.Errorf("stopped; what was accepted is on disk, and the next start goes on from there: %w", err)
+		return fmt.Errorf("stopped; what was accepted is on disk, and the next start goes on from there: %w", roomMaker(d.config().Storage.Dir, err))
 	}
 	d.log.Info("ampcio has stopped; what is pending stays in the queue")
 	return nil

@@ -81,7 +81,8 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 		}
 	}
 	snap.Notes = append(snap.Notes, d.sharedWorkspaces()...)
-	snap.Door = doorOf(d.address, d.door.Door())
+	snap.Door = doorOf(d.address, d.certificate != nil, d.door.Door())
+	snap.Door.Certificate = d.certificate.show(now)
 	snap.Advise()
 	return snap, nil
 }
@@ -138,7 +139,7 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 	if err != nil {
 		return snap, err
 	}
-	snap.Door = doorOf(cfg.Server.Listen, door)
+	snap.Door = doorOf(cfg.Server.Listen, cfg.Server.TLSCert != "", door)
 	snap.Advise()
 	return snap, nil
 }
@@ -295,13 +296,17 @@ func drain(y admin.Sync) *int64 {
 
 // doorOf is the door's state; the URL is that of the address that is listened on, with
 // the word HOST where that is every address of the machine.
-func doorOf(address string, s ingest.DoorStats) admin.Door {
+func doorOf(address string, encrypted bool, s ingest.DoorStats) admin.Door {
 	if host, port, err := net.SplitHostPort(address); err == nil {
 		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 			address = net.JoinHostPort("HOST", port)
 		}
 	}
-	door := admin.Door{URL: "http://" + address + "/2/httpapi", Requests: s.Requests, Events: s.Events, Duplicates: s.Duplicates,
+	scheme := "http://"
+	if encrypted {
+		scheme = "https://"
+	}
+	door := admin.Door{URL: scheme + address + "/2/httpapi", Requests: s.Requests, Events: s.Events, Duplicates: s.Duplicates,
 		LastSeen: map[string]string{}, Refused: []admin.Refused{}}
 	for project, at := range s.LastSeen {
 		door.LastSeen[project] = at.UTC().Format(time.RFC3339)

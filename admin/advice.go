@@ -14,6 +14,9 @@ func (s *Snapshot) Advise() {
 		s.Syncs[i].advise(s)
 	}
 	s.Disk.Advice = s.adviseDisk()
+	if c := s.Door.Certificate; c != nil {
+		s.Notes = append(s.Notes, c.advise()...)
+	}
 }
 
 // advise completes a sync's Detail and Advice. What is most urgent comes first.
@@ -172,4 +175,23 @@ func (s *Snapshot) adviseDisk() string {
 		return raise
 	}
 	return fmt.Sprintf("see sync %s, which is %s and holds most of it; or %s", most.Name, most.Status, raise)
+}
+
+// renewWithin is how many days before its end a certificate is worth a word: Let's
+// Encrypt's are renewed 30 days before.
+const renewWithin = 14
+
+// advise says what is wrong with the certificate of the public listener.
+func (c *Certificate) advise() (sentences []string) {
+	until := c.NotAfter.Format("2006-01-02")
+	if c.Problem != "" {
+		sentences = append(sentences, fmt.Sprintf("the certificate on disk cannot be used, and the old one stays in use (until %s): %s", until, c.Problem))
+	}
+	switch {
+	case c.DaysLeft < 0:
+		sentences = append(sentences, fmt.Sprintf("THE CERTIFICATE HAS EXPIRED on %s: SDKs are turned away before they can send. Renew it (certbot renew); the new files are taken within a minute", until))
+	case c.DaysLeft < renewWithin:
+		sentences = append(sentences, fmt.Sprintf("the certificate expires on %s, in %d days: renew it (certbot renew); the new files are taken within a minute", until, c.DaysLeft))
+	}
+	return sentences
 }

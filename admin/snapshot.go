@@ -192,6 +192,16 @@ type Door struct {
 	Duplicates uint64            `json:"duplicates"`
 	LastSeen   map[string]string `json:"last_seen"` // project → time of its last request, RFC 3339
 	Refused    []Refused         `json:"refused"`
+
+	Certificate *Certificate `json:"certificate"` // of HTTPS; null without, and while stopped
+}
+
+// Certificate is that of the public listener.
+type Certificate struct {
+	Names    []string  `json:"names"`
+	NotAfter time.Time `json:"not_after"`
+	DaysLeft int       `json:"days_left"` // whole days; below 0 it has expired
+	Problem  string    `json:"problem"`   // why the files, as they are now, are not in use; "" when they are
 }
 
 // Refused counts requests turned away for one reason.

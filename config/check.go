@@ -38,8 +38,10 @@ func within[T cmp.Ordered](c checker, path string, value, low, high T) {
 
 func (c checker) server() {
 	listen, ok := c.address("server.listen", c.Server.Listen)
-	if ok && !listen.loopback() {
-		c.warn("server.listen", "%s is reachable from other machines and has no TLS: keep it behind a proxy that has, or in a private network", c.Server.Listen)
+	c.certificate()
+	c.trustedProxies()
+	if ok && !listen.loopback() && c.Server.TLSCert == "" {
+		c.warn("server.listen", "%s is reachable from other machines and has no TLS: set tls_cert and tls_key, or keep it behind a proxy that has TLS, or in a private network", c.Server.Listen)
 	}
 	if c.Server.Admin != "" {
 		admin, adminOK := c.address("server.admin", c.Server.Admin)

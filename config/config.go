@@ -49,9 +49,9 @@ func (s Syncs) Names() []string { return slices.Sorted(maps.Keys(s)) }
 // Server is where ampcio listens. Addresses are host:port.
 type Server struct {
 	Listen         string         `toml:"listen"`
-	TLSCert        string         `toml:"tls_cert" later:"yes"`
-	TLSKey         string         `toml:"tls_key" later:"yes"`
-	TrustedProxies []netip.Prefix `toml:"trusted_proxies" later:"yes"`
+	TLSCert        string         `toml:"tls_cert"` // after Load absolute; "" = plain HTTP
+	TLSKey         string         `toml:"tls_key"`  // likewise
+	TrustedProxies []netip.Prefix `toml:"trusted_proxies"`
 	CORSOrigins    []string       `toml:"cors_origins"` // "*", or scheme://host[:port]; none: no CORS headers
 	Admin          string         `toml:"admin"`        // "" = off
 	Socket         string         `toml:"socket"`       // absolute, or "" for the usual place

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net/netip"
 	"reflect"
 	"regexp"
 	"slices"
@@ -154,6 +155,9 @@ func (d decoder) text(path string, in any, out encoding.TextUnmarshaler) bool {
 	if err := out.UnmarshalText([]byte(written)); err != nil {
 		if _, secret := out.(*Secret); secret {
 			return d.add(path, "cannot be read")
+		}
+		if _, prefix := out.(*netip.Prefix); prefix {
+			return d.add(path, `%q: must be a network such as "10.0.0.0/8", or one address: "192.0.2.7/32", "2001:db8::7/128"`, written)
 		}
 		return d.add(path, "%q: %w", written, err)
 	}

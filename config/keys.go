@@ -73,7 +73,7 @@ or set the environment variable %s`, whereKeyIs, path, variable)
 	}
 }
 
-// keyFilePath says where a key file is, and whether it is a credential that systemd
+// keyFilePath says where a file of a secret is, and whether it is a credential that systemd
 // handed over: those need no check of their mode.
 func (c checker) keyFilePath(name string) (path string, credential bool) {
 	folder := c.env.Getenv("CREDENTIALS_DIRECTORY")

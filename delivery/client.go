@@ -59,6 +59,14 @@ type answer struct {
 	took       time.Duration
 }
 
+// BaseURL is Customer.io's own address of the Track API in a region.
+func BaseURL(region string) string {
+	if region == "eu" {
+		return "https://track-eu.customer.io"
+	}
+	return "https://track.customer.io"
+}
+
 func newClient(o Options) *client {
 	base := strings.TrimRight(o.Endpoint, "/")
 	if base == "" {
@@ -67,10 +75,8 @@ func newClient(o Options) *client {
 			base = "https://api.eu.amplitude.com"
 		case o.Relay != nil:
 			base = "https://api2.amplitude.com"
-		case o.Region == "eu":
-			base = "https://track-eu.customer.io"
 		default:
-			base = "https://track.customer.io"
+			base = BaseURL(o.Region)
 		}
 	}
 	shown := base

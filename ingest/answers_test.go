@@ -351,7 +351,7 @@ func TestCORS(t *testing.T) {
 			path, body string
 			store      *memory
 		}{{"/2/httpapi", batch(good), &memory{}}, {"/2/httpapi", "nonsense", &memory{}}, {"/nowhere", "", &memory{}},
-			{"/2/httpapi", batch(good), full}, {"/httpapi", "", full}} {
+			{"/2/httpapi", batch(good), full}, {"/httpapi", "", full}, {"/2/httpapi", strings.Repeat(" ", 1<<20+1), full}} {
 			w := do(t, New(options(), test.store), "POST", test.path, test.body, "Origin", "https://a.example")
 			if got := w.Header().Get("Access-Control-Allow-Origin"); got != "*" {
 				t.Errorf("%s: %d with Access-Control-Allow-Origin %q", test.path, w.Code, got)

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/netip"
 	"path"
@@ -44,6 +43,8 @@ type Options struct {
 	Projects    map[string][]string // project → the API keys its SDKs send
 	CORSOrigins []string            // "*" = any; empty = no browser of another origin
 
+	TrustedProxies []netip.Prefix // whose X-Forwarded-For is believed; see Trust
+
 	MaxBody       int64 // bytes of a body on the wire, but for /batch; 1 MiB as Amplitude
 	MaxBatchBody  int64 // bytes of a body of /batch on the wire; 20 MiB as Amplitude
 	MaxInflated   int64 // bytes that a gzip body may become, and never less than its endpoint's limit; 20 MiB
@@ -62,7 +63,8 @@ const answerWithin = 9 * time.Second
 type Handler struct {
 	appender Appender
 	admitted atomic.Pointer[admitted]
-	storing  *semaphore.Weighted // each request that is being stored has 1 of storingMost; Change takes all
+	trusted  atomic.Pointer[[]netip.Prefix] // proxies
+	storing  *semaphore.Weighted            // each request that is being stored has 1 of storingMost; Change takes all
 	inFlight *semaphore.Weighted
 	limits   limits
 	door     *door
@@ -110,6 +112,7 @@ func New(o Options, a Appender) *Handler {
 		h.logged[reason] = &rate.Sometimes{First: 1, Interval: 10 * time.Second}
 	}
 	h.admitted.Store(h.admit(o.Projects, o.CORSOrigins))
+	h.Trust(o.TrustedProxies)
 	return h
 }
 
@@ -131,6 +134,8 @@ func (h *Handler) admit(projects map[string][]string, corsOrigins []string) *adm
 			AllowedMethods: []string{http.MethodPost, http.MethodGet, http.MethodHead},
 			AllowedHeaders: []string{"*"}, // echoed: applications add headers of their own
 			MaxAge:         24 * 60 * 60,  // seconds; browsers cap it
+			// A browser asks before a public site may send to an address of a private network.
+			AllowPrivateNetwork: true,
 		}).Handler(a.handler)
 	}
 	return a
@@ -157,6 +162,11 @@ func (h *Handler) Change(ctx context.Context, projects map[string][]string, cors
 func (h *Handler) Door() DoorStats { return h.door.stats() }
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/healthz" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+		w.Header().Set("Cache-Control", "no-store")
+		writeText(w, http.StatusOK, "ok\n")
+		return // a load balancer's questions are none of a sender: they are not counted
+	}
 	h.door.requests.Add(1)
 	h.admitted.Load().handler.ServeHTTP(w, r)
 }
@@ -168,6 +178,9 @@ func (h *Handler) route(w http.ResponseWriter, r *http.Request) {
 	methods := "POST, OPTIONS"
 	if endpoint == "/identify" {
 		methods = "GET, POST, OPTIONS"
+	}
+	if endpoint == "/healthz" {
+		methods = "GET, HEAD, OPTIONS"
 	}
 	if r.Method == http.MethodOptions {
 		w.Header().Set("Allow", methods)
@@ -189,7 +202,7 @@ func (h *Handler) route(w http.ResponseWriter, r *http.Request) {
 		refused = h.serveWebhook(w, r)
 	case endpoint == "/httpapi" || endpoint == "/groupidentify":
 		refused = refuseNotYet(endpoint)
-	case endpoint == WebhookPath || endpoint == "/2/httpapi" || endpoint == "/batch" || endpoint == "/" || endpoint == "/identify":
+	case endpoint == WebhookPath || endpoint == "/2/httpapi" || endpoint == "/batch" || endpoint == "/" || endpoint == "/identify" || endpoint == "/healthz":
 		w.Header().Set("Allow", methods)
 		refused = refuseMethod(r.Method)
 	default:
@@ -263,7 +276,7 @@ func (h *Handler) store(r *http.Request, j *job) (time.Time, *refusal) {
 		Project:  project.project,
 		Received: received.UnixMilli(),
 		Uploaded: j.request.uploaded,
-		Address:  peer(r),
+		Address:  h.sender(r),
 		Source:   mapping.SourceHTTP,
 		KeyID:    project.id,
 		Events:   j.events,
@@ -305,6 +318,9 @@ func refuseAppend(err error) *refusal {
 	switch {
 	case errors.As(err, &full):
 		unavailable.reason, unavailable.message = reasonFull, "Service Unavailable: storage is full"
+		if full.Sync != "" {
+			unavailable.message = "Service Unavailable: storage is full: a sync has delivery.max_pending_bytes waiting"
+		}
 		unavailable.retryAfter += full.RetryAfter
 	case errors.Is(err, queue.ErrBusy):
 		unavailable.reason, unavailable.message = reasonBusy, "Service Unavailable: too many events in flight"
@@ -318,7 +334,7 @@ func refuseAppend(err error) *refusal {
 
 // refuse writes the answer, counts it at the door, and logs what became a 5xx.
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused *refusal) {
-	h.door.refuse(refused.reason, h.now(), peer(r))
+	h.door.refuse(refused.reason, h.now(), h.sender(r))
 	if sometimes := h.logged[refused.reason]; sometimes != nil {
 		sometimes.Do(func() {
 			h.log.Error("events refused, senders will try again",
@@ -331,17 +347,4 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused *refusa
 		w.Header().Set("Connection", "close")
 	}
 	refused.write(w)
-}
-
-// peer is the address of the other end of the connection, "" when it has none (a unix socket).
-func peer(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return ""
-	}
-	address, err := netip.ParseAddr(host)
-	if err != nil {
-		return ""
-	}
-	return address.Unmap().WithZone("").String()
 }

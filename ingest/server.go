@@ -36,7 +36,8 @@ const linger = 500 * time.Millisecond
 
 // NewServer returns a server for the public listener, with every time and size limited:
 // a request has 5 s for its header and 30 s in all, an idle connection is kept for 120 s.
-// What net/http has to say goes to log as warnings.
+// It holds for TLS too: the handshake has 5 s, and of HTTP/2 each request counts for itself, of which
+// a connection has at most 100 at a time. What net/http has to say goes to log as warnings.
 func NewServer(h http.Handler, log *slog.Logger) *Server {
 	s := &Server{open: map[net.Conn]bool{}}
 	s.http = http.Server{
@@ -49,10 +50,11 @@ func NewServer(h http.Handler, log *slog.Logger) *Server {
 		ConnState:         s.track,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      30 * time.Second,
+		WriteTimeout:      40 * time.Second, // later than ReadTimeout: of HTTP/2 it would cut off the answer to a slow body
 		IdleTimeout:       120 * time.Second,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 100, SendPingTimeout: 30 * time.Second, WriteByteTimeout: 30 * time.Second},
+		ErrorLog:          errorLog(log),
 	}
 	return s
 }

@@ -39,9 +39,9 @@ func (h *Handler) SetWebhookSecrets(secrets map[string]string) {
 	h.webhooks.Store(&all)
 }
 
-// sender finds the project whose secret a request carries, as Authorization: Bearer SECRET or X-Ampcio-Secret: SECRET.
+// webhookProject finds the project whose secret a request carries, as Authorization: Bearer SECRET or X-Ampcio-Secret: SECRET.
 // All are compared, each in constant time.
-func (h *Handler) sender(r *http.Request) (projectKey, *refusal) {
+func (h *Handler) webhookProject(r *http.Request) (projectKey, *refusal) {
 	secret := r.Header.Get("X-Ampcio-Secret")
 	if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && secret == "" && strings.EqualFold(scheme, "Bearer") {
 		secret = token
@@ -77,7 +77,7 @@ var errSlowStore = fmt.Errorf("not on stable storage within %v: Amplitude sends 
 func (h *Handler) serveWebhook(w http.ResponseWriter, r *http.Request) *refusal {
 	answerBy := time.NewTimer(webhookWithin)
 	defer answerBy.Stop()
-	project, refused := h.sender(r)
+	project, refused := h.webhookProject(r)
 	if refused != nil {
 		h.complain(refused, "")
 		return refused
@@ -98,7 +98,7 @@ func (h *Handler) serveWebhook(w http.ResponseWriter, r *http.Request) *refusal 
 	// From here on the job belongs to the one who stores it: the answer may have to be given before.
 	size, events := j.received, len(j.events)
 	stored, failed := make(chan time.Time, 1), make(chan *refusal, 1)
-	arrival := mapping.Arrival{Project: project.project, Address: peer(r), Source: mapping.SourceWebhook, Events: j.events}
+	arrival := mapping.Arrival{Project: project.project, Address: h.sender(r), Source: mapping.SourceWebhook, Events: j.events}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), webhookWithin)
 	go func() {
 		defer cancel()

@@ -321,7 +321,7 @@ func (l *Log) overfull(more int64) (full map[string]*FullError) {
 			if full == nil {
 				full = map[string]*FullError{}
 			}
-			full[b.project] = &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s pending of sync %s, its max_pending_bytes is %s",
+			full[b.project] = &FullError{RetryAfter: 30 * time.Second, Sync: b.name, Reason: fmt.Sprintf("%s pending of sync %s, its max_pending_bytes is %s",
 				humanize.IBytes(uint64(have)), b.name, humanize.IBytes(uint64(b.most)))}
 		}
 	}

@@ -160,6 +160,7 @@ func (c *Consumer) claim(l *lane) *Claim {
 	cl.entries, cl.records = l.records[:n:n], make([]Record, n)
 	for i, e := range cl.entries {
 		cl.records[i] = e.rec
+		c.tellFollowers(&e.rec, Step{Kind: StepClaimed})
 	}
 	l.taken = n
 	c.inFlight += n
@@ -281,6 +282,9 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 	if tried {
 		c.setRetry(l, r)
 		l.due = due
+		for _, e := range cl.entries {
+			c.tellFollowers(&e.rec, Step{Kind: StepWaits, Reason: r.reason, Wait: time.Duration(r.delay) * time.Millisecond})
+		}
 	}
 	if len(cl.entries) > 0 {
 		cl.giveBack(0)

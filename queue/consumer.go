@@ -104,6 +104,8 @@ type Consumer struct {
 
 	compactAfter time.Time // Run's
 	history      *history  // of who holds writing
+
+	followed map[[16]byte]map[*func(Step)]bool // by id: who is told what becomes of the record
 }
 
 func newConsumer(l *Log, o ConsumerOptions) *Consumer {

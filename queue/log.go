@@ -42,10 +42,16 @@ var ErrLocked = errors.New("another ampcio uses this storage folder")
 // FullError says that nothing was stored since the disk must not be filled further.
 type FullError struct {
 	Reason     string // for people: which bound, and by how much
+	Sync       string // whose max_pending_bytes it is; "" = a bound of the whole storage
 	RetryAfter time.Duration
 }
 
-func (e *FullError) Error() string { return "storage is full: " + e.Reason }
+func (e *FullError) Error() string {
+	if e.Sync != "" {
+		return fmt.Sprintf("storage is full: %s; raise sync.%s.delivery.max_pending_bytes, then: ampcio reload", e.Reason, e.Sync)
+	}
+	return "storage is full: " + e.Reason
+}
 
 // Log is the append-only record of everything that was accepted, in files of the
 // folder log. Its door is Append, Reader and Release; all three are safe for

@@ -63,6 +63,7 @@ func (c *Consumer) addEntry(r Record) {
 	r.Body = append([]byte(nil), r.Body...)
 	r.Project = c.o.Project
 	e := &entry{rec: r, ord: c.readCount}
+	c.tellFollowers(&e.rec, Step{Kind: StepRead})
 	l := c.lanes.lane(r.Lane, c.restored)
 	if l.aside != nil {
 		c.addEnded(run{e.ord, e.ord})
@@ -182,6 +183,7 @@ func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
 		c.count(t, 1)
 	}
 	c.note(noted)
+	c.tellFollowers(&e.rec, Step{Kind: StepEnded, Outcome: o})
 }
 
 // count adds to a tally.

@@ -3,10 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -44,9 +50,15 @@ func openHouse(binary, folder string) (*house, error) {
 	if h.admin, err = freeAddress(); err != nil {
 		return nil, err
 	}
-	for name, minFree := range map[string]string{"config.toml": "1MiB", "full.toml": "1000000TiB"} {
-		text := fmt.Sprintf(configuration, h.admin, filepath.Join(folder, "admin.sock"), filepath.Join(folder, "state"),
-			minFree, apiKey, h.sandbox)
+	if err := writeCertificate(folder); err != nil {
+		return nil, err
+	}
+	const tls = "tls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\n"
+	for name, differs := range map[string]struct{ server, minFree string }{
+		"config.toml": {"", "1MiB"}, "full.toml": {"", "1000000TiB"}, "tls.toml": {tls, "1MiB"},
+	} {
+		text := fmt.Sprintf(configuration, differs.server, h.admin, filepath.Join(folder, "admin.sock"), filepath.Join(folder, "state"),
+			differs.minFree, apiKey, h.sandbox)
 		if err := os.WriteFile(filepath.Join(folder, name), []byte(text), 0o600); err != nil {
 			return nil, err
 		}
@@ -56,6 +68,26 @@ func openHouse(binary, folder string) (*house, error) {
 		return nil, err
 	}
 	return h, waitFor("the sandbox", func() error { return getJSON("http://"+h.sandbox+"/_sandbox/report", nil) })
+}
+
+// writeCertificate writes a pair for 127.0.0.1 that nobody has signed.
+func writeCertificate(folder string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(30 * 24 * time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(folder, "cert.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600),
+		os.WriteFile(filepath.Join(folder, "key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600))
 }
 
 // freeAddress is a loopback address that was free a moment ago.
@@ -137,6 +169,17 @@ type stats struct {
 			Count  int
 		} `json:"refused"`
 	} `json:"door"`
+}
+
+// refused is how many requests were refused for a reason since the daemon was started.
+func (h *house) refused(reason string) (int, error) {
+	s, err := h.stats()
+	for _, r := range s.Door.Refused {
+		if r.Reason == reason {
+			return r.Count, err
+		}
+	}
+	return 0, err
 }
 
 func (h *house) stats() (s stats, err error) {

@@ -1,5 +1,6 @@
-// Command ampcio-sdk-check lets the real Amplitude SDKs for Node and Go send to a real daemon, through a restart and a
-// time in which it cannot store, and compares what a sandbox Customer.io then holds with what was sent.
+// Command ampcio-sdk-check lets the real Amplitude SDKs for Node, Go and browsers send to a real daemon, through a
+// restart, a time in which it cannot store, a bad event among good ones, requests that are too large and a wrong key, and
+// compares what a sandbox Customer.io then holds with what was sent.
 // See ../run, which builds what it needs.
 package main
 
@@ -10,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,7 +28,7 @@ const (
 
 const configuration = `
 [server]
-admin  = %q
+%sadmin  = %q
 socket = %q
 
 [storage]
@@ -60,100 +62,140 @@ type answer struct {
 	Codes map[string]int
 }
 
-// allGood: every call was acknowledged.
-func (a answer) allGood() bool { return a.Calls > 0 && a.Codes["200"] == a.Calls }
+// stored is how many of the calls the daemon has acknowledged, or got by a beacon.
+func (a answer) stored() int { return a.Codes["200"] + a.Codes["beacon"] }
 
 // A player tells stories with one SDK.
 type player struct {
 	name, prefix string
+	last         int // n of the last Step it tells
 	play         func(story string) (answer, error)
+}
+
+// outcome is how the calls of a story end; without one, all are acknowledged.
+var outcome = map[string]map[string]int{
+	"bad":   {"200": 99, "400": 1},
+	"wrong": {"400": 3},
+	"leave": {"beacon": 10},
 }
 
 func main() {
 	binary := flag.String("ampcio", "", "the binary")
 	node := flag.String("node", "", "folder with drive.js and its node_modules")
+	browser := flag.String("browser", "", "folder with the browser's drive.js and its node_modules")
+	chromium := flag.String("chromium", "", "a Chromium; without one the browser SDK is left out")
 	folder := flag.String("folder", "", "empty folder for state and logs")
 	flag.Parse()
-	if err := check(*binary, *node, *folder); err != nil {
+	if err := check(*binary, *node, *browser, *chromium, *folder); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func check(binary, node, folder string) error {
+func check(binary, node, browser, chromium, folder string) error {
 	h, err := openHouse(binary, folder)
 	if err != nil {
 		return err
 	}
 	defer h.close()
-	nodePlay, closeNode, err := startNode(node, h.url, folder)
+	nodePlay, closeNode, err := startDriver(node, h.url, "node")
 	if err != nil {
 		return err
 	}
 	defer closeNode()
-	players := []player{
-		{"analytics-node 1.5.73", "node", nodePlay},
-		{"analytics-go 1.3.1", "go", newGoSDK(h.url, apiKey, "go").play},
+	servers := []player{
+		{"analytics-node 1.5.73", "node", 249, nodePlay},
+		{"analytics-go 1.3.1", "go", 249, newGoSDK(h.url, apiKey, "go").play},
 	}
-
+	players := servers
 	if err := h.start("config.toml"); err != nil {
 		return err
 	}
-	calls, err := tell("login", players, nil)
-	if err != nil {
-		return err
+	var inBrowser []player
+	if chromium != "" {
+		play, closeBrowser, err := startDriver(browser, h.url, "browser", chromium, filepath.Join(folder, "profile"))
+		if err != nil {
+			return err
+		}
+		defer closeBrowser()
+		inBrowser = []player{{"analytics-browser 2.45.0", "browser", 289, play}}
+		players = append(players, inBrowser...)
 	}
+	stored := 0
+	do := func(story string, players []player, meanwhile func() error) {
+		if err == nil {
+			var n int
+			n, err = tell(story, players, meanwhile)
+			stored += n
+		}
+	}
+	again := func(config string) {
+		if err == nil {
+			err = errors.Join(h.stop(), h.start(config))
+		}
+	}
+	do("login", players, nil)
 
 	// A restart: what is sent meanwhile waits in the socket's queue.
-	if err := h.stop(); err != nil {
-		return err
+	if err == nil {
+		err = h.stop()
 	}
-	n, err := tell("restart", players, func() error {
+	do("restart", players, func() error {
 		time.Sleep(5 * flushInterval) // for the SDKs to have connected: nobody is there to tell
 		return h.start("config.toml")
 	})
-	calls += n
-	if err != nil {
-		return err
-	}
 
-	// A disk that is full: 503, which both SDKs survive by sending again.
-	if err := h.stop(); err != nil {
-		return err
+	// A disk that is full: 503, which all survive by sending again. A browser tries five times.
+	again("full.toml")
+	if err == nil {
+		if status, postErr := h.post(); postErr != nil || status != 503 {
+			err = fmt.Errorf("with a full disk an event was answered %d, %v; want 503", status, postErr)
+		}
 	}
-	if err := h.start("full.toml"); err != nil {
-		return err
-	}
-	if status, err := h.post(); err != nil || status != 503 {
-		return fmt.Errorf("with a full disk an event was answered %d, %v; want 503", status, err)
-	}
-	n, err = tell("full", players, func() error {
+	do("full", players, func() error {
 		err := waitFor("each SDK to have met 503", func() error {
-			s, err := h.stats()
-			if err != nil {
-				return err
+			n, err := h.refused("storage_full")
+			if err == nil && n < 1+2*len(players) {
+				err = fmt.Errorf("refused so far: %d requests", n)
 			}
-			refused := 0
-			for _, r := range s.Door.Refused {
-				refused += r.Count
-			}
-			if refused < 5 {
-				return fmt.Errorf("refused so far: %d requests", refused)
-			}
-			return nil
+			return err
 		})
 		return errors.Join(err, h.stop(), h.start("config.toml"))
 	})
-	calls += n
+
+	do("bad", players, nil)
+	do("large", players, nil)
+	do("wrong", players, nil)
+	if err == nil {
+		err = h.turnedAway(len(players))
+	}
+
+	// A browser's page is left; and what it sends by HTTPS, compressed.
+	do("leave", inBrowser, nil)
+	if inBrowser != nil {
+		again("tls.toml")
+		do("secure "+strings.Replace(h.url, "http:", "https:", 1), inBrowser, nil)
+	}
 	if err != nil {
 		return err
 	}
-
-	return verdict(h, players, calls)
+	return verdict(h, players, stored)
 }
 
-// tell has all players tell a story at the same time, while meanwhile is done, and returns how many calls they made.
-func tell(story string, players []player, meanwhile func() error) (calls int, err error) {
+// turnedAway checks that each SDK met each refusal, and that none looped.
+func (h *house) turnedAway(players int) error {
+	var errs []error
+	for reason, most := range map[string]int{"invalid_events": players, "too_large": 20 * players, "invalid_api_key": players} {
+		if n, err := h.refused(reason); err != nil || n < players || n > most {
+			errs = append(errs, fmt.Errorf("%d requests were refused as %s (%v), want %d to %d", n, reason, err, players, most))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tell has all players tell a story at the same time, while meanwhile is done, and returns how many events of theirs are stored.
+func tell(story string, players []player, meanwhile func() error) (stored int, err error) {
+	name, _, _ := strings.Cut(story, " ")
 	type end struct {
 		who player
 		answer
@@ -174,24 +216,28 @@ func tell(story string, players []player, meanwhile func() error) (calls int, er
 	for range players {
 		select {
 		case e := <-ends:
-			fmt.Printf("%-8s %-22s %3d calls, answered %v\n", story, e.who.name, e.Calls, e.Codes)
-			calls += e.Calls
-			if e.err == nil && !e.allGood() {
-				e.err = errors.New("not every call was acknowledged")
+			fmt.Printf("%-8s %-24s %3d calls, answered %v\n", name, e.who.name, e.Calls, e.Codes)
+			stored += e.stored()
+			want := outcome[name]
+			if want == nil {
+				want = map[string]int{"200": e.Calls}
+			}
+			if e.err == nil && (e.Calls == 0 || !maps.Equal(e.Codes, want)) {
+				e.err = fmt.Errorf("answered %v, want %v", e.Codes, want)
 			}
 			if e.err != nil {
-				errs = append(errs, fmt.Errorf("%s, %s: %w", e.who.name, story, e.err))
+				errs = append(errs, fmt.Errorf("%s, %s: %w", e.who.name, name, e.err))
 			}
 		case <-timeout:
-			return calls, errors.Join(append(errs, fmt.Errorf("%s: an SDK was not done after 90 s", story))...)
+			return stored, errors.Join(append(errs, fmt.Errorf("%s: an SDK was not done after 90 s", name))...)
 		}
 	}
-	return calls, errors.Join(errs...)
+	return stored, errors.Join(errs...)
 }
 
-// startNode starts drive.js; play writes a story to it and reads the answer.
-func startNode(node, url, folder string) (play func(string) (answer, error), stop func(), err error) {
-	process := exec.Command("node", filepath.Join(node, "drive.js"), url, apiKey, "node")
+// startDriver starts a drive.js for the events of a prefix; play writes a story to it and reads the answer.
+func startDriver(folder, url, prefix string, more ...string) (play func(string) (answer, error), stop func(), err error) {
+	process := exec.Command("node", append([]string{filepath.Join(folder, "drive.js"), url, apiKey, prefix}, more...)...)
 	process.Stderr = os.Stderr
 	process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := process.StdinPipe()
@@ -212,7 +258,7 @@ func startNode(node, url, folder string) (play func(string) (answer, error), sto
 		}
 		line, err := lines.ReadBytes('\n')
 		if err != nil {
-			return a, fmt.Errorf("drive.js: %w", err)
+			return a, fmt.Errorf("drive.js of %s: %w", prefix, err)
 		}
 		return a, json.Unmarshal(line, &a)
 	}
@@ -243,7 +289,7 @@ type (
 )
 
 // expected are the people that the stories of one prefix make.
-func expected(prefix string) []person {
+func expected(prefix string, last int) []person {
 	ada := person{ID: prefix + "-ada", Attributes: map[string]any{
 		"id": prefix + "-ada", "email": prefix + "-ada@example.com", "plan": "team", "first_seen": "2026-01-01",
 		"campaign": "spring", // set while anonymous, taken over at login
@@ -255,14 +301,14 @@ func expected(prefix string) []person {
 		{"revenue_amount", map[string]any{"$productId": "sku-1", "$price": 4.99, "$quantity": 3.0}},
 	}}
 	bob := person{ID: prefix + "-bob", Attributes: map[string]any{"id": prefix + "-bob"}}
-	for n := 1; n <= 90; n++ {
+	for n := 1; n <= last; n++ {
 		bob.Events = append(bob.Events, event{"Step", map[string]any{"n": float64(n)}})
 	}
 	return []person{ada, bob}
 }
 
 // verdict waits until all is delivered and compares.
-func verdict(h *house, players []player, calls int) error {
+func verdict(h *house, players []player, stored int) error {
 	var s stats
 	err := waitFor("the queue to drain", func() (err error) {
 		if s, err = h.stats(); err == nil && s.Syncs[0].Books.Pending > 0 {
@@ -283,9 +329,9 @@ func verdict(h *house, players []player, calls int) error {
 	// Of each prefix's calls four are not for Customer.io: the two while anonymous, Not Selected and the group's.
 	filtered := 4 * len(players)
 	books, totals := s.Syncs[0].Books, s.Syncs[0].Totals
-	differ("taken", books.Taken, calls)
+	differ("taken", books.Taken, stored)
 	differ("delivered, filtered, dead, lost", [...]int{totals.Delivered, totals.Filtered, totals.Dead, totals.Lost},
-		[...]int{calls - filtered, filtered, 0, 0})
+		[...]int{stored - filtered, filtered, 0, 0})
 	differ("books balanced", books.Balanced, true)
 
 	var all struct{ People []person }
@@ -295,7 +341,7 @@ func verdict(h *house, players []player, calls int) error {
 	differ("people", len(all.People), 2*len(players))
 	events := 0
 	for _, p := range players {
-		for _, want := range expected(p.prefix) {
+		for _, want := range expected(p.prefix, p.last) {
 			events += len(want.Events)
 			var got person
 			if err := getJSON("http://"+h.sandbox+"/_sandbox/people/"+want.ID, &got); err != nil {
@@ -323,6 +369,6 @@ func verdict(h *house, players []player, calls int) error {
 	if len(wrong) > 0 {
 		return fmt.Errorf("WRONG\n%s", strings.Join(wrong, "\n"))
 	}
-	fmt.Printf("right: %d calls, %d events and %d people in Customer.io, in order, none lost, none doubled\n", calls, events, len(all.People))
+	fmt.Printf("right: %d stored, %d events and %d people in Customer.io, in order, none lost, none doubled\n", stored, events, len(all.People))
 	return nil
 }

@@ -2,15 +2,21 @@ package main
 
 import (
 	"fmt"
+	"maps"
+	"strings"
 	"sync"
 
 	"github.com/amplitude/analytics-go/amplitude"
 )
 
-// goSDK plays the stories with github.com/amplitude/analytics-go; ../node/drive.js plays the same ones. A story is
+// goSDK plays the stories with github.com/amplitude/analytics-go; ../stories.js has the same ones. A story is
 // over when the SDK has settled every call of it: delivered or given up.
+//
+// What this SDK itself drops: events of a connection that is refused or cut, at once and for good. So a daemon that
+// restarts needs somebody who holds the socket: systemd, or a proxy that waits.
 type goSDK struct {
 	client  amplitude.Client
+	wrong   amplitude.Client // the same with a key that nobody knows
 	prefix  string
 	mu      sync.Mutex
 	settled *sync.WaitGroup
@@ -19,18 +25,23 @@ type goSDK struct {
 
 func newGoSDK(serverURL, apiKey, prefix string) *goSDK {
 	sdk := &goSDK{prefix: prefix}
+	sdk.client = amplitude.NewClient(sdk.config(serverURL, apiKey))
+	sdk.wrong = amplitude.NewClient(sdk.config(serverURL, strings.Repeat("f", 32)))
+	return sdk
+}
+
+func (s *goSDK) config(serverURL, apiKey string) amplitude.Config {
 	config := amplitude.NewConfig(apiKey)
 	config.ServerURL = serverURL
 	config.FlushInterval = flushInterval
 	config.Logger = quiet{}
 	config.ExecuteCallback = func(result amplitude.ExecuteResult) {
-		sdk.mu.Lock()
-		defer sdk.mu.Unlock()
-		sdk.codes[fmt.Sprint(result.Code)]++
-		sdk.settled.Done()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.codes[fmt.Sprint(result.Code)]++
+		s.settled.Done()
 	}
-	sdk.client = amplitude.NewClient(config)
-	return sdk
+	return config
 }
 
 // play returns how many calls the story made and how they ended.
@@ -44,12 +55,24 @@ func (s *goSDK) play(story string) (answer, error) {
 	switch story {
 	case "login":
 		s.login(expect)
-		s.steps(expect, 1, 30)
+		s.steps(expect, 1, 30, nil)
 		s.client.Flush()
 	case "restart":
-		s.steps(expect, 31, 60)
+		s.steps(expect, 31, 60, nil)
 	case "full":
-		s.steps(expect, 61, 90)
+		s.steps(expect, 61, 90, nil)
+	case "bad":
+		s.steps(expect, 91, 140, nil)
+		expect()
+		s.client.Track(amplitude.Event{EventType: "Bad", EventOptions: amplitude.EventOptions{UserID: s.prefix + "-bob", DeviceID: s.prefix + "-device-2", Time: -1}})
+		s.steps(expect, 141, 189, nil)
+	case "large":
+		s.steps(expect, 190, 249, map[string]any{"padding": strings.Repeat("x", 20_000)})
+	case "wrong":
+		for range 3 {
+			expect()
+			s.wrong.Track(amplitude.Event{EventType: "Step", EventOptions: amplitude.EventOptions{UserID: s.prefix + "-bob"}})
+		}
 	default:
 		return answer{}, fmt.Errorf("no story %q", story)
 	}
@@ -95,13 +118,15 @@ func (s *goSDK) login(expect func()) {
 	s.client.GroupIdentify("org", "Acme", *new(amplitude.Identify).Set("seats", 5), amplitude.EventOptions{})
 }
 
-func (s *goSDK) steps(expect func(), from, to int) {
+func (s *goSDK) steps(expect func(), from, to int, more map[string]any) {
 	for n := from; n <= to; n++ {
 		expect()
+		properties := map[string]any{"n": n}
+		maps.Copy(properties, more)
 		s.client.Track(amplitude.Event{
 			EventType:       "Step",
 			EventOptions:    amplitude.EventOptions{UserID: s.prefix + "-bob", DeviceID: s.prefix + "-device-2"},
-			EventProperties: map[string]any{"n": n},
+			EventProperties: properties,
 		})
 	}
 }

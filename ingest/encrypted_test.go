@@ -1,0 +1,177 @@
+package ingest
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// selfSigned is a certificate for 127.0.0.1.
+func selfSigned(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// serveEncrypted is serve with TLS; the client trusts it, and speaks HTTP/2 if told to.
+func serveEncrypted(t *testing.T, h *Handler, http2 bool, change ...func(*http.Server)) (server *Server, address string, client *http.Client) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair := selfSigned(t)
+	server = NewServer(h, slog.New(slog.DiscardHandler))
+	for _, f := range change {
+		f(&server.http)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(h.Encrypted(listener, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2", "http/1.1"}}))
+	}()
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: http2}
+	t.Cleanup(func() {
+		transport.CloseIdleConnections()
+		_ = server.Close()
+		<-done
+	})
+	return server, listener.Addr().String(), &http.Client{Transport: transport, Timeout: 20 * time.Second}
+}
+
+func TestEncrypted(t *testing.T) {
+	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2.0": true} {
+		t.Run(name, func(t *testing.T) {
+			store := &memory{}
+			h := New(options(), store)
+			server, address, client := serveEncrypted(t, h, http2)
+			ask := func() {
+				t.Helper()
+				answer, err := client.Post("https://"+address+"/2/httpapi", "application/json", strings.NewReader(batch(good)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer answer.Body.Close()
+				if body, err := io.ReadAll(answer.Body); err != nil || answer.StatusCode != 200 || answer.Proto != name {
+					t.Errorf("%s %d %s %v", answer.Proto, answer.StatusCode, body, err)
+				}
+			}
+			ask()
+			// One that comes on an idle connection just after a stop has begun is answered as well.
+			stopped := make(chan error)
+			go func() { stopped <- server.Shutdown(context.Background()) }()
+			for !server.stopping.Load() {
+				time.Sleep(time.Millisecond)
+			}
+			ask()
+			if err := <-stopped; err != nil || len(store.events()) != 2 {
+				t.Errorf("stopped with %v, %d events stored", err, len(store.events()))
+			}
+		})
+	}
+}
+
+// The limits of time hold behind TLS.
+func TestSlowSendersBehindTLS(t *testing.T) {
+	soon := func(s *http.Server) {
+		s.ReadHeaderTimeout, s.ReadTimeout, s.WriteTimeout = 100*time.Millisecond, 200*time.Millisecond, 10*time.Second
+	}
+	gone := func(t *testing.T, c net.Conn) {
+		t.Helper()
+		if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, c); errors.Is(err, context.DeadlineExceeded) || err != nil && strings.Contains(err.Error(), "i/o timeout") {
+			t.Error("the connection is still open")
+		}
+	}
+	t.Run("no handshake", func(t *testing.T) {
+		_, address, _ := serveEncrypted(t, New(options(), &memory{}), false, soon)
+		gone(t, dial(t, address).Conn)
+	})
+	t.Run("half a header", func(t *testing.T) {
+		_, address, _ := serveEncrypted(t, New(options(), &memory{}), false, soon)
+		c := tls.Client(dial(t, address).Conn, &tls.Config{InsecureSkipVerify: true})
+		if _, err := io.WriteString(c, "POST /2/httpapi HTTP/1.1\r\nHost: x\r\nX-Slow: "); err != nil {
+			t.Fatal(err)
+		}
+		gone(t, c)
+	})
+	for name, http2 := range map[string]bool{"half a body": false, "half a body of HTTP/2": true} {
+		t.Run(name, func(t *testing.T) {
+			h := New(options(), &memory{})
+			_, address, client := serveEncrypted(t, h, http2, soon)
+			body, writer := io.Pipe()
+			defer writer.Close()
+			go writer.Write([]byte(batch(good)[:50]))
+			answer, err := client.Post("https://"+address+"/2/httpapi", "application/json", body)
+			if err == nil {
+				defer answer.Body.Close()
+				if answer.StatusCode != 408 {
+					t.Errorf("answered %d", answer.StatusCode)
+				}
+			}
+			if refused := h.Door().Refused; len(refused) != 1 || refused[0].Reason != "slow_body" || refused[0].Address != "127.0.0.1" {
+				t.Errorf("answered %v; the door counts %+v", err, refused)
+			}
+		})
+	}
+}
+
+// An SDK whose server URL was left at http:// hears what is wrong, keeps its events, and
+// does not loop.
+func TestPlainHTTPWhereTLSIsSpoken(t *testing.T) {
+	for name, body := range map[string]string{"small": batch(good), "still sending": batch(good) + strings.Repeat(" ", 900_000)} {
+		t.Run(name, func(t *testing.T) {
+			h := New(options(), &memory{})
+			_, address, client := serveEncrypted(t, h, false)
+			answer, err := client.Post("http://"+address+"/2/httpapi", "application/json", strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer answer.Body.Close()
+			text, err := io.ReadAll(answer.Body)
+			var said struct {
+				Code  int
+				Error string
+			}
+			if err != nil || answer.StatusCode != 503 || json.Unmarshal(text, &said) != nil || said.Code != 503 || !strings.Contains(said.Error, "https://") {
+				t.Errorf("%d %s %v", answer.StatusCode, text, err)
+			}
+			if refused := h.Door().Refused; len(refused) != 1 || refused[0].Reason != "plain_http" || refused[0].Address != "127.0.0.1" {
+				t.Errorf("the door counts %+v", refused)
+			}
+		})
+	}
+	t.Run("nonsense", func(t *testing.T) {
+		_, address, _ := serveEncrypted(t, New(options(), &memory{}), false)
+		c := dial(t, address)
+		c.send(t, "nonsense without end")
+		c.Conn.(*net.TCPConn).CloseWrite()
+		if got, err := io.ReadAll(c); err != nil || bytes.Contains(got, []byte("503")) {
+			t.Errorf("%q %v", got, err)
+		}
+	})
+}

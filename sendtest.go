@@ -1,0 +1,536 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"ampcio/admin"
+	"ampcio/config"
+	"ampcio/delivery"
+	"ampcio/mapping"
+	"ampcio/queue"
+)
+
+// The daemon's part of send-test: it says how a test event would be judged and where it
+// is to be sent, and tells what becomes of it in each sync. Sending it is left to the
+// command, which comes in by the front door like any SDK.
+
+func init() { verbs["send-test"] = sendTestVerb }
+
+// testOrder is what send-test is asked.
+type testOrder struct {
+	Project        string          `json:"project,omitempty"` // may be left out when there is only one
+	Sync           string          `json:"sync,omitempty"`    // only this one is looked at
+	Event          string          `json:"event,omitempty"`
+	User           string          `json:"user"`
+	Properties     json.RawMessage `json:"properties,omitempty"`
+	UserProperties json.RawMessage `json:"user_properties,omitempty"`
+	InsertID       string          `json:"insert_id"`
+	DryRun         bool            `json:"dry_run,omitempty"`
+}
+
+// testTold is one line of the answer: the plan first, then steps.
+type testTold struct {
+	Plan *testPlan `json:"plan,omitempty"`
+	Step *testStep `json:"step,omitempty"`
+}
+
+// testPlan is the event and what is expected of it.
+type testPlan struct {
+	Config         string             `json:"config"` // the file that the daemon reads
+	Project        string             `json:"project"`
+	Listeners      []testListener     `json:"listeners"`
+	Systemd        bool               `json:"systemd"` // the listeners are passed by systemd
+	Certificate    *admin.Certificate `json:"certificate"`
+	TrustedProxies []string           `json:"trusted_proxies"`
+	Full           string             `json:"full"`  // why the event would be refused; "" = it would not
+	Relay          string             `json:"relay"` // the event goes to Amplitude as well: us | eu; "" = it does not
+	Event          string             `json:"event"`
+	User           string             `json:"user"`
+	InsertID       string             `json:"insert_id"`
+	EventID        string             `json:"event_id"` // by which Customer.io knows it
+	Body           json.RawMessage    `json:"body"`     // of the request
+	Syncs          []testSync         `json:"syncs"`
+}
+
+// testListener is where the event may be sent.
+type testListener struct {
+	Network string `json:"network"` // tcp | unix
+	Address string `json:"address"`
+	URL     string `json:"url"`
+}
+
+// testSync is what one sync is doing, and would do with the event.
+type testSync struct {
+	Sync     string    `json:"sync"`
+	Endpoint string    `json:"endpoint"`
+	State    testState `json:"state"`
+
+	Event      string   `json:"event"`      // sent, or why not
+	User       string   `json:"user"`       // sent (if anything is new), or why not
+	Rule       string   `json:"rule"`       // that decides about the event, with file and line; "" = none
+	Identifier string   `json:"identifier"` // kind:value; "" = there is none
+	Why        []string `json:"why"`        // of an event that is not sent: sentences, with what to change
+}
+
+// testState is whether a sync delivers.
+type testState struct {
+	Status string   `json:"status"` // as in queue-stats; dry_run = it is one
+	Reason string   `json:"reason,omitempty"`
+	Detail string   `json:"detail,omitempty"`
+	Advice string   `json:"advice,omitempty"`
+	Hints  []string `json:"hints,omitempty"` // of a key that is refused: what it may be instead
+}
+
+// testStep is something that has become of the event in a sync.
+type testStep struct {
+	Sync   string          `json:"sync"`
+	At     time.Time       `json:"at"`
+	What   string          `json:"what"` // as queue's steps; state = the sync is so now
+	Seq    uint64          `json:"sequence,omitempty"`
+	Reason string          `json:"reason,omitempty"`
+	WaitMS int64           `json:"wait_ms,omitempty"`
+	Ending string          `json:"ending,omitempty"` // of what has ended
+	Event  string          `json:"event,omitempty"`  // delivered, filtered/REASON or dead/REASON
+	User   string          `json:"user,omitempty"`   // likewise
+	Answer json.RawMessage `json:"answer,omitempty"` // of a dead letter: what Customer.io said
+	State  *testState      `json:"state,omitempty"`
+}
+
+const dryRunStatus = "dry_run"
+
+// hopeless says that somebody has to do something before the sync delivers.
+func (s testState) hopeless() bool {
+	switch s.Status {
+	case admin.StatusPaused, admin.StatusBlocked, admin.StatusDisabled, admin.StatusOrphaned, dryRunStatus:
+		return true
+	}
+	return false
+}
+
+func sendTestVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer) error {
+	var order testOrder
+	if err := readInput(in, &order); err != nil {
+		return err
+	}
+	d, running := h.(*daemon)
+	if !running {
+		return exit(exitUnavailable, errors.New("ampcio does not run"))
+	}
+	plan, err := d.planTest(&order)
+	if err != nil || order.DryRun {
+		if err == nil {
+			err = tell(out, testTold{Plan: plan})
+		}
+		return err
+	}
+	steps := make(chan testStep, 64)
+	open := map[string]testState{}
+	for _, y := range plan.Syncs {
+		c := d.consumer(y.Sync)
+		if c == nil {
+			continue // it has just been renamed
+		}
+		open[y.Sync] = y.State
+		stop := c.Follow(mapping.EventID(plan.Project, "user", order.User, order.InsertID), func(s queue.Step) {
+			select {
+			case steps <- stepOf(y.Sync, s):
+			default: // nobody listens any more
+			}
+		})
+		defer stop()
+	}
+	if err := tell(out, testTold{Plan: plan}); err != nil {
+		return err
+	}
+	look := time.NewTicker(200 * time.Millisecond)
+	defer look.Stop()
+	for len(open) > 0 {
+		select {
+		case <-ctx.Done():
+			return nil
+		case s := <-steps:
+			if s.What == queue.StepEnded {
+				delete(open, s.Sync)
+			}
+			if tell(out, testTold{Step: &s}) != nil {
+				return nil // whoever asked has heard enough
+			}
+		case <-look.C:
+			for name, before := range open {
+				now, err := d.testState(name)
+				if err != nil {
+					return err
+				}
+				if now.Status == before.Status && now.Reason == before.Reason {
+					continue
+				}
+				open[name] = now
+				if tell(out, testTold{Step: &testStep{Sync: name, At: time.Now(), What: "state", State: &now}}) != nil {
+					return nil
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func stepOf(sync string, s queue.Step) testStep {
+	t := testStep{Sync: sync, At: time.Now(), What: s.Kind, Seq: s.Seq, Reason: s.Reason, WaitMS: s.Wait.Milliseconds()}
+	if s.Kind != queue.StepEnded {
+		return t
+	}
+	t.Ending, t.Reason, t.Answer = s.Outcome.Ending.String(), s.Outcome.Reason, s.Outcome.Results
+	for _, tally := range s.Outcome.Tallies {
+		kind, verdict, _ := strings.Cut(tally.Key, "/")
+		switch kind {
+		case "event":
+			t.Event = verdict
+		case "user":
+			t.User = verdict
+			if verdict != "delivered" && !strings.HasPrefix(verdict, "dead/") {
+				t.User = "filtered/" + verdict // the tally has the reason alone
+			}
+		}
+	}
+	return t
+}
+
+// planTest works out the event and what is expected of it. It fills in what the order
+// leaves open.
+func (d *daemon) planTest(order *testOrder) (*testPlan, error) {
+	cfg := d.config()
+	project, err := testProject(cfg, order)
+	if err != nil {
+		return nil, err
+	}
+	p := &testPlan{Config: d.configFile, Project: project, Systemd: d.passed, User: order.User, InsertID: order.InsertID,
+		Certificate: d.certificate.show(time.Now()), TrustedProxies: []string{}, Full: d.records.Stats().Full, Listeners: d.testListeners()}
+	for _, proxy := range cfg.Server.TrustedProxies {
+		p.TrustedProxies = append(p.TrustedProxies, proxy.String())
+	}
+	if relay := cfg.Project[project].Relay; relay != "" && relay != "off" {
+		p.Relay = relay
+	}
+	var names []string
+	for _, name := range cfg.Sync.Names() {
+		if cfg.Sync[name].Project == project && (order.Sync == "" || order.Sync == name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil, exit(exitData, fmt.Errorf("project %s has no sync: there is nothing that would send the event to Customer.io", project))
+	}
+	model := cfg.Sync[names[0]] // whose rules give the event's name, and what its user needs
+	for _, name := range names {
+		if y := cfg.Sync[name]; y.Enabled {
+			model = y
+			break
+		}
+	}
+	if p.Event = order.Event; p.Event == "" {
+		p.Event = testEventName(model)
+	}
+	event, err := testEvent(order, p.Event, model)
+	if err != nil {
+		return nil, err
+	}
+	p.Body, err = json.Marshal(map[string]any{
+		"api_key": cfg.Project[project].AmplitudeAPIKeys[0], "events": []json.RawMessage{event}, "options": map[string]any{"min_id_length": 1},
+	})
+	if err != nil {
+		return nil, err
+	}
+	record, err := d.testRecord(project, event)
+	if err != nil {
+		return nil, err
+	}
+	record.ID = mapping.EventID(project, "user", order.User, order.InsertID)
+	p.EventID = mapping.ULID(record.ID)
+	for _, name := range names {
+		y, err := d.expect(name, record)
+		if err != nil {
+			return nil, err
+		}
+		p.Syncs = append(p.Syncs, y)
+	}
+	return p, nil
+}
+
+func testProject(cfg *config.Config, order *testOrder) (string, error) {
+	names := cfg.Project.Names()
+	if y, known := cfg.Sync[order.Sync]; order.Sync != "" {
+		switch {
+		case !known:
+			return "", noSuchSync(order.Sync, cfg.Sync.Names())
+		case order.Project != "" && order.Project != y.Project:
+			return "", exit(exitUsage, fmt.Errorf("sync %s takes the events of project %s, not of %s", order.Sync, y.Project, order.Project))
+		}
+		return y.Project, nil
+	}
+	switch {
+	case slices.Contains(names, order.Project):
+		return order.Project, nil
+	case order.Project != "":
+		return "", exit(exitUsage, fmt.Errorf("there is no project %q. There are: %s", order.Project, strings.Join(names, ", ")))
+	case len(names) > 1:
+		return "", exit(exitUsage, fmt.Errorf("there is more than one project: add --project, one of %s", strings.Join(names, ", ")))
+	}
+	return names[0], nil
+}
+
+// testListeners are where the public listener can be reached from this machine.
+func (d *daemon) testListeners() (all []testListener) {
+	scheme := "http://"
+	if d.certificate != nil {
+		scheme = "https://"
+	}
+	for _, a := range d.addresses {
+		l := testListener{Network: a.Network(), Address: a.String()}
+		if tcp, is := a.(*net.TCPAddr); is && (tcp.IP == nil || tcp.IP.IsUnspecified()) {
+			l.Address = net.JoinHostPort("localhost", fmt.Sprint(tcp.Port))
+		}
+		host := l.Address
+		if l.Network == "unix" {
+			host = "localhost"
+		}
+		l.URL = scheme + host + "/2/httpapi"
+		all = append(all, l)
+	}
+	return all
+}
+
+// testEventName is a name that the rules of a sync send: that of the first rule, if it
+// can be, of one without conditions.
+func testEventName(y config.Sync) string {
+	found := ""
+	for _, r := range y.Select {
+		if r.Action == "drop" || found != "" && len(r.Where) > 0 {
+			continue
+		}
+		for _, name := range r.Event {
+			if !strings.Contains(name, "*") {
+				return name
+			}
+			found = cmp.Or(found, strings.TrimSpace(strings.ReplaceAll(name, "*", "ampcio send-test")))
+		}
+		if len(r.Where) == 0 && found != "" {
+			break
+		}
+	}
+	return cmp.Or(found, "ampcio send-test")
+}
+
+// testEvent is the event as an SDK would send it. Where the sync knows people by a user
+// property, it gets one.
+func testEvent(order *testOrder, name string, y config.Sync) (json.RawMessage, error) {
+	properties := map[string]json.RawMessage{"ampcio_send_test": json.RawMessage("true")}
+	user := map[string]json.RawMessage{}
+	if property, is := strings.CutPrefix(y.Identifier, "user."); is {
+		identifier := order.User
+		if y.IdentifierKind == "email" || strings.Contains(strings.ToLower(property), "mail") {
+			identifier += "@example.com"
+		}
+		user[property], _ = json.Marshal(identifier) // a string always can be
+	}
+	for _, given := range []struct {
+		flag string
+		text json.RawMessage
+		into map[string]json.RawMessage
+	}{{"--properties", order.Properties, properties}, {"--user-properties", order.UserProperties, user}} {
+		if len(given.text) > 0 {
+			if err := json.Unmarshal(given.text, &given.into); err != nil {
+				return nil, exit(exitUsage, fmt.Errorf(`%s must be a JSON object, such as '{"total": 20}'`, given.flag))
+			}
+		}
+	}
+	event := map[string]any{"event_type": name, "user_id": order.User, "insert_id": order.InsertID, "time": time.Now().UnixMilli(),
+		"platform": "ampcio send-test", "library": "ampcio/" + version().version, "event_properties": properties}
+	if len(user) > 0 {
+		event["user_properties"] = user
+	}
+	return json.Marshal(event)
+}
+
+// testRecord is the event as it would be stored now.
+func (d *daemon) testRecord(project string, raw []byte) (*mapping.Record, error) {
+	e, problems := mapping.ParseEvent(raw)
+	if len(problems) > 0 {
+		return nil, exit(exitUsage, fmt.Errorf("that is no event: %s %s", problems[0].Field, problems[0].Detail))
+	}
+	known, err := d.users.User(project, e.UserID)
+	if err != nil {
+		return nil, exit(exitIO, err)
+	}
+	before := known.Properties
+	if len(before) == 0 {
+		before = []byte("{}")
+	}
+	properties, err := mapping.ApplyOperations(before, e.UserProperties)
+	if err != nil {
+		return nil, exit(exitUsage, fmt.Errorf("--user-properties cannot be applied: %w", err))
+	}
+	return &mapping.Record{Project: project, Received: e.Time, UserID: e.UserID, Time: e.Time, Properties: properties, Raw: e.Raw}, nil
+}
+
+// expect says what a sync would do with the record.
+func (d *daemon) expect(name string, r *mapping.Record) (testSync, error) {
+	y, rules := d.config().Sync[name], d.rulesOf(name)
+	t := testSync{Sync: name, Endpoint: cmp.Or(y.Endpoint, delivery.BaseURL(y.Region)), Why: []string{}}
+	var err error
+	if t.State, err = d.testState(name); err != nil {
+		return t, err
+	}
+	id, reason := rules.Identifier(r)
+	decision := rules.NoIdentifier(r, reason)
+	if reason == "" {
+		t.Identifier = id.Key()
+		if decision, err = rules.Map(r, id, nil); err != nil {
+			return t, exit(exitIO, err)
+		}
+	} else {
+		t.Why = append(t.Why, fmt.Sprintf("%s: the user has no identifier in %s, which is %s: give one with --user-properties, or --user (%s)",
+			reason, strings.TrimSuffix("sync."+name+".identifier", " "), y.Identifier, d.config().Locate("sync."+name+".identifier")))
+	}
+	t.Event, t.User = cmp.Or(decision.EventReason, verdictSent), cmp.Or(decision.UserReason, verdictSent)
+	d.explainRule(&t, y, r, id)
+	return t, nil
+}
+
+// explainRule names the rule that decides about the event, and says why it is not sent.
+func (d *daemon) explainRule(t *testSync, y config.Sync, r *mapping.Record, id mapping.Identifier) {
+	path := "sync." + y.Name
+	at := func(i int) string {
+		p := fmt.Sprintf("%s.select[%d]", path, i)
+		return strings.TrimSuffix(d.config().Locate(p), " ") + " " + p
+	}
+	if t.Event == "events_off" {
+		t.Why = append(t.Why, fmt.Sprintf("%s.events.send = false: this sync sends user updates only", path))
+		return
+	}
+	// One rule at a time, as if it were the only one and said send.
+	matches := func(rule config.Select) bool {
+		alone := y
+		rule.Action = "send"
+		alone.Select = []config.Select{rule}
+		rules, err := mapping.Compile(ruleSpec(alone))
+		if err != nil {
+			return false
+		}
+		decision, err := rules.Map(r, id, nil)
+		return err == nil && decision.EventReason == ""
+	}
+	for i, rule := range y.Select {
+		if !matches(rule) {
+			continue
+		}
+		if t.Rule = at(i); rule.Action == "drop" {
+			t.Why = append(t.Why, fmt.Sprintf("%s matches, and says action = \"drop\": change it, or put a rule that sends the event before it", t.Rule))
+		}
+		return
+	}
+	named := false
+	for i, rule := range y.Select {
+		unconditional := rule
+		unconditional.Where = nil
+		if rule.Action == "drop" || !matches(unconditional) {
+			continue
+		}
+		named = true
+		for _, w := range rule.Where {
+			one := unconditional
+			one.Where = []config.Where{w}
+			if !matches(one) {
+				t.Why = append(t.Why, fmt.Sprintf("%s names the event, and its where does not hold: %s %s %v. Give the event that, with --properties or --user-properties, or change the rule",
+					at(i), w.Path, w.Op, valueWords(w.Value)))
+			}
+		}
+	}
+	if !named {
+		t.Why = append(t.Why, fmt.Sprintf("no select rule of %s names the event: add [[%s.select]] with event = [%q], or choose another with --event", y.Name, path, clipText(recordEvent(r), 80)))
+	}
+}
+
+func valueWords(v any) string {
+	if v == nil {
+		return ""
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(b)
+}
+
+func recordEvent(r *mapping.Record) string {
+	e, _ := mapping.ParseEvent(r.Raw) // it has been parsed before
+	return e.Type
+}
+
+// testState is how a sync is, and what to do about it.
+func (d *daemon) testState(name string) (testState, error) {
+	c := d.consumer(name)
+	if c == nil {
+		return testState{Status: admin.StatusStopped, Detail: "it has just been closed or renamed"}, nil
+	}
+	stats, err := c.Stats()
+	if err != nil {
+		return testState{}, exit(exitIO, err)
+	}
+	cfg, now := d.config(), time.Now()
+	snap := newSnapshot(cfg, "daemon", now)
+	y := syncOf(stats, cfg, now)
+	y.Status = idle(cfg, name)
+	if running := d.delivery(name); running != nil {
+		applyStatus(&y, running.Status(), now)
+	}
+	y.Kept.Count = 0 // what was refused before is another matter
+	snap.Syncs = []admin.Sync{y}
+	snap.Disk = disk(cfg, d.records.Stats())
+	snap.Advise()
+	y = snap.Syncs[0]
+	s := testState{Status: y.Status, Reason: y.Reason, Detail: y.Detail, Advice: y.Advice}
+	set := cfg.Sync[name]
+	if set.DryRun && !s.hopeless() {
+		return testState{Status: dryRunStatus, Detail: "dry_run = true: it does everything but send",
+			Advice: fmt.Sprintf("to send: set sync.%s.dry_run = false, then: ampcio reload", name)}, nil
+	}
+	if s.Status == admin.StatusBlocked && (s.Reason == "http_401" || s.Reason == "http_403") {
+		s.Hints = keyHints(set)
+	}
+	return s, nil
+}
+
+// keyHints are what people take for a Track API key.
+func keyHints(y config.Sync) []string {
+	key := y.APIKey.Reveal()
+	var hints []string
+	if key == y.SiteID {
+		hints = append(hints, "site_id and the API key are the same: one of them is missing")
+	} else if n := len(key); n != trackKeyDigits {
+		hints = append(hints, fmt.Sprintf("the API key (from %s) has %d characters; the Track API keys that we know have %d", y.APIKeyFrom, n, trackKeyDigits))
+	}
+	other := "eu"
+	if y.Region == "eu" {
+		other = "us"
+	}
+	return append(hints,
+		"right: the pair of Site ID and API key under Account Settings > API Credentials > Track API Keys, both of one line there",
+		"alike, and wrong: an App API key (same page, another tab; it is sent as a bearer token)",
+		"alike, and wrong: the API key (write key) of a source under Data & Integrations, which is the Pipelines (CDP) API's",
+		"alike, and wrong: the signing key of a reporting webhook, or Amplitude's own API or secret key",
+		"Site ID and API key swapped, or of two different workspaces",
+		fmt.Sprintf("the account may be in region %q: Customer.io shows it under Account Settings; a right key is refused in the wrong region. Now it says region = %q", other, y.Region),
+	)
+}
+
+// trackKeyDigits is how long a Track API key is, by observation.
+const trackKeyDigits = 20
