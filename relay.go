@@ -66,6 +66,23 @@ func relayOptions(p config.Project) delivery.Options {
 	}
 }
 
+// takenBySync says whether a sync of the project takes a record, or took it. That is what
+// relay_mark tells Amplitude's hosted destination to leave out, and it is exact however
+// late an event is relayed: a sync that begins or ends to take events, as one does that
+// leaves a dry run or is disabled, does so between two records.
+func (d *daemon) takenBySync(project string) func(seq uint64) bool {
+	return func(seq uint64) bool {
+		d.mu.RLock()
+		defer d.mu.RUnlock()
+		for name, s := range d.streams {
+			if _, trial := syncOfTrial(name); !trial && !isRelay(name) && s.consumer != nil && s.consumer.Takes(project, seq) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
 // checkRelays tells of each relay where it goes, and with --online asks Amplitude whether
 // it knows the keys.
 func checkRelays(c *cli.Context, cfg *config.Config) (errs []error) {

@@ -315,6 +315,9 @@ func (d *daemon) startDelivery(s *stream) {
 	o := s.settings.options
 	o.StopGrace, o.Now, o.Log, o.Beat = deliveryGrace, time.Now, d.log, d.pulse.part(beats)
 	o.Current, o.Before = d.propertiesNow, s.before
+	if project, isRelay := relayedProject(s.name); isRelay {
+		o.Marked = d.takenBySync(project)
+	}
 	sync, trial := syncOfTrial(s.name)
 	if trial {
 		s.book = d.openBook(s.name, o.Region)

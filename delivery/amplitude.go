@@ -64,7 +64,11 @@ func (a *amplitude) plan(q *queue.Record, repeat *again, _ func(string) ([]byte,
 		p.decision = mapping.Decision{EventType: r.EventType(), EventReason: reasonNotFromSDK}
 		return p, true, nil
 	}
-	event, err := r.Relay(a.s.o.Relay.Mark)
+	mark := a.s.o.Relay.Mark
+	if mark != "" && a.s.o.Marked != nil && !a.s.o.Marked(q.Seq) {
+		mark = ""
+	}
+	event, err := r.Relay(mark)
 	if err != nil {
 		p.unreadable = &refusal{Reason: "not_mappable", Message: clip(err.Error())}
 		return p, true, nil

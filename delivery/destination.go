@@ -34,7 +34,7 @@ type destination interface {
 type Relay struct {
 	Project string   // its name, for people
 	Keys    []string // the project's API keys; an event goes under the one that it came with, else the first
-	Mark    string   // event property that is added to relayed events, true; "" = none
+	Mark    string   // event property that is added to relayed events (Options.Marked), true; "" = none
 }
 
 // service is the name of where it goes to, for people.

@@ -61,6 +61,9 @@ type Options struct {
 	// letters that are tried again; nil when nothing is known of the user. Without it
 	// they are taken from the record. An error ends Run.
 	Current func(project, userID, deviceID string) ([]byte, error) `json:"-"`
+	// Marked says by its sequence whether a relayed record gets Relay.Mark; nil = all do. It
+	// must say the same each time it is asked.
+	Marked func(seq uint64) bool `json:"-"`
 	// Before is the generation of this sync that has ended: what it knew of the
 	// destination is gone on with, so that a reload neither asks wrong keys too often nor
 	// sends into an outage at full speed. nil = there was none in this process.

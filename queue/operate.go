@@ -54,6 +54,16 @@ func (c *Consumer) SetEnabled(on bool) error {
 	return c.Flush()
 }
 
+// Takes says whether the record of that sequence, which the log has and which is of that
+// project, is one that the consumer takes, or took.
+func (c *Consumer) Takes(project string, seq uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return project == c.o.Project && slices.ContainsFunc(c.state.spans, func(s span) bool {
+		return seq > s.from && (s.to == 0 || seq <= s.to)
+	})
+}
+
 // Flowing tells the consumer whether Customer.io takes deliveries now. Only then do lanes
 // that hold up others move to the side place; else the reader stops when the window is
 // full. A consumer that was never told does not.
