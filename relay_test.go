@@ -150,7 +150,7 @@ func TestRelay(t *testing.T) {
 	up(t, r)
 	edit(t, amplitude, `min_free = "16MiB"`, `min_free = "900000GiB"`) // it refuses with 503 now
 	reloaded(t, amplitude)
-	await(senders * rounds / 5)
+	accepted(t, r, numbered("user-late", 1, 10))
 	eventually(t, 10*time.Second, "the relay has met a 503", func() bool {
 		y := syncNamed(t, stats(t, r), "relay.app")
 		return y.LastAnswer == "http_503"
