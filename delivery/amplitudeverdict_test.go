@@ -94,7 +94,7 @@ func TestReadAmplitude(t *testing.T) {
 			}
 			var operations []*operation
 			for i := range test.n {
-				operations = append(operations, &operation{relayed: relayed{user: fmt.Sprintf("user-%d", i), device: fmt.Sprintf("device-%d", i)}})
+				operations = append(operations, &operation{relayed: &relayed{user: fmt.Sprintf("user-%d", i), device: fmt.Sprintf("device-%d", i)}})
 			}
 			got := (&amplitude{}).read(operations, a, now)
 			if !reflect.DeepEqual(got, test.want) {
@@ -124,7 +124,7 @@ func TestTogether(t *testing.T) {
 	for _, test := range tests {
 		var operations []*operation
 		for _, name := range strings.Fields(test.operations) {
-			operations = append(operations, &operation{of: lanes[name[0]], action: name, relayed: relayed{key: int(name[1] - '0')}})
+			operations = append(operations, &operation{of: lanes[name[0]], action: name, relayed: &relayed{key: int(name[1] - '0')}})
 		}
 		var got []string
 		for len(operations) > 0 {
