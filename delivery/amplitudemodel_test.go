@@ -1,6 +1,7 @@
 package delivery_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -55,6 +56,7 @@ func (m *amplitudeModel) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	body, _ := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	answer := func(events, status int, text string) {
 		m.statuses[status]++
 		m.requests = append(m.requests, modelRequest{time.Now(), r.URL.Path, events, len(body), status})

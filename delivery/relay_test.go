@@ -255,6 +255,37 @@ func TestThrottledByAmplitude(t *testing.T) {
 	})
 }
 
+// Where Amplitude throttles an event in the middle of a user's, those before it arrive, and
+// those behind it wait for it.
+func TestThrottledInTheMiddle(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		m := newAmplitudeModel()
+		m.instead = func(r *http.Request) (int, map[string]string, string) {
+			var request struct{ Events []json.RawMessage }
+			body, _ := io.ReadAll(r.Body)
+			if err := json.Unmarshal(body, &request); err != nil {
+				t.Error(err)
+			}
+			for i, e := range request.Events {
+				if time.Since(start) < 20*time.Second && bytes.Contains(e, []byte(`"user-1"`)) && bytes.Contains(e, []byte(`"n":3`)) {
+					return 429, nil, fmt.Sprintf(`{"code":429,"error":"Too many requests for some devices and users","throttled_events":[%d]}`, i)
+				}
+			}
+			return 0, nil, ""
+		}
+		h := relay(t, dir, m, nil)
+		h.take(byTurns(3, 5, "")...)
+		time.Sleep(10 * time.Second)
+		if all := numbers(t, m.all()); !slices.Equal(all["user-1"], upTo(2)) || len(all["user-0"]) != 5 || len(all["user-2"]) != 5 {
+			t.Errorf("while it waits: %v", all)
+		}
+		h.drained(time.Minute)
+		if n := numbers(t, m.all())["user-1"]; !slices.Equal(n, upTo(5)) {
+			t.Errorf("%v", n)
+		}
+	})
+}
+
 func TestTooLargeForAmplitude(t *testing.T) {
 	bubble(t, func(t *testing.T, dir string) {
 		m := newAmplitudeModel()
