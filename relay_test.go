@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -251,6 +252,13 @@ func TestRelayAlone(t *testing.T) {
 	contains(t, run0(t, flag("sync", "rewind", "relay.app", "--since", "1h", "--dry-run")...), "relay.app would take again 20 records", "sent")
 	run0(t, flag("sync", "rewind", "relay.app", "--since", "1h", "--yes")...)
 	balanced(t, drained(t, r))
+
+	backup := filepath.Join(r.dir, "backup.tar")
+	run0(t, flag("backup", backup)...)
+	elsewhere := filepath.Join(r.dir, "elsewhere.toml")
+	write(t, elsewhere, strings.ReplaceAll(strings.Replace(configOf(t, r), r.dir+"/storage", r.dir+"/restored", 1), "admin.sock", "elsewhere.sock"))
+	run0(t, "restore", backup, "--config", elsewhere)
+	contains(t, run0(t, "audit", "--config", elsewhere), "relay.app: balanced")
 
 	// A key that Amplitude does not know keeps everything.
 	edit(t, amplitude, `amplitude_api_keys = ["`, `amplitude_api_keys = ["another-`)
