@@ -70,7 +70,7 @@ func moment(s string, now time.Time) (time.Time, error) {
 func deadLetterID(s string) (sync string, seq uint64, ok bool) {
 	sync, number, _ := strings.Cut(s, "/")
 	seq, err := strconv.ParseUint(number, 10, 64)
-	return sync, seq, err == nil && seq > 0 && syncName.MatchString(sync)
+	return sync, seq, err == nil && seq > 0 && syncName.MatchString(strings.TrimPrefix(sync, relayPrefix))
 }
 
 // idsOnStdin reads ids, one a line; other columns are ignored, and so is the heading of

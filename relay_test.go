@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -150,7 +151,7 @@ func TestRelay(t *testing.T) {
 	up(t, r)
 	edit(t, amplitude, `min_free = "16MiB"`, `min_free = "900000GiB"`) // it refuses with 503 now
 	reloaded(t, amplitude)
-	await(senders * rounds / 5)
+	accepted(t, r, numbered("user-late", 1, 10))
 	eventually(t, 10*time.Second, "the relay has met a 503", func() bool {
 		y := syncNamed(t, stats(t, r), "relay.app")
 		return y.LastAnswer == "http_503"
@@ -251,6 +252,13 @@ func TestRelayAlone(t *testing.T) {
 	contains(t, run0(t, flag("sync", "rewind", "relay.app", "--since", "1h", "--dry-run")...), "relay.app would take again 20 records", "sent")
 	run0(t, flag("sync", "rewind", "relay.app", "--since", "1h", "--yes")...)
 	balanced(t, drained(t, r))
+
+	backup := filepath.Join(r.dir, "backup.tar")
+	run0(t, flag("backup", backup)...)
+	elsewhere := filepath.Join(r.dir, "elsewhere.toml")
+	write(t, elsewhere, strings.ReplaceAll(strings.Replace(configOf(t, r), r.dir+"/storage", r.dir+"/restored", 1), "admin.sock", "elsewhere.sock"))
+	run0(t, "restore", backup, "--config", elsewhere)
+	contains(t, run0(t, "audit", "--config", elsewhere), "relay.app: balanced")
 
 	// A key that Amplitude does not know keeps everything.
 	edit(t, amplitude, `amplitude_api_keys = ["`, `amplitude_api_keys = ["another-`)

@@ -65,6 +65,12 @@ func TestSituations(t *testing.T) {
 		y.PendingBytes, y.MaxPending, y.WhenFull = pending, 2<<30, whenFull
 		return y
 	}
+	relay := func(s *Snapshot) *Sync {
+		y := &s.Syncs[0]
+		y.Name, y.Destination, y.Workspace = "relay.app", ToAmplitude, 0
+		y.Filtered = []Reason{{Kind: "event", Reason: "not_from_sdk", Count: 931, Newest: ago(3 * time.Second), Example: "Page Viewed"}}
+		return y
+	}
 	tests := []struct {
 		name string
 		set  func(s *Snapshot)
@@ -114,6 +120,21 @@ func TestSituations(t *testing.T) {
 			y.Totals.Dead, y.Books.Taken = 3, y.Books.Taken+3
 			y.Kept.Count, y.Kept.Bytes = 3, 4_096
 		}, "ampcio sync rename production NEW"},
+		{"relay-blocked", func(s *Snapshot) {
+			relay(s)
+			y := blocked(s, "invalid_api_key", "Amplitude does not know the API key of project app",
+				`check project.app.amplitude_api_keys (Amplitude: Settings > Projects), and that the project is in region "eu", as relay says`)
+			y.Totals.UsersDelivered = 0
+		}, "ampcio reload"},
+		{"relay-off", func(s *Snapshot) {
+			y := relay(s)
+			y.waiting(52_330, 40*time.Hour)
+			y.Status, y.Since, y.Gate, y.Depth = StatusOrphaned, nil, "", Depth{Held: 52_330}
+		}, "ampcio sync remove relay.app"},
+		{"relay-bounded", func(s *Snapshot) {
+			relay(s)
+			bounded(s, 2<<30, "discard_oldest").Discarded = []Reason{{Kind: "event", Reason: "max_pending_bytes", Count: 31, Newest: ago(time.Minute)}}
+		}, "project.app.relay_max_pending_bytes"},
 		{"disabled", func(s *Snapshot) {
 			y := &s.Syncs[0]
 			y.waiting(12, 40*time.Hour)

@@ -132,8 +132,11 @@ func (p *printer) sync(y Sync) {
 		p.line("%s %s: %s%s", heading(i, "given up"), r.Reason, count(r.Count), p.newest(r))
 	}
 	t, b := y.Totals, y.Books
-	p.line("  sent       %s events, %s user updates (first try %s, after retry %s)",
-		count(t.EventsDelivered), count(t.UsersDelivered), count(t.FirstAttempt), count(t.AfterRetry))
+	sent := count(t.EventsDelivered) + " events"
+	if !y.isRelay() { // which passes everything on as events
+		sent += ", " + count(t.UsersDelivered) + " user updates"
+	}
+	p.line("  sent       %s (first try %s, after retry %s)", sent, count(t.FirstAttempt), count(t.AfterRetry))
 	if y.LastDelivered != nil {
 		p.line("  last sent  %s ago", p.ago(*y.LastDelivered))
 	}

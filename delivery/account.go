@@ -128,14 +128,14 @@ func wrongRegion(o *Options, right, detail string) *AccountError {
 }
 
 func (o *Options) unreachable(reason, detail string, retryAfter time.Duration) *AccountError {
-	page := "status.customer.io"
+	page, key := "status.customer.io", "endpoint"
 	if o.Relay != nil {
-		page = "status.amplitude.com"
+		page, key = "status.amplitude.com", "relay_endpoint"
 	}
 	advice := "nothing needs to be done, it is tried again; see " + page + ", and the network of this machine if it lasts"
 	switch reason {
 	case "dns", "no_route", "refused":
-		advice = "check this machine's network, and endpoint if one is set; it is tried again"
+		advice = "check this machine's network, and " + key + " if one is set; it is tried again"
 	case "tls":
 		advice = "check what stands between this machine and " + o.service() + ", its clock and its CA certificates; it is tried again"
 	case "http_429":
@@ -144,7 +144,7 @@ func (o *Options) unreachable(reason, detail string, retryAfter time.Duration) *
 			advice = "nothing needs to be done, it goes on more slowly"
 		}
 	case "bad_answer":
-		advice = "check endpoint, and whether a proxy or a login page answers instead; it is tried again"
+		advice = "check " + key + ", and whether a proxy or a login page answers instead; it is tried again"
 	}
 	return &AccountError{Reason: reason, Detail: detail, Advice: advice, retryAfter: retryAfter}
 }

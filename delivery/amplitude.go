@@ -36,6 +36,7 @@ const reasonNotFromSDK = "not_from_sdk"
 type amplitude struct {
 	s    *Sync
 	keys map[uint64]int // by mapping.KeyID: index in Relay.Keys
+	wrap int            // bytes of a request beside its events, at most
 }
 
 // relayed is what a request to Amplitude has to know of an operation.
@@ -45,10 +46,14 @@ type relayed struct {
 	user, device string
 }
 
+// goesWith tells whether both may be in one request.
+func (r *relayed) goesWith(o *relayed) bool { return r.key == o.key && r.skew == o.skew }
+
 func newAmplitude(s *Sync) *amplitude {
 	a := &amplitude{s: s, keys: map[uint64]int{}}
 	for i, key := range s.o.Relay.Keys {
 		a.keys[mapping.KeyID(key)] = i
+		a.wrap = max(a.wrap, len(a.wrapper(&relayed{key: i, skew: 1}))+len(relayClose))
 	}
 	return a
 }
@@ -75,7 +80,7 @@ func (a *amplitude) plan(q *queue.Record, repeat *again, _ func(string) ([]byte,
 	}
 	op := &operation{
 		action: "event", body: event.Body, origin: origin{r.Seq, r.Received, cmp.Or(r.UserID, r.DeviceID)},
-		relayed: relayed{key: a.keys[r.KeyID], skew: wholeSeconds(event.Skew), user: event.UserID, device: event.DeviceID},
+		relayed: &relayed{key: a.keys[r.KeyID], skew: wholeSeconds(event.Skew), user: event.UserID, device: event.DeviceID},
 	}
 	p.decision = mapping.Decision{
 		EventType:  event.Type,
@@ -98,7 +103,7 @@ func wholeSeconds(ms int64) int64 {
 }
 
 func (a *amplitude) fits(operations, bytes int) bool {
-	return operations <= min(maxRelayEvents, a.s.o.BatchOperations) && bytes-1+len(a.wrapper(relayed{}))+len(relayClose) <= maxRelayBytes
+	return operations <= min(maxRelayEvents, a.s.o.BatchOperations) && bytes-1+a.wrap <= maxRelayBytes
 }
 
 // together: events go under the key that they came with, and those of a sender whose
@@ -108,7 +113,7 @@ func (a *amplitude) together(operations []*operation) (now, then []*operation) {
 	first := operations[0].relayed
 	mixed := false
 	for _, o := range operations {
-		mixed = mixed || o.relayed.key != first.key || o.relayed.skew != first.skew
+		mixed = mixed || !o.relayed.goesWith(first)
 	}
 	if !mixed {
 		return operations, nil
@@ -118,7 +123,7 @@ func (a *amplitude) together(operations []*operation) (now, then []*operation) {
 		switch {
 		case o.of == held && held != nil:
 			then = append(then, o)
-		case o.relayed.key != first.key || o.relayed.skew != first.skew:
+		case !o.relayed.goesWith(first):
 			held = o.of
 			then = append(then, o)
 		default:
@@ -133,7 +138,7 @@ const relayClose = `]}`
 // wrapper begins a request. Amplitude's least length of ids counts for nothing: ids were
 // judged when the event was taken, by what its sender said of them. Without
 // client_upload_time no time is corrected: those in the record are right.
-func (a *amplitude) wrapper(r relayed) []byte {
+func (a *amplitude) wrapper(r *relayed) []byte {
 	b := make([]byte, 0, 256)
 	b = append(b, `{"api_key":`...)
 	b = strconv.AppendQuote(b, a.s.o.Relay.Keys[r.key]) // printable ASCII
@@ -148,10 +153,10 @@ func (a *amplitude) wrapper(r relayed) []byte {
 }
 
 func (a *amplitude) post(ctx context.Context, operations []*operation) answer {
-	return a.postAs(ctx, relayed{}, operations)
+	return a.postAs(ctx, &relayed{}, operations)
 }
 
-func (a *amplitude) postAs(ctx context.Context, as relayed, operations []*operation) answer {
+func (a *amplitude) postAs(ctx context.Context, as *relayed, operations []*operation) answer {
 	if len(operations) > 0 {
 		as = operations[0].relayed
 	}
@@ -184,7 +189,7 @@ func (a *amplitude) postAs(ctx context.Context, as relayed, operations []*operat
 // is not known.
 func (a *amplitude) ask(ctx context.Context) (Account, *AccountError) {
 	for i := range a.s.o.Relay.Keys {
-		answer := a.postAs(ctx, relayed{key: i}, nil)
+		answer := a.postAs(ctx, &relayed{key: i}, nil)
 		if err := a.judge(answer); err != nil {
 			return Account{}, err
 		}

@@ -162,7 +162,10 @@ func (b *amplitudeAnswer) named(operations []*operation, status int) reading {
 			r.throttled = append(r.throttled, index)
 		}
 	}
-	if len(r.refusals) == 0 && len(r.throttled) == 0 {
+	switch {
+	case len(r.throttled) > 0:
+		r.reason = reasonThrottled // it is about users: the others need not go more slowly
+	case len(r.refusals) == 0:
 		return reading{}
 	}
 	return r

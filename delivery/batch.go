@@ -74,7 +74,7 @@ type part struct {
 type operation struct {
 	of      *taken
 	origin  origin
-	relayed relayed // of a relay's
+	relayed *relayed // of a relay's, else nil
 	action  string
 	body    []byte
 	verdict verdict

@@ -411,7 +411,7 @@ func (b *BackupWriter) close() (Manifest, error) {
 }
 
 // backupName is what may be in a backup, and so what a restore creates.
-var backupName = regexp.MustCompile(`^(sync/[a-z0-9_-]{1,32}\.db|log/[0-9]{20}\.db)(\.suspect|\.salvage)?$|^[a-z0-9_][a-z0-9_.-]*$`)
+var backupName = regexp.MustCompile(`^(sync/(relay\.)?[a-z0-9_-]{1,32}\.db|log/[0-9]{20}\.db)(\.suspect|\.salvage)?$|^[a-z0-9_][a-z0-9_.-]*$`)
 
 func isBackupName(name string) bool { return backupName.MatchString(name) && name != manifestName }
 
