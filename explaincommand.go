@@ -61,6 +61,11 @@ func explain(c *cli.Context) error {
 	case !c.IsSet("seq") && !c.IsSet("expect") && len(given) == 0 && isTerminal(os.Stdin):
 		return exit(exitUsage, errors.New("explain wants an event: FILE, or - and the event on stdin, or --seq N (see ampcio explain --help)"))
 	}
+	if c.IsSet("seq") {
+		if _, _, _, err := readSequences(c.String("seq")); err != nil {
+			return err
+		}
+	}
 	cfg, err := readConfig(c, false)
 	if err != nil {
 		return err
