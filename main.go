@@ -95,8 +95,8 @@ func app(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), sendTestCommand(), syncCommand(), deadLettersCommand(),
-			dryRunCommand(), auditCommand(), traceCommand(), userCommand(), backupCommand(), restoreCommand(), importCommand(), sandboxCommand(),
-			versionCommand(),
+			dryRunCommand(), explainCommand(), auditCommand(), traceCommand(), userCommand(), backupCommand(), restoreCommand(), importCommand(),
+			sandboxCommand(), versionCommand(),
 		},
 	}
 	prepare(a.Commands)
@@ -221,7 +221,7 @@ func flagOf(verb *cli.Command, word string) cli.Flag {
 // laterCommands are the verbs of the design that this version does not have.
 func laterCommands() []*cli.Command {
 	var cs []*cli.Command
-	for _, name := range []string{"explain", "drain", "doctor"} {
+	for _, name := range []string{"drain", "doctor"} {
 		cs = append(cs, &cli.Command{
 			Name: name, Hidden: true, SkipFlagParsing: true,
 			Action: func(*cli.Context) error {

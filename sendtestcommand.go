@@ -392,15 +392,15 @@ func (t *testRun) step(s testStep) {
 		case s.Event == "filtered/events_off": // of a sync of user updates
 			y.Delivered = s.User == "delivered" || s.User == "filtered/unchanged"
 		}
-		t.line(s.At, s.Sync, "%s: event %s, user update %s", s.Ending, words(s.Event), words(s.User))
+		t.line(s.At, s.Sync, "%s: event %s, user update %s", s.Ending, inWords(s.Event), inWords(s.User))
 		if len(s.Answer) > 0 && string(s.Answer) != "null" {
 			t.line(s.At, s.Sync, "Customer.io's answer: %s; the whole of it: ampcio dead-letters show %s/%d", s.Answer, s.Sync, s.Seq)
 		}
 	}
 }
 
-// words puts a verdict such as filtered/not_selected into words.
-func words(verdict string) string {
+// inWords puts a verdict such as filtered/not_selected into words.
+func inWords(verdict string) string {
 	switch kind, reason, _ := strings.Cut(verdict, "/"); {
 	case kind == "delivered":
 		return "accepted by Customer.io"
@@ -426,7 +426,7 @@ func (t *testRun) end(err error) error {
 			fmt.Fprintf(t.say, "%s is %s and does not count\n", y.Sync, y.State.Status)
 		case y.Ended:
 			code = max(code, exitData)
-			wrong = append(wrong, fmt.Sprintf("%s has not delivered the event: %s", y.Sync, words(y.Event)))
+			wrong = append(wrong, fmt.Sprintf("%s has not delivered the event: %s", y.Sync, inWords(y.Event)))
 		case y.State.Status == admin.StatusOK:
 			code = exitUnavailable
 			wrong = append(wrong, fmt.Sprintf("%s has not delivered it within %s; it waits in the queue, which goes on by itself (ampcio sync status %[1]s)", y.Sync, t.c.Duration("timeout")))

@@ -61,9 +61,13 @@ func RemoveTrial(storage, name string) error {
 // LastSent gives what an identifier was last sent, as Outcome.Sent had it; nil = never.
 func (c *Consumer) LastSent(identifier string) ([]byte, error) { return c.sent(identifier) }
 
-// LastSent is Consumer.LastSent of a ledger that no process uses.
-func LastSent(storage, name, identifier string) (v []byte, err error) {
-	err = viewLedger(storage, name, func(tx *bolt.Tx) error {
+// LastSent is Consumer.LastSent of a ledger that no process uses, or of a trial's.
+func LastSent(storage, name string, trial bool, identifier string) (v []byte, err error) {
+	path := ledgerPath(storage, name)
+	if trial {
+		path = trialPath(storage, name)
+	}
+	err = viewFile(path, func(tx *bolt.Tx) error {
 		k := []byte(identifier)
 		if stored := tx.Bucket(bucketSent).Get(k); stored != nil {
 			if whole, err := unseal(k, stored); err == nil {
