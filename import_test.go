@@ -4,6 +4,7 @@ import (
 	"archive/zip"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -15,8 +16,11 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
+	"ampcio/archive"
+	"ampcio/queue"
 	"ampcio/recordings"
 	"ampcio/sandbox"
+	"ampcio/users"
 )
 
 // exportLine is a line of an Export archive, with its columns as Amplitude has them.
@@ -351,5 +355,100 @@ func TestWebhookIsDelivered(t *testing.T) {
 	if bytes.Contains(log, []byte("secret-of-the")) {
 		t.Error("a secret is in the log")
 	}
+	down(t, r)
+}
+
+// The daemon is killed while lines are seeded, which are in no log: what it has forgotten is taken again.
+func TestSeedingThroughAKill(t *testing.T) {
+	t.Parallel()
+	const lines = 6000
+	r := rehearse(t, rehearsalSettings{})
+	z := filepath.Join(r.dir, "export.json")
+	var all []string
+	for i := range lines {
+		all = append(all, exportLine(fmt.Sprintf("importee-%d", i), 1, time.Now().Add(-time.Hour+time.Duration(i)*time.Millisecond), fmt.Sprintf(`{"n":%d}`, i)))
+	}
+	write(t, z, strings.Join(all, "\n"))
+	set, err := archive.Open([]string{z})
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, _, err := set.Parts()[0].Look(func(*archive.Line) error { return nil })
+	if err := errors.Join(err, set.Close()); err != nil {
+		t.Fatal(err)
+	}
+	place := func() (out imported) {
+		in, _ := json.Marshal(importing{Project: "app", Part: fmt.Sprintf("%x", digest), State: true})
+		err := askDaemon(within(t, 10*time.Second), r.socket, "import", in, func(line []byte) error { return json.Unmarshal(line, &out) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	up(t, r)
+	_, ended := beginImport(t, "--state", "--config", r.configPath, "--yes", "--rate", "4000", z)
+	eventually(t, 30*time.Second, "lines are taken", func() bool { return place().Place >= 3000 })
+	if err := r.kill(); err != nil {
+		t.Fatal(err)
+	}
+	up(t, r)
+	if got := <-ended; got.code != 0 {
+		t.Fatalf("%d\n%s", got.code, got.stderr)
+	}
+	down(t, r)
+	store, err := queue.Open(queue.Options{Dir: filepath.Join(r.dir, "storage"), Now: time.Now, RotateBytes: 1 << 20, RotateAfter: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, err := users.Open(t.Context(), store, users.Options{Path: filepath.Join(r.dir, "storage", "users.db")})
+	if err != nil {
+		t.Fatal(errors.Join(err, store.Close()))
+	}
+	for i := range lines {
+		k, err := known.Device("app", fmt.Sprintf("device of importee-%d", i))
+		if err != nil || k.UserID != fmt.Sprintf("importee-%d", i) || string(k.Properties) != fmt.Sprintf(`{"n":%d}`, i) {
+			t.Fatalf("importee-%d: %q %s, %v", i, k.UserID, k.Properties, err)
+		}
+	}
+	if err := errors.Join(known.Close(), store.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Half of the disk's bounds is left to new events: an import stops there, and goes on when there is room.
+func TestImportLeavesRoomForNewEvents(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{storage: "max_bytes = \"3MiB\"\nrotate_bytes = \"1MiB\"\n", sync: "requests_per_second = 1000\n"})
+	z := filepath.Join(r.dir, "export.json")
+	rng := rand.New(rand.NewPCG(1, 1))
+	perUser := map[string]int{}
+	var all []string
+	for i := range 2500 {
+		noise := make([]byte, 700)
+		for i := range noise {
+			noise[i] = byte(rng.Uint32())
+		}
+		user := fmt.Sprintf("importee-%d", i%50)
+		perUser[user]++
+		all = append(all, exportLine(user, perUser[user], time.Now().Add(-time.Hour+time.Duration(i)*time.Millisecond), fmt.Sprintf(`{"noise":"%x"}`, noise)))
+	}
+	write(t, z, strings.Join(all, "\n"))
+	up(t, r)
+	down(t, r)
+	got := run(t, "import", "--config", r.configPath, "--yes", z)
+	if contains(t, got.stderr, "of storage.max_bytes 3.0 MiB are used", "Start ampcio", "the same command goes on"); got.code != exitTemporary {
+		t.Errorf("%d\n%s", got.code, got.stderr)
+	}
+	some := only(t, statsOfFiles(t, r)).Books.Pending
+	if some == 0 || some == 2500 {
+		t.Fatalf("%d of 2,500 are stored", some)
+	}
+	up(t, r) // it delivers, so that there is room
+	got = run(t, "import", "--config", r.configPath, "--yes", z)
+	if contains(t, got.stdout, fmt.Sprintf("%s events stored", many(2500-some))); got.code != 0 {
+		t.Errorf("%d\n%s", got.code, got.stderr)
+	}
+	balanced(t, drained(t, r))
+	complete(t, r, perUser)
 	down(t, r)
 }

@@ -132,7 +132,7 @@ func (i *importer) run() error {
 		return i.ctx.Err()
 	}, func(at, why string) {
 		if named++; named <= mostNamed {
-			i.bar.note(fmt.Sprintf("%s: %s", at, why))
+			i.bar.note(fmt.Sprintf("%s: %s", at, clipText(why, 160)))
 		}
 	})
 	i.bar.end()

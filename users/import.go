@@ -29,7 +29,7 @@ type archivePart struct {
 type Lines struct {
 	Project  string
 	Part     [16]byte
-	Received int64 // ms since 1970 UTC, our clock
+	Received int64  // ms since 1970 UTC, our clock
 	From     uint64 // the number of the first line, from 1
 	Upto     uint64 // and of the last
 	Events   []mapping.Event
