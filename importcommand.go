@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,6 +43,9 @@ func importCommand() *cli.Command {
 			&cli.BoolFlag{Name: "strict", Usage: "take nothing when a line is bad"},
 			dryRunFlag, yesFlag, jsonFlag},
 		Action: func(c *cli.Context) error {
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(gcPercent)
+			}
 			i, err := newImporter(c)
 			if err != nil {
 				return err
@@ -132,7 +136,7 @@ func (i *importer) run() error {
 		return i.ctx.Err()
 	}, func(at, why string) {
 		if named++; named <= mostNamed {
-			i.bar.note(fmt.Sprintf("%s: %s", at, why))
+			i.bar.note(fmt.Sprintf("%s: %s", at, clipText(why, 160)))
 		}
 	})
 	i.bar.end()

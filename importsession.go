@@ -76,6 +76,8 @@ type importFiles struct {
 
 func (f *importFiles) importStore() *users.Store { return f.store }
 
+func (f *importFiles) whileTaking(_ context.Context, take func() error) error { return take() }
+
 func openImportFiles(o *operator) (f *importFiles, err error) {
 	cfg := o.cfg
 	dir := cfg.Storage.Dir

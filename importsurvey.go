@@ -171,7 +171,7 @@ func (v *importSurvey) print(w io.Writer, project string, state bool) {
 	if v.Bad > 0 {
 		fmt.Fprintf(w, "%s cannot be taken and are left out:\n", counted(v.Bad, "line", "lines"))
 		for _, r := range byCount(v.BadReasons, 10) {
-			fmt.Fprintf(w, "  %s  %s\n", r.name, many(r.n))
+			fmt.Fprintf(w, "  %s: %s\n", clipText(r.name, 100), many(r.n))
 		}
 	}
 }

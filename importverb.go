@@ -42,9 +42,13 @@ type imported struct {
 type importHouse interface {
 	house
 	importStore() *users.Store
+	// whileTaking calls f as the door stores a request: which syncs take what comes does not change meanwhile.
+	whileTaking(ctx context.Context, f func() error) error
 }
 
 func (d *daemon) importStore() *users.Store { return d.users }
+
+func (d *daemon) whileTaking(ctx context.Context, f func() error) error { return d.door.Beside(ctx, f) }
 
 func importVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer) error {
 	var asked importing
@@ -96,8 +100,11 @@ func importVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer)
 		if asked.State {
 			take = store.Seed
 		}
-		var err error
-		if answer.Taken, err = take(ctx, l); err != nil {
+		err := into.whileTaking(ctx, func() (err error) {
+			answer.Taken, err = take(ctx, l)
+			return err
+		})
+		if err != nil {
 			return storedError(err, &answer, out)
 		}
 	}

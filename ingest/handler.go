@@ -158,6 +158,16 @@ func (h *Handler) Change(ctx context.Context, projects map[string][]string, cors
 	return nil
 }
 
+// Beside calls f, which stores events that come another way, as if it were a request: Change waits for it, and it for
+// Change. An error is f's, or ctx's.
+func (h *Handler) Beside(ctx context.Context, f func() error) error {
+	if err := h.storing.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer h.storing.Release(1)
+	return f()
+}
+
 // Door returns what was asked and refused since the start.
 func (h *Handler) Door() DoorStats { return h.door.stats() }
 

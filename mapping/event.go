@@ -42,6 +42,9 @@ const (
 	SourceImport                // an export file
 )
 
+// FromAmplitude says that Amplitude has the event already: it is never passed on to it.
+func (s Source) FromAmplitude() bool { return s == SourceWebhook || s == SourceImport }
+
 // Arrival is what one request brought.
 type Arrival struct {
 	Project  string

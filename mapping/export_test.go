@@ -149,6 +149,29 @@ func sameEvent(a, b Event) bool {
 		a.Snapshot == b.Snapshot && a.SkipUserPropertiesSync == b.SkipUserPropertiesSync
 }
 
+// An event of the past is an event like any other, and updates nobody.
+func TestPastPropertiesUpdateNobody(t *testing.T) {
+	rules, err := Compile(Spec{Identifier: "user_id", IdentifierKind: "auto", SendEvents: true, SendUsers: true, EventUserProperties: []string{"plan"}, UserProperties: []string{"plan"}, OnUnset: "clear",
+		PageViews: "event", UserPropertyValues: "json", Select: []SelectSpec{{Event: []string{"*"}, Where: []WhereSpec{{Path: "user.plan", Op: "is", Value: "pro"}}, Action: "send"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, past := range []bool{false, true} {
+		r := Record{UserID: "user-7", Received: 1, Time: 1, Source: SourceImport, Snapshot: true, Past: past, Properties: []byte(`{"plan":"pro"}`), Raw: []byte(`{"event_type":"A"}`)}
+		d, err := rules.Map(&r, Identifier{Kind: "id", Value: "user-7"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := d.Operations[len(d.Operations)-1]
+		if last.Action != "event" || !bytes.Contains(last.Body, []byte(`"plan":"pro"`)) {
+			t.Errorf("past %v: %s", past, last.Body)
+		}
+		if want := map[bool]int{false: 2, true: 1}[past]; len(d.Operations) != want || past != (d.UserReason == "past_properties") || past != (d.Sent == nil) {
+			t.Errorf("past %v: %d operations, %q", past, len(d.Operations), d.UserReason)
+		}
+	}
+}
+
 // Whatever a line is: the reader does not panic, and what it takes can be stored and read again, the same.
 func FuzzParseExport(f *testing.F) {
 	for _, seed := range []string{exportLine(), exportLine("event_time", `"2022-02-28T20:07:01Z"`, "user_id", "null"), `{"user_properties":{"$add":{"n":1}}}`,

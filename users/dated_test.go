@@ -127,6 +127,12 @@ func TestSnapshots(t *testing.T) {
 				w.t.Errorf("%d duplicates", n)
 			}
 		}, []string{"user u0", `{"a":1}`}, []string{`d0/u0 {"a":1}`}},
+		{"what a server SDK sent without a device comes back with one", func(w *world) {
+			w.send(`/u0 i1 {"a":1}`)
+			if n := w.hook(happening{-1, `d7/u0 i1 {"a":1}`}); n != 1 {
+				w.t.Errorf("%d duplicates", n)
+			}
+		}, []string{"user u0", `{"a":1}`, "device d7", ` {}`}, []string{`/u0 {"a":1}`}},
 		{"a large one is stored whole", func(w *world) { w.hook(happening{-5, `/u0 i1 {"a":"` + strings.Repeat("x", 300) + `"}`}) },
 			[]string{"user u0", `{"a":"` + strings.Repeat("x", 300) + `"}`}, []string{`/u0 {"a":"` + strings.Repeat("x", 300) + `"}`}},
 	}

@@ -176,7 +176,7 @@ func (s *Store) importEvent(p *project, b *lineBatch, i int, w *queue.Writer) er
 		known = t.user
 	}
 	if known != nobody {
-		if r := s.block(known).recent(); r.has(part(b.ids[i]), t.hour) {
+		if r := s.block(known).recent(); r.has(part(b.ids[i]), t.hour) || s.sentByServer(l.Project, ev, &t) {
 			b.taken.Duplicates++
 			s.duplicates++
 			return nil

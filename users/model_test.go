@@ -61,14 +61,11 @@ func (m *model) take(ev *mapping.Event, now time.Time, webhook bool) {
 		who = "user " + ev.UserID
 	}
 	if ev.InsertID != "" {
-		known := m.ids[who]
-		for _, k := range known[max(0, len(known)-recentMax):] {
-			if k.id == ev.InsertID && now.Sub(k.at) <= 7*24*time.Hour {
-				m.dups++
-				return
-			}
+		if m.knows(who, ev.InsertID, now) || webhook && ev.UserID != "" && m.knows("user "+ev.UserID, ev.InsertID, now) {
+			m.dups++
+			return
 		}
-		m.ids[who] = append(known, modelID{ev.InsertID, now})
+		m.ids[who] = append(m.ids[who], modelID{ev.InsertID, now})
 	}
 	at := now
 	if webhook && ev.Time != 0 {
@@ -143,6 +140,16 @@ func (m *model) take(ev *mapping.Event, now time.Time, webhook bool) {
 		properties += " past"
 	}
 	m.records = append(m.records, fmt.Sprintf("%s/%s %s", ev.DeviceID, belongs, properties))
+}
+
+func (m *model) knows(who, id string, now time.Time) bool {
+	known := m.ids[who]
+	for _, k := range known[max(0, len(known)-recentMax):] {
+		if k.id == id && now.Sub(k.at) <= 7*24*time.Hour {
+			return true
+		}
+	}
+	return false
 }
 
 func latest(a, b time.Time) time.Time {

@@ -118,7 +118,7 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 	}
 	named := known != nobody && ev.InsertID != ""
 	if named {
-		if r := s.block(known).recent(); r.has(part(b.ids[i]), t.hour) {
+		if r := s.block(known).recent(); r.has(part(b.ids[i]), t.hour) || a.Source.FromAmplitude() && s.sentByServer(a.Project, ev, &t) {
 			b.duplicates++
 			s.duplicates++
 			return nil
@@ -176,6 +176,16 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 	s.resolved = t.seq
 	s.sinceCut += int64(len(s.bodyBuf))
 	return nil
+}
+
+// sentByServer says whether an event that comes from Amplitude was brought by an SDK that had named no device: Amplitude
+// has given it one since, made of the user_id in a way that nobody tells.
+func (s *Store) sentByServer(project string, ev *mapping.Event, t *step) bool {
+	if ev.DeviceID == "" || ev.UserID == "" {
+		return false
+	}
+	r := s.block(t.user).recent()
+	return r.n > 0 && r.has(part(mapping.EventID(project, "user", ev.UserID, ev.InsertID)), t.hour)
 }
 
 // text is b without a copy of it, for who looks at it before b changes and does not
