@@ -83,6 +83,11 @@ func (l *Log) Search(ctx context.Context, s Search, f func(Found) error) error {
 		return nil
 	}
 	defer l.holdFor("a search", 0)()
+	for _, f := range l.list() { // else each chunk would open its file anew
+		if _, ok, err := f.acquire(); ok && err == nil {
+			defer f.release()
+		} // else whoever reads there meets what is wrong with it
+	}
 	first := l.beforeFiles()
 	if s.Seq != 0 {
 		first, tail = max(first, s.Seq-1), min(tail, s.Seq)
