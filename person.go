@@ -188,6 +188,13 @@ func (k *kept) known(ctx context.Context, project string, isDevice bool, id stri
 		if tail := k.log.Tail(); err == nil && tail > l.Good {
 			behind = tail - l.Good
 		}
+		lane := users.LaneOfUser(id)
+		if isDevice {
+			lane = users.LaneOfDevice(id)
+		}
+		if _, upTo := k.log.ForgottenAt(project, lane); upTo > 0 && l.Seq <= upTo { // a crash came before that was written
+			l = users.Look{Known: users.Known{Properties: []byte("{}")}}
+		}
 		return l, behind, err
 	}
 	if isDevice {

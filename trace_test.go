@@ -258,6 +258,49 @@ func TestForgetAPerson(t *testing.T) {
 	down(t, r)
 }
 
+// A daemon that is killed while it forgets somebody, and waits for what is in flight, goes
+// on with that when it starts again.
+func TestForgetGoesOnAfterAKill(t *testing.T) {
+	t.Parallel()
+	const anna = "anna@example.com"
+	r := rehearse(t, rehearsalSettings{})
+	up(t, r)
+	eventually(t, 10*time.Second, "it delivers", func() bool { return statusOf(t, r, "demo").Status == admin.StatusOK })
+	r.sandbox.SetFaults(sandbox.Faults{Hang: 1})
+	accepted(t, r, one(anna, "Order 1", "i-1", `{"email":"anna@example.com"}`))
+	eventually(t, 10*time.Second, "a request is in flight", func() bool { return only(t, stats(t, r)).Depth.InFlight == 1 })
+	if all, _ := tracedBy(t, r, "--user", anna); in(t, all[0]).State != "in_flight" {
+		t.Errorf("%+v", all)
+	}
+	forget := ampcio("user", "forget", anna, "--yes", "--config", r.configPath)
+	if err := forget.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tombstones := filepath.Join(r.dir, "storage", "forgotten.jsonl")
+	eventually(t, 10*time.Second, "the tombstone is written", func() bool {
+		b, _ := os.ReadFile(tombstones)
+		return strings.Contains(string(b), `"unfinished":true`)
+	})
+	if err := r.kill(); err != nil {
+		t.Fatal(err)
+	}
+	forget.Wait() // it cannot end well
+	contains(t, did(t, r, "user", "show", anna), "somebody of this id was forgotten at ")
+	r.sandbox.SetFaults(sandbox.Faults{})
+	up(t, r)
+	drained(t, r)
+	if b, err := os.ReadFile(tombstones); err != nil || strings.Contains(string(b), "unfinished") {
+		t.Errorf("%s %v", b, err)
+	}
+	if p, _ := r.sandbox.Person("id", anna); p.EventCount != 0 {
+		t.Errorf("Customer.io has %d events", p.EventCount)
+	}
+	contains(t, r.logTail(), "forgot who was half forgotten at the last stop")
+	contains(t, did(t, r, "audit"), "demo: balanced", "discarded 1 ")
+	contains(t, did(t, r, "user", "show", anna), "nothing is known, and nothing is kept")
+	down(t, r)
+}
+
 // filesWith lists the files below a folder in which a text stands.
 func filesWith(t testing.TB, dir, text string) (names []string) {
 	t.Helper()

@@ -50,7 +50,7 @@ func (c *Consumer) bury(d *DeadLetter) {
 // not yet. What f does takes as long as it likes: it holds nothing up. After all that
 // can be read, ErrDamaged tells that some cannot. Safe for concurrent use.
 func (c *Consumer) DeadLetters(f func(DeadLetter) error) error {
-	return eachDeadLetter(c.view, f)
+	return eachDeadLetter(c.view, c.log.forgotten.Load().unless(f))
 }
 
 // DeadLetter gives the dead letter of a sequence, as of the last checkpoint; false when
@@ -214,7 +214,10 @@ func (c *Consumer) expireDead() error {
 // DeadLetters reads those of a consumer that no process has open (else ErrLocked), as
 // [Consumer.DeadLetters] does. It writes nothing.
 func DeadLetters(storage, name string, f func(DeadLetter) error) error {
-	err := eachDeadLetter(func(look func(*bolt.Tx) error) error { return viewLedger(storage, name, look) }, f)
+	ts, err := tombstonesIn(storage)
+	if err == nil {
+		err = eachDeadLetter(func(look func(*bolt.Tx) error) error { return viewLedger(storage, name, look) }, ts.unless(f))
+	}
 	if err != nil {
 		return fmt.Errorf("dead letters of sync %s: %w", name, err)
 	}

@@ -119,7 +119,7 @@ func (c *Consumer) forgottenDead(ctx context.Context) (seqs []uint64, err error)
 	if kept == 0 || ts == nil {
 		return nil, nil
 	}
-	err = c.DeadLetters(func(d DeadLetter) error {
+	err = eachDeadLetter(c.view, func(d DeadLetter) error {
 		if d.Record.Seq > ts.most {
 			return errStop
 		}

@@ -81,7 +81,7 @@ func livedWith(t testing.TB, h *house, cs map[string]*Consumer) {
 func gone(t testing.TB, c *Consumer, upTo uint64) {
 	t.Helper()
 	must(t, c.Flush())
-	err := c.DeadLetters(func(d DeadLetter) error {
+	err := eachDeadLetter(c.view, func(d DeadLetter) error {
 		if d.Record.Lane == "a" && d.Record.Seq <= upTo {
 			t.Errorf("%s: dead letter %d", c.o.Name, d.Record.Seq)
 		}
@@ -320,7 +320,7 @@ func TestForgetUnderLoad(t *testing.T) {
 	finishForgetting(t, h.log, cs, "")
 	for _, c := range cs {
 		caughtUp(t, h, c)
-		must(t, c.DeadLetters(func(d DeadLetter) error {
+		must(t, eachDeadLetter(c.view, func(d DeadLetter) error {
 			if d.Record.Seq <= upTo[d.Record.Lane] {
 				t.Errorf("dead letter %d of lane %s, forgotten up to %d", d.Record.Seq, d.Record.Lane, upTo[d.Record.Lane])
 			}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 
@@ -39,13 +38,11 @@ func OpenToRead(dir string) (l *Log, close func() error, err error) {
 	if l.files, err = listLog(l.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, errors.Join(err, close())
 	}
-	list, _, err := readTombstones(filepath.Join(dir, tombstoneFile))
+	ts, err := tombstonesIn(dir)
 	if err != nil {
 		return nil, nil, errors.Join(err, close())
 	}
-	if len(list) > 0 {
-		l.forgotten.Store(newTombstones(list))
-	}
+	l.forgotten.Store(ts)
 	l.end = l.storedEnd(len(l.files))
 	return l, close, nil
 }
@@ -83,6 +80,11 @@ func (l *Log) Search(ctx context.Context, s Search, f func(Found) error) error {
 		return nil
 	}
 	defer l.holdFor("a search", 0)()
+	for _, f := range l.list() { // else each chunk would open its file anew
+		if _, ok, err := f.acquire(); ok && err == nil {
+			defer f.release()
+		} // else whoever reads there meets what is wrong with it
+	}
 	first := l.beforeFiles()
 	if s.Seq != 0 {
 		first, tail = max(first, s.Seq-1), min(tail, s.Seq)
@@ -315,7 +317,7 @@ func (c *Consumer) Held(ctx context.Context, lanes []string, match func(*DeadLet
 		return h, err
 	}
 	err = c.view(func(tx *bolt.Tx) error {
-		h.Aside = asideOf(tx, lanes)
+		h.Aside = asideOf(tx, lanes, c.log.forgotten.Load())
 		return nil
 	})
 	if err != nil {
@@ -327,8 +329,12 @@ func (c *Consumer) Held(ctx context.Context, lanes []string, match func(*DeadLet
 
 // HeldInFiles does the same of a consumer that no process has open.
 func HeldInFiles(ctx context.Context, storage, name string, lanes []string, match func(*DeadLetter) bool) (h HeldOf, err error) {
+	ts, err := tombstonesIn(storage)
+	if err != nil {
+		return h, err
+	}
 	err = viewLedger(storage, name, func(tx *bolt.Tx) error {
-		h.Aside = asideOf(tx, lanes)
+		h.Aside = asideOf(tx, lanes, ts)
 		return nil
 	})
 	if err == nil {
@@ -337,7 +343,7 @@ func HeldInFiles(ctx context.Context, storage, name string, lanes []string, matc
 	return h, sorted(&h, err)
 }
 
-func asideOf(tx *bolt.Tx, lanes []string) (list []Record) {
+func asideOf(tx *bolt.Tx, lanes []string, ts *tombstones) (list []Record) {
 	b := tx.Bucket(bucketAside)
 	if b == nil {
 		return nil
@@ -346,7 +352,7 @@ func asideOf(tx *bolt.Tx, lanes []string) (list []Record) {
 		key := laneKeyOf(lane)
 		cur := b.Cursor()
 		for k, v := cur.Seek(key[:]); len(k) == 24 && bytes.HasPrefix(k, key[:]); k, v = cur.Next() {
-			if e, err := openAside(k, v); err == nil && e.rec.Lane == lane {
+			if e, err := openAside(k, v); err == nil && e.rec.Lane == lane && !ts.cover(e.rec.Project, lane, e.rec.Seq) {
 				list = append(list, e.rec)
 			}
 		}

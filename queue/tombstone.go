@@ -98,6 +98,28 @@ func (ts *tombstones) cover(project, lane string, seq uint64) bool {
 	return ts != nil && seq <= ts.most && ts.upToOf(project, lane) >= seq
 }
 
+// unless is f for all but the dead letters of who is forgotten, but not everywhere yet.
+func (ts *tombstones) unless(f func(DeadLetter) error) func(DeadLetter) error {
+	if ts == nil {
+		return f
+	}
+	return func(d DeadLetter) error {
+		if ts.cover(d.Record.Project, d.Record.Lane, d.Record.Seq) {
+			return nil
+		}
+		return f(d)
+	}
+}
+
+// tombstonesIn reads those of a folder that nobody has open; nil = there are none.
+func tombstonesIn(storage string) (*tombstones, error) {
+	list, _, err := readTombstones(filepath.Join(storage, tombstoneFile))
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	return newTombstones(list), nil
+}
+
 // upToOf is up to where a lane is forgotten; 0 = it is not.
 func (ts *tombstones) upToOf(project, lane string) (upTo uint64) {
 	if ts == nil {

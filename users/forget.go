@@ -39,7 +39,8 @@ func OfLane(lane string) (userID, deviceID string) {
 	return "", ""
 }
 
-// Forget forgets users and devices: properties, links, insert_ids. Nothing is being
+// Forget forgets users and devices: properties, links, insert_ids. Devices that have come
+// to one of these users since the caller looked are forgotten, too. Nothing is being
 // resolved meanwhile: the log's committer calls it, or the log does not run.
 func (s *Store) Forget(projectName string, lanes []string) error {
 	s.mu.Lock()
@@ -48,6 +49,21 @@ func (s *Store) Forget(projectName string, lanes []string) error {
 		return s.broken
 	}
 	defer s.closeReads()
+	known, number := map[string]bool{}, s.project(projectName).number
+	for _, lane := range lanes {
+		known[lane] = true
+	}
+	for e := 1; e < len(s.slots); e++ { // what is new is in memory
+		if s.slots[e].at == 0 {
+			continue
+		}
+		if b := s.block(entry(e)); b.kind() == device && b.project() == number && len(b.user()) > 0 && known[LaneOfUser(string(b.user()))] {
+			if lane := string(b.key()); !known[lane] {
+				known[lane] = true
+				lanes = append(slices.Clip(lanes), lane)
+			}
+		}
+	}
 	for _, lane := range lanes {
 		if err := s.forgetOne(projectName, lane, ^uint64(0)); err != nil {
 			return s.broke(err)

@@ -266,6 +266,9 @@ func (w *world) records() (all []mapping.Record) {
 		}
 		err = c.Records(func(q queue.Record) error {
 			var r mapping.Record
+			if q.Forgotten {
+				return nil
+			}
 			if err := r.DecodeBody(q.Body); err != nil {
 				return err
 			}
