@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -93,7 +94,9 @@ func TestSendTestThatDoesNotGetThrough(t *testing.T) {
 	t.Parallel()
 	r := rehearse(t, rehearsalSettings{})
 	up(t, r)
-	at := func(path string, line int) string { return fmt.Sprintf("%s:%d: sync.demo.%s", r.configPath, line, path) }
+	at := func(path string, line int) string {
+		return fmt.Sprintf("%s:%d: sync.demo.%s", r.configPath, line, path)
+	}
 	lineOf := func(part string) int {
 		t.Helper()
 		b, err := os.ReadFile(r.configPath)
@@ -198,10 +201,15 @@ func TestSendTestWithAWrongKey(t *testing.T) {
 	up(t, r)
 	killed := make(chan error, 1)
 	go func() {
-		for only(t, stats(t, r)).Books.Pending < 2 {
+		ctx := within(t, 20*time.Second)
+		for {
+			snap, err := r.stats(ctx)
+			if err != nil || pending(snap) == 2 {
+				killed <- errors.Join(err, r.kill())
+				return
+			}
 			time.Sleep(5 * time.Millisecond)
 		}
-		killed <- r.kill()
 	}()
 	got = verbOf(t, r, "send-test", "--yes", "--event", "In Flight")
 	if err := <-killed; err != nil {
