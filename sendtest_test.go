@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -200,10 +201,15 @@ func TestSendTestWithAWrongKey(t *testing.T) {
 	up(t, r)
 	killed := make(chan error, 1)
 	go func() {
-		for only(t, stats(t, r)).Books.Pending < 2 {
+		ctx := within(t, 20*time.Second)
+		for {
+			snap, err := r.stats(ctx)
+			if err != nil || pending(snap) == 2 {
+				killed <- errors.Join(err, r.kill())
+				return
+			}
 			time.Sleep(5 * time.Millisecond)
 		}
-		killed <- r.kill()
 	}()
 	got = verbOf(t, r, "send-test", "--yes", "--event", "In Flight")
 	if err := <-killed; err != nil {

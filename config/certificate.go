@@ -28,8 +28,8 @@ func (c checker) certificate() {
 		c.check(cert, "required with tls_key: the file with the certificate and those it was issued by (PEM; certbot: fullchain.pem)")
 		return
 	}
-	var credential bool
-	s.TLSCert, _ = c.keyFilePath(s.TLSCert)
+	var certCredential, credential bool
+	s.TLSCert, certCredential = c.keyFilePath(s.TLSCert)
 	s.TLSKey, credential = c.keyFilePath(s.TLSKey)
 	for _, file := range []*string{&s.TLSCert, &s.TLSKey} { // a reload may see the configuration from another folder
 		if whole, err := filepath.Abs(*file); err == nil {
@@ -39,11 +39,16 @@ func (c checker) certificate() {
 	if c.env.NoSecrets {
 		return
 	}
-	if _, _, err := readFile(s.TLSCert, maxCertificate, true); err != nil {
+	absent := func(path, file string, err error) bool {
+		return errors.Is(err, fs.ErrNotExist) && !c.add(path, "%w: the unit needs the line LoadCredential=%s:/etc/ampcio/%s (read at the start only), or write here an absolute path",
+			err, filepath.Base(file), filepath.Base(file))
+	}
+	if _, _, err := readFile(s.TLSCert, maxCertificate, true); err != nil && !(certCredential && absent(cert, s.TLSCert, err)) {
 		c.check(cert, "%w", hinted(err))
 	}
 	_, info, err := readFile(s.TLSKey, maxCertificate, true)
 	switch {
+	case err != nil && credential && absent(key, s.TLSKey, err):
 	case err != nil:
 		c.check(key, "%w", hinted(err))
 	case !credential && info.Mode().Perm()&0o007 != 0:

@@ -66,6 +66,8 @@ func TestTLSCertificate(t *testing.T) {
 		{name: "no key", lines: "tls_cert = 'cert.pem'", want: "server.tls_key: required with tls_cert"},
 		{name: "no certificate", lines: "tls_key = 'key.pem'", want: "server.tls_cert: required with tls_key"},
 		{name: "no files", lines: both, want: "key.pem: no such file"},
+		{name: "no credentials", lines: both, env: map[string]string{"CREDENTIALS_DIRECTORY": "/cred"}, file: map[string]string{"cert.pem": cert, "key.pem": key},
+			want: "LoadCredential=key.pem:/etc/ampcio/key.pem"},
 		{name: "another's key", lines: both, file: map[string]string{"cert.pem": cert, "key.pem": other}, want: "are no pair of a certificate and its private key"},
 		{name: "swapped", lines: both, file: map[string]string{"cert.pem": key, "key.pem": cert}, want: "are no pair"},
 		{name: "empty", lines: both, file: map[string]string{"cert.pem": "", "key.pem": key}, want: "are no pair"},
