@@ -24,7 +24,7 @@ func (w *world) forget(lanes ...string) queue.Tombstone {
 	return ts
 }
 
-func (w *world) knows(userID string) string {
+func (w *world) propertiesOf(userID string) string {
 	w.t.Helper()
 	known, err := w.store.User("app", userID)
 	if err != nil {
@@ -51,7 +51,7 @@ func livesOf(w *world) {
 
 func forgottenAnna(t testing.TB, w *world) {
 	t.Helper()
-	if got := w.knows("annaa"); got != "{}" {
+	if got := w.propertiesOf("annaa"); got != "{}" {
 		t.Errorf("anna has %s", got)
 	}
 	for device, want := range map[string]string{"phone": "", "laptop": "", "tablet": "bennn", "watch": "carll"} {
@@ -59,10 +59,10 @@ func forgottenAnna(t testing.TB, w *world) {
 			t.Errorf("%s is %q's, want %q", device, got, want)
 		}
 	}
-	if got := w.knows("bennn"); got != `{"plan":"team"}` {
+	if got := w.propertiesOf("bennn"); got != `{"plan":"team"}` {
 		t.Errorf("ben has %s", got)
 	}
-	if got := w.knows("carll"); got != `{"plan":"solo"}` {
+	if got := w.propertiesOf("carll"); got != `{"plan":"solo"}` {
 		t.Errorf("carl has %s", got)
 	}
 }
@@ -96,7 +96,7 @@ func TestForgetIsOfOnePersonAndAllTheirDevices(t *testing.T) {
 	}
 	// Somebody new, who has nothing of the one before.
 	w.send("phone/annaa 8 {\"$set\":{\"new\":true}}")
-	if got := w.knows("annaa"); got != `{"new":true}` {
+	if got := w.propertiesOf("annaa"); got != `{"new":true}` {
 		t.Errorf("the new one has %s", got)
 	}
 }
@@ -123,7 +123,7 @@ func TestForgetSurvivesACrash(t *testing.T) {
 					crashed := w.crash(Options{})
 					w.stop()
 					if comes {
-						if got := crashed.knows("annaa"); got != `{"new":true}` {
+						if got := crashed.propertiesOf("annaa"); got != `{"new":true}` {
 							t.Errorf("the new one has %s", got)
 						}
 						if got := crashed.linked("phone"); got != "annaa" {
@@ -139,7 +139,7 @@ func TestForgetSurvivesACrash(t *testing.T) {
 					}
 					again := start(t, crashed.dir, Options{})
 					if comes {
-						if got := again.knows("annaa"); got != `{"new":true}` {
+						if got := again.propertiesOf("annaa"); got != `{"new":true}` {
 							t.Errorf("made anew, the new one has %s", got)
 						}
 					} else {
