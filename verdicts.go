@@ -28,8 +28,8 @@ const (
 // make of the same record can be compared.
 type standard struct {
 	rules      *mapping.Rules // nil = it is a relay's
-	lateAfter  time.Duration // of the event's time
-	latePolicy string        // deliver | filter | dead_letter
+	lateAfter  time.Duration  // of the event's time
+	latePolicy string         // deliver | filter | dead_letter
 }
 
 func standardOf(cfg *config.Config, name string, rules *mapping.Rules) *standard {
