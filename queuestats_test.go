@@ -302,7 +302,7 @@ func TestAdminEndpoints(t *testing.T) {
 		}
 	}
 	// None of it is at the public door.
-	for _, path := range []string{"/stats", "/healthz", "/debug/pprof/"} {
+	for _, path := range []string{"/stats", "/readyz", "/debug/pprof/"} {
 		if a := ask(t, "GET", "http://"+r.listen+path, ""); a.status != 400 {
 			t.Errorf("%s at the public door: %d %.200s", path, a.status, a.body)
 		}

@@ -1,4 +1,4 @@
-// The stories of ../sdk/go/stories.go, as the SDKs for Node and for browsers tell them: both have one interface. Each
+// The stories of go/stories.go, as the SDKs for Node and for browsers tell them: both have one interface. Each
 // gives the promises of its calls; an SDK settles one when it is delivered or given up.
 'use strict';
 
