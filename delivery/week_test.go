@@ -117,13 +117,13 @@ func (w *week) live(d time.Duration) {
 			events = append(events, w.next("poor"))
 		}
 		w.offer(events...)
+		if w.rng.IntN(80) == 0 {
+			w.crash() // not last: what is looked at after this is a life that has begun
+		}
 		time.Sleep(10 * time.Minute)
 		w.stats()
 		if o := w.sandbox.Report().Order; o.OutOfOrder != 0 || o.Repeated != 0 {
 			w.t.Fatalf("after %v: %+v", time.Since(start), o)
-		}
-		if w.rng.IntN(80) == 0 {
-			w.crash()
 		}
 	}
 }
