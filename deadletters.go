@@ -26,7 +26,8 @@ type deadQuery struct {
 	IDs     map[string][]uint64 `json:"ids,omitempty"`      // sync → sequences; nil = any
 	All     bool                `json:"all,omitempty"`      // of replay and drop: without any of the above
 
-	Limit   int  `json:"limit,omitempty"` // of list; 0 = all
+	Limit   int  `json:"limit,omitempty"`   // of list; 0 = all
+	HTTPV2  bool `json:"http_v2,omitempty"` // of export: events alone
 	ShowIDs bool `json:"show_ids,omitempty"`
 	DryRun  bool `json:"dry_run,omitempty"`
 }
@@ -259,10 +260,12 @@ type deadLine struct {
 
 // listEnd is the last line of a list.
 type listEnd struct {
-	Listed  uint64   `json:"listed"`
-	More    uint64   `json:"more"`    // are meant too, and were not listed
-	Missing uint64   `json:"missing"` // ids that are no dead letters
-	Damaged []string `json:"damaged,omitempty"`
+	Listed  uint64 `json:"listed"`
+	More    uint64 `json:"more"`    // are meant too, and were not listed
+	Missing uint64 `json:"missing"` // ids that are no dead letters
+	// Of an export of events: records that hold none that can be read.
+	Unreadable uint64   `json:"unreadable,omitempty"`
+	Damaged    []string `json:"damaged,omitempty"`
 }
 
 func listDeadVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer) error {
@@ -376,6 +379,14 @@ func exportDeadVerb(ctx context.Context, h house, in json.RawMessage, out io.Wri
 	q.ShowIDs = true
 	var end listEnd
 	s, err := seek(ctx, h, &q, func(d *deadLetter) error {
+		if q.HTTPV2 {
+			if told, err := tellEvent(out, &d.record, d.whole); err != nil || !told {
+				end.Unreadable++
+				return err
+			}
+			end.Listed++
+			return nil
+		}
 		end.Listed++
 		return tell(out, d.all(true))
 	})

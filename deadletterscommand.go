@@ -60,9 +60,10 @@ func deadLettersCommand() *cli.Command {
 			},
 			{
 				Name: "export", Usage: "whole, as JSON lines, to stdout; users and events in clear",
-				UsageText:   "ampcio dead-letters export [ID…|-] [FLAGS]",
-				Description: whichText + "\nExample: ampcio dead-letters export --sync production > dead.jsonl",
-				Flags:       with(), Action: deadExport,
+				UsageText: "ampcio dead-letters export [ID…|-] [--http-v2] [FLAGS]",
+				Description: whichText + "\nExamples: ampcio dead-letters export --sync production > dead.jsonl\n" +
+					"          ampcio dead-letters export --http-v2 > events.jsonl",
+				Flags: with(&cli.BoolFlag{Name: "http-v2", Usage: "the events alone, as Amplitude's HTTP V2 API takes them"}), Action: deadExport,
 			},
 			{
 				Name: "replay", Usage: "send again what was refused, after the cause was mended",
@@ -313,7 +314,11 @@ func deadExport(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	q.HTTPV2 = c.Bool("http-v2")
 	end, err := o.eachDead(c.Context, "dead-letters-export", q, func(line []byte) error {
+		if q.HTTPV2 {
+			return writeEvent(c.App.Writer, line)
+		}
 		_, err := c.App.Writer.Write(line)
 		return err
 	})
@@ -321,6 +326,7 @@ func deadExport(c *cli.Context) error {
 		return err
 	}
 	fmt.Fprintf(c.App.ErrWriter, "%s exported\n", letters(end.Listed))
+	noteUnreadable(c.App.ErrWriter, end.Unreadable)
 	end.notes(c.App.ErrWriter)
 	return nil
 }

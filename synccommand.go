@@ -21,7 +21,7 @@ import (
 func syncCommand() *cli.Command {
 	return &cli.Command{
 		Name: "sync", Usage: "see, hold, mend and redo what goes to Customer.io",
-		UsageText: "ampcio sync status|pause|resume|retry|rewind|rename|remove|adopt NAME",
+		UsageText: "ampcio sync status|pause|resume|retry|rewind|export|rename|remove|adopt NAME",
 		Description: "The running daemon does it; when it is stopped, this command does, and the next start goes on from there.\n" +
 			"Flags may stand before or behind the names.",
 		Subcommands: []*cli.Command{
@@ -69,6 +69,13 @@ func syncCommand() *cli.Command {
 					&cli.BoolFlag{Name: "untaken", Usage: "also what came in while it was disabled or in a dry run"},
 					&cli.BoolFlag{Name: "partly", Usage: "when the log does not reach back so far, take what there is"},
 					dryRunFlag, yesFlag, jsonFlag}, Action: syncRewind,
+			},
+			{
+				Name: "export", Usage: "what is pending, as one event a line, to stdout; users and events in clear",
+				UsageText: "ampcio sync export NAME",
+				Description: "Each line is what Amplitude's HTTP V2 API, and so ampcio, takes among its events, with insert_id and time. Those of one user\n" +
+					"are in their order. It changes nothing.\n\nExample: ampcio sync export production > pending.jsonl",
+				Flags: []cli.Flag{configFlag}, Action: syncExport,
 			},
 			{
 				Name: "rename", Usage: "give a sync's queue and memory another name",

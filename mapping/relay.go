@@ -36,7 +36,16 @@ func (r *Record) EventType() string { return string(plainText(member(r.Raw, []by
 //     Amplitude would refuse the event for it, or make one user of many;
 //   - mark, unless it is "", becomes an event property that is true, on all events but
 //     $identify and $groupidentify, which are none.
-func (r *Record) Relay(mark string) (RelayedEvent, error) {
+func (r *Record) Relay(mark string) (RelayedEvent, error) { return r.relay(mark, false) }
+
+// HTTPV2 is the event of a record as one element of a request to Amplitude's HTTP V2 API, and so to ours: as Relay writes
+// it, but with its corrected time, since nobody will say what the sender's clock shows.
+func (r *Record) HTTPV2() ([]byte, error) {
+	e, err := r.relay("", true)
+	return e.Body, err
+}
+
+func (r *Record) relay(mark string, corrected bool) (RelayedEvent, error) {
 	raw := r.Raw
 	if len(raw) < 2 || raw[len(raw)-1] != '}' {
 		return RelayedEvent{}, errMalformed
@@ -68,7 +77,7 @@ func (r *Record) Relay(mark string) (RelayedEvent, error) {
 			}
 		case "time":
 			timed = true
-			if isNull(w.value) {
+			if isNull(w.value) || corrected {
 				replace(&w, strconv.AppendInt(nil, r.Time, 10))
 			} else if client, ok := wholeNumber(w.value); ok {
 				out.Skew = r.skew(client)
