@@ -119,7 +119,7 @@ func TestRelayedInLargeBatches(t *testing.T) {
 		}
 		h.close()
 		largest, most := 0, 0
-		for _, r := range m.requests {
+		for _, r := range m.log() {
 			if r.status != 200 && r.events != 1 || r.path != "/2/httpapi" {
 				t.Errorf("%+v", r)
 			}
@@ -137,8 +137,8 @@ func TestRelayedInLargeBatches(t *testing.T) {
 				t.Errorf("%s: %v", user, n)
 			}
 		}
-		if m.duplicates > 0 {
-			t.Errorf("%d came twice", m.duplicates)
+		if m.twice() > 0 {
+			t.Errorf("%d came twice", m.twice())
 		}
 	})
 }
@@ -207,8 +207,8 @@ func TestRefusedByAmplitude(t *testing.T) {
 					b := h.stats().Books
 					return b.Dead == 5 && b.Delivered == 1002
 				})
-				if m.duplicates > 0 {
-					t.Errorf("%d came twice", m.duplicates)
+				if m.twice() > 0 {
+					t.Errorf("%d came twice", m.twice())
 				}
 			})
 		})
@@ -246,8 +246,8 @@ func TestThrottledByAmplitude(t *testing.T) {
 		if !slices.Equal(all["hot-user"], upTo(4000)) {
 			t.Errorf("the busy user's %d events are not in order", len(all["hot-user"]))
 		}
-		if n := len(m.requests); n > 100 || m.duplicates > 0 {
-			t.Errorf("%d requests (%v), %d events twice", n, m.statuses, m.duplicates)
+		if n := len(m.log()); n > 100 || m.twice() > 0 {
+			t.Errorf("%d requests (%v), %d events twice", n, m.statuses, m.twice())
 		}
 		if len(h.buried) > 0 {
 			t.Errorf("%d dead letters", len(h.buried))
@@ -312,7 +312,7 @@ func TestTooLargeForAmplitude(t *testing.T) {
 			}
 		}
 		batches := 0
-		for _, r := range m.requests {
+		for _, r := range m.log() {
 			if r.path == "/batch" {
 				batches++
 			}
@@ -340,7 +340,7 @@ func TestKeysOfARelay(t *testing.T) {
 		if s.State != delivery.Blocked || s.Reason != "invalid_api_key" || !strings.Contains(s.Detail, "one of the API keys of project app") || !strings.Contains(s.Advice, "amplitude_api_keys") {
 			t.Errorf("%+v", s)
 		}
-		if n := len(m.requests); n < 2*300 || n > 2*302 || len(m.all()) != 0 {
+		if n := len(m.log()); n < 2*300 || n > 2*302 || len(m.all()) != 0 {
 			t.Errorf("%d questions in 5 hours, %d events", n, len(m.all()))
 		}
 		if b := h.stats().Books; b.Pending != 200 {

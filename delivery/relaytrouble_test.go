@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,7 +60,7 @@ func TestRelayThroughFailures(t *testing.T) {
 				if b := h.stats().Books; b.Pending != 100 || b.Dead != 0 {
 					t.Errorf("books %+v", b)
 				}
-				if n := len(m.requests); n > 60 {
+				if n := len(m.log()); n > 60 {
 					t.Errorf("%d requests in 10 minutes", n)
 				}
 				m.set(func() { m.instead = nil })
@@ -81,11 +82,11 @@ func TestRelayThroughFailures(t *testing.T) {
 func TestAnswerLost(t *testing.T) {
 	bubble(t, func(t *testing.T, dir string) {
 		m := newAmplitudeModel()
-		lost := 0
+		var answers atomic.Int64
 		h := relay(t, dir, m, nil)
 		h.wire.to(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			m.ServeHTTP(discarded{w}, r)
-			if lost++; lost%3 == 2 {
+			if answers.Add(1)%3 == 2 {
 				panic(http.ErrAbortHandler)
 			}
 			w.Header().Set("Content-Type", "application/json")
@@ -98,7 +99,7 @@ func TestAnswerLost(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		h.drained(5 * time.Minute)
-		if m.duplicates == 0 {
+		if m.twice() == 0 {
 			t.Error("nothing was sent twice: no answer was lost")
 		}
 		for user, n := range numbers(t, m.all()) {
