@@ -37,7 +37,7 @@ func deadLettersCommand() *cli.Command {
 		return append(append([]cli.Flag{configFlag}, whichFlags...), more...)
 	}
 	return &cli.Command{
-		Name: "dead-letters", Usage: "see, keep, send again or drop what Customer.io has refused for good",
+		Name: "dead-letters", Usage: "see, keep, send again or drop what Customer.io, or Amplitude, has refused for good",
 		UsageText: "ampcio dead-letters list|show|export|replay|drop [ID…|-] [FLAGS]",
 		Description: "The running daemon is asked; when it is stopped its files are. Flags may stand before or behind ids.\n\n" +
 			"Examples: ampcio dead-letters list --reason invalid --newer-than 24h\n" +

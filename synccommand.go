@@ -23,7 +23,7 @@ func syncCommand() *cli.Command {
 		Name: "sync", Usage: "see, hold, mend and redo what goes to Customer.io",
 		UsageText: "ampcio sync status|pause|resume|retry|rewind|export|rename|remove|adopt NAME",
 		Description: "The running daemon does it; when it is stopped, this command does, and the next start goes on from there.\n" +
-			"Flags may stand before or behind the names.",
+			"Flags may stand before or behind the names. What relays a project to Amplitude is called relay.PROJECT.",
 		Subcommands: []*cli.Command{
 			{
 				Name: "status", Usage: "what each sync is doing, why, and what to do about it",
@@ -47,7 +47,7 @@ func syncCommand() *cli.Command {
 			{
 				Name: "retry", Usage: "try now what waits, instead of when it is due",
 				UsageText: "ampcio sync retry NAME [--json]",
-				Description: "Asks Customer.io at once whether key and region are right, and sends what waits for a retry; requests_per_second holds.\n\n" +
+				Description: "Asks Customer.io, or Amplitude, at once whether key and region are right, and sends what waits for a retry; requests_per_second holds.\n\n" +
 					"Example: ampcio sync retry production",
 				Flags: []cli.Flag{configFlag, jsonFlag}, Action: syncRetry,
 			},

@@ -53,6 +53,9 @@ func (c checker) relay(path string, p *Project) {
 		}
 		return
 	}
+	if len(p.AmplitudeAPIKeys) == 0 && p.AmplitudeAPIKeysFile == "" {
+		c.check(join(path, "amplitude_api_keys"), "required with relay: the key under which Amplitude is to take the events, in Amplitude under Settings > Projects > your project > API Key")
+	}
 	if p.WebhookSecretFile != "" && p.RelayMark == "" {
 		c.warn(join(path, "relay"), "what is passed on to Amplitude comes back through the webhook: set relay_mark, and filter events with that property in Amplitude's webhook destination")
 	}

@@ -280,3 +280,17 @@ func (m *amplitudeModel) of(f func(takenEvent) bool) (list []takenEvent) {
 }
 
 func (m *amplitudeModel) all() []takenEvent { return m.of(func(takenEvent) bool { return true }) }
+
+// log lists the requests that it has had.
+func (m *amplitudeModel) log() []modelRequest {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.requests)
+}
+
+// twice is how many events it has been sent again.
+func (m *amplitudeModel) twice() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.duplicates
+}

@@ -1,7 +1,11 @@
-// Package delivery brings the records of a sync's queue to Customer.io, in order
-// for each person, and enters in the sync's ledger what became of each: nothing
-// counts as delivered, or as refused, but what Customer.io itself has answered; and as
-// refused what is known beforehand, too large or too late.
+// Package delivery brings the records of a sync's queue to Customer.io, and those of a
+// relay's to Amplitude, in order for each person, and enters in the ledger what became of
+// each: nothing counts as delivered, or as refused, but what the service itself has
+// answered; and as refused what is known beforehand, too large or too late.
+//
+// The two differ behind one small seam (destination.go): Amplitude's side of it is
+// amplitude.go, and its answers are read in amplitudeverdict.go. What is said of
+// Customer.io elsewhere holds for both.
 //
 // One batch: a worker claims lanes until a request is full (batch.go), sends it
 // (send.go, client.go), reads the answer operation by operation (verdict.go) and
