@@ -133,3 +133,29 @@ func TestRequestThatWaitsForAChange(t *testing.T) {
 		}
 	})
 }
+
+// What is stored another way is stored before a change or after it.
+func TestChangeWaitsForWhatIsStoredBeside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := New(options(), &memory{})
+		var order []string
+		goOn, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			err := h.Beside(t.Context(), func() error { <-goOn; order = append(order, "beside"); return nil })
+			if err != nil {
+				t.Error(err)
+			}
+		}()
+		synctest.Wait()
+		go func() {
+			synctest.Wait() // until the change below waits
+			close(goOn)
+		}()
+		err := h.Change(t.Context(), nil, nil, func() error { order = append(order, "change"); return nil })
+		<-done
+		if err != nil || strings.Join(order, " ") != "beside change" {
+			t.Errorf("%v, %v", order, err)
+		}
+	})
+}

@@ -73,7 +73,7 @@ type Handler struct {
 	logged   map[string]*rate.Sometimes // by reason, so that one kind of trouble never hides another
 
 	webhooks   atomic.Pointer[[]webhookSecret]
-	webhookLog rate.Sometimes
+	webhookLog map[string]*rate.Sometimes // by reason, "" = the others
 }
 
 // admitted is who may send, which Change replaces as a whole.
@@ -107,7 +107,10 @@ func New(o Options, a Appender) *Handler {
 	h.door = newDoor()
 	h.storing = semaphore.NewWeighted(storingMost)
 	h.inFlight = semaphore.NewWeighted(h.limits.inFlight)
-	h.webhookLog = rate.Sometimes{First: 1, Interval: 10 * time.Second}
+	h.webhookLog = map[string]*rate.Sometimes{}
+	for _, reason := range []string{reasonSecret, reasonJSON, reasonEvents, reasonTooLarge, ""} {
+		h.webhookLog[reason] = &rate.Sometimes{First: 1, Interval: 10 * time.Second}
+	}
 	for _, reason := range []string{reasonBusy, reasonFull, reasonClosed, reasonStore, reasonSlowStore} {
 		h.logged[reason] = &rate.Sometimes{First: 1, Interval: 10 * time.Second}
 	}

@@ -203,7 +203,11 @@ func (h *Handler) complain(refused *refusal, detail string) {
 	if refused.status >= 500 || refused.reason == reasonSlow || refused.reason == reasonAborted {
 		return
 	}
-	h.webhookLog.Do(func() {
+	sometimes := h.webhookLog[refused.reason]
+	if sometimes == nil {
+		sometimes = h.webhookLog[""]
+	}
+	sometimes.Do(func() {
 		if detail == "" {
 			detail = refused.message
 		}

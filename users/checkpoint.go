@@ -82,7 +82,7 @@ func (s *Store) Run(ctx context.Context) error {
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
-		s.running = false
+		s.running, s.over = false, true
 		s.written.Broadcast()
 		s.mu.Unlock()
 	}()

@@ -268,3 +268,92 @@ func TestRestoredLog(t *testing.T) {
 	}
 	after.stop()
 }
+
+// A users.db of the format before this one is brought up when it is opened, with all that is in it.
+func TestFormatOfBefore(t *testing.T) {
+	dir := t.TempDir()
+	w := start(t, dir, Options{}).run()
+	w.send(`d0/u0 i1 {"a":1}`)
+	w.checkpoint()
+	w.stop()
+	path := filepath.Join(dir, "users.db")
+	db, err := queue.OpenDB(path, fileOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := filepath.Join(t.TempDir(), "users.db")
+	o := fileOptions()
+	o.Format, o.Buckets = 1, []string{string(bucketUsers), string(bucketDevices)}
+	before, err := queue.OpenDB(older, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.View(func(from *bolt.Tx) error {
+		return before.Update(func(to *bolt.Tx) error {
+			for _, name := range [][]byte{bucketUsers, bucketDevices} {
+				err := from.Bucket(name).ForEach(func(k, v []byte) error {
+					st, err := readEntry(kindOf(string(name)), k, v)
+					if err != nil {
+						return err
+					}
+					st.asOf = 0 // entries did not say of when they are
+					value := appendEntry(nil, &st)
+					seal(kindOf(string(name)), k, value)
+					return to.Bucket(name).Put(k, value)
+				})
+				if err != nil {
+					return err
+				}
+			}
+			for _, key := range [][]byte{keyGood, keyReach} {
+				if err := to.Bucket(bucketMeta).Put(key, from.Bucket(bucketMeta).Get(key)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	if err := errors.Join(err, db.Close(), before.Close(), os.Rename(older, path)); err != nil {
+		t.Fatal(err)
+	}
+	w = start(t, dir, Options{}).run()
+	defer w.stop()
+	if err := w.store.Warning(); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.store.Stats().Replayed; n != 0 {
+		t.Errorf("%d records replayed", n)
+	}
+	w.knows("device d0", `u0 {"a":1}`)
+	w.hook(happening{-1, `d0/u0 i2 {"a":2}`}) // of when the state is, nobody knows
+	w.knows("user u0", `{"a":2}`)
+	w.take(false, 1, happening{-5, `d0/u0 i3`})
+	w.checkpoint()
+	after := w.crash(Options{})
+	defer after.stop()
+	if n := after.store.Place("app", partOfTests, false); n != 1 {
+		t.Errorf("%d lines are taken", n)
+	}
+}
+
+// How far imports have come outlives a users.db that is damaged; what was seeded may be lost, so it may be seeded again.
+func TestPlacesAreSalvaged(t *testing.T) {
+	dir := t.TempDir()
+	w := start(t, dir, Options{}).run()
+	w.take(false, 1, happening{-5, `d0/u0 i1`}, happening{-4, `d0/u0 i2`})
+	w.take(true, 1, happening{-5, `d0/u0 i1 {"a":1}`})
+	w.checkpoint()
+	w.stop()
+	path := filepath.Join(dir, "users.db")
+	if err := setAside(path); err != nil {
+		t.Fatal(err)
+	}
+	w = start(t, dir, Options{})
+	defer w.stop()
+	if w.store.Warning() == nil {
+		t.Error("nothing was repaired")
+	}
+	if n, seeded := w.store.Place("app", partOfTests, false), w.store.Place("app", partOfTests, true); n != 2 || seeded != 0 {
+		t.Errorf("%d lines are taken, %d as seeds", n, seeded)
+	}
+}

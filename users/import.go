@@ -253,7 +253,7 @@ func (s *Store) fill(owner entry, t *step, snapshot []byte) {
 	}
 }
 
-// Checkpoint waits until what is known now is in users.db. Run is running.
+// Checkpoint waits until what is known now is in users.db: Run writes it, when that has begun.
 func (s *Store) Checkpoint(ctx context.Context) error {
 	unhook := context.AfterFunc(ctx, func() {
 		s.mu.Lock()
@@ -270,7 +270,7 @@ func (s *Store) Checkpoint(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if !s.running {
+		if s.over {
 			return queue.ErrClosed
 		}
 		if s.waits != "" {
