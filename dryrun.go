@@ -154,6 +154,12 @@ func (d *daemon) tolerant(trial string, f func(context.Context) error) func(cont
 	return func(ctx context.Context) error {
 		if err := f(ctx); err != nil {
 			d.pulse.over("ledger " + trial) // nobody waits for it
+			if b := d.book(trial); b != nil {
+				b.close()
+				d.mu.Lock()
+				d.streams[trial].book = nil
+				d.mu.Unlock()
+			}
 			sync, _ := syncOfTrial(trial)
 			d.log.Error("the dry run has stopped, until ampcio is started again; everything else goes on", "sync", sync, "error", err)
 		}
