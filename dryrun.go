@@ -83,10 +83,23 @@ func (d *daemon) openTrial(o queue.ConsumerOptions) (*queue.Consumer, error) {
 	}
 	o.Trial = true
 	c, err := queue.OpenConsumer(d.records, o)
-	if err == nil {
-		c.SetDeadLetterBounds(time.Hour, 1<<20) // they are counted, and nobody will replay them
+	if err != nil {
+		return nil, err
 	}
-	return c, err
+	st, err := c.Stats()
+	if err == nil && st.Low > d.records.Tail() { // the log is an older one, and knows nothing of what this has seen
+		d.log.Warn("the dry run begins anew, since the log is older than its ledger", "sync", strings.TrimSuffix(o.Name, trialSuffix))
+		if err := c.Close(); err != nil {
+			return nil, err
+		}
+		d.removeTrial(o.Name)
+		c, err = queue.OpenConsumer(d.records, o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.SetDeadLetterBounds(time.Hour, 1<<20) // they are counted, and nobody will replay them
+	return c, nil
 }
 
 func (d *daemon) removeTrial(name string) {
@@ -141,6 +154,12 @@ func (d *daemon) tolerant(trial string, f func(context.Context) error) func(cont
 	return func(ctx context.Context) error {
 		if err := f(ctx); err != nil {
 			d.pulse.over("ledger " + trial) // nobody waits for it
+			if b := d.book(trial); b != nil {
+				b.close()
+				d.mu.Lock()
+				d.streams[trial].book = nil
+				d.mu.Unlock()
+			}
 			sync, _ := syncOfTrial(trial)
 			d.log.Error("the dry run has stopped, until ampcio is started again; everything else goes on", "sync", sync, "error", err)
 		}

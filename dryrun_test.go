@@ -222,3 +222,46 @@ func TestDryRunReloadedUnderLoad(t *testing.T) {
 	}
 	down(t, r)
 }
+
+// A dry run that cannot begin, and one whose ledger was damaged, stop nothing.
+func TestDryRunThatCannotBegin(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	edit(t, r, dryRunLive, dryRunOn)
+	storage := filepath.Join(r.dir, "storage")
+	if err := os.Mkdir(storage, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	folder := filepath.Join(storage, "dry-run")
+	write(t, folder, "in the way")
+	up(t, r)
+	accepted(t, r, numbered("annabel", 1, 2))
+	contains(t, did(t, r, "queue-stats"), "the dry run of sync demo could not begin", "demo (project app): dry_run")
+	edit(t, r, dryRunOn, dryRunLive)
+	reloaded(t, r)
+	accepted(t, r, numbered("annabel", 3, 4))
+	balanced(t, drained(t, r))
+	edit(t, r, dryRunLive, dryRunOn)
+	if got := verbOf(t, r, "reload"); got.code != exitCantCreate {
+		t.Errorf("%+v", got)
+	}
+	accepted(t, r, numbered("annabel", 5, 6)) // what was in force stays
+	balanced(t, drained(t, r))
+	if p, _ := r.sandbox.Person("id", "annabel"); p.EventCount != 4 {
+		t.Errorf("Customer.io has %d events", p.EventCount)
+	}
+	down(t, r)
+
+	if err := os.Remove(folder); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(folder, "demo.dry.db"), strings.Repeat("damaged ", 5000))
+	write(t, filepath.Join(folder, "demo.counts.json"), `{"schema":`)
+	up(t, r)
+	accepted(t, r, numbered("annabel", 7, 8))
+	eventually(t, 10*time.Second, "it begins anew", func() bool { d := only(t, stats(t, r)).DryRun; return d != nil && d.Events == 2 })
+	down(t, r)
+}

@@ -236,7 +236,7 @@ func (x *explainer) event(ctx context.Context, project string, e mapping.Event, 
 	out, err := x.record(ctx, &keptRecord{Record: records[0]})
 	out.From, out.Sequence, out.Before = "input", 0, before
 	out.StandIn = e.InsertID == "" || e.UserID == "" && e.DeviceID == ""
-	out.Notes = append(droppedIDs(&e), out.Notes...)
+	out.Notes = droppedIDs(&e)
 	return out, err
 }
 
@@ -265,6 +265,9 @@ func (x *explainer) record(ctx context.Context, k *keptRecord) (explanation, err
 	q := &k.Record
 	m := mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
 	out := explanation{Schema: explainSchema, From: "log", Sequence: q.Seq, Project: q.Project, ULID: mapping.ULID(q.ID), Received: timeMS(q.Received), Notes: []string{}, Syncs: []syncWhy{}}
+	if k.Seq != 0 && k.Sync == "" && !x.memory.fresh {
+		out.Notes = append(out.Notes, "as if it were sent now: after what this person has been sent since (--new: as if nothing had been)")
+	}
 	if k.Sync != "" {
 		out.From = "dead_letter"
 		out.Notes = append(out.Notes, fmt.Sprintf("a dead letter of sync %s (%s): this is what would be sent if it were tried again now", k.Sync, k.Reason))

@@ -104,9 +104,7 @@ func explain(c *cli.Context) error {
 		return err
 	}
 	if c.IsSet("seq") {
-		if c.Bool("new") {
-			m.sent, m.asked = nil, nil
-		}
+		m.fresh = c.Bool("new")
 		return explainStored(c, x, show)
 	}
 	if c.Bool("new") {

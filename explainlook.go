@@ -249,6 +249,7 @@ func lookAtDead(ctx context.Context, h house, asked *look, out io.Writer) error 
 // would change.
 type memory struct {
 	look  func(ctx context.Context, q look, each func(found) error) error // nil: there is nobody to ask
+	fresh bool                                                            // what was last sent counts for nothing
 	notes []string
 	sent  map[identified][]byte
 	asked map[identified]bool
@@ -285,6 +286,9 @@ func (m *memory) lastSent(ctx context.Context, sync, key string) ([]byte, error)
 		return m.sent[who], nil
 	}
 	m.asked[who] = true
+	if m.fresh {
+		return nil, nil
+	}
 	err := m.ask(ctx, look{Sent: []identified{who}}, func(f found) {
 		if f.Sent != nil {
 			m.sent[who] = f.Sent.Value

@@ -49,6 +49,9 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 		if y.DryRun, err = d.dryRunOf(name, now); err != nil {
 			return snap, err
 		}
+		if y.Status == admin.StatusDryRun && y.DryRun == nil {
+			snap.Notes = append(snap.Notes, fmt.Sprintf("the dry run of sync %s could not begin, or has stopped: the log says why; a restart begins it again", name))
+		}
 		if s := d.delivery(name); s != nil {
 			applyStatus(&y, s.Status(), now)
 		}

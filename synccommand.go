@@ -194,7 +194,9 @@ func holdAction(verb string) cli.ActionFunc {
 			}
 			if verb == "sync-pause" {
 				held := "new events are accepted and held"
-				if !s.Takes {
+				if s.DryRun {
+					held = "new events are not taken, since it is in a dry run, which goes on"
+				} else if !s.Takes {
 					held = "new events are not taken, since it is disabled or not in the configuration"
 				}
 				fmt.Fprintf(w, "%s is paused%s; %s; %s pending. Resume: ampcio sync resume %[1]s\n", s.Sync, already, held, many(s.Pending))
