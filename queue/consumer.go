@@ -110,7 +110,7 @@ type Consumer struct {
 
 func newConsumer(l *Log, o ConsumerOptions) *Consumer {
 	return &Consumer{
-		history: newHistory(historyFolder(l.o.Dir, o.Name), o.Now),
+		history: newHistory(historyFolder(l.o.Dir, o.Name), o.Now, l.historyMost),
 		log:     l, o: o, lanes: newLanes(),
 		woken: make(chan struct{}), room: make(chan struct{}), dirty: make(chan struct{}, 1), haste: make(chan struct{}, 1),
 		retries: map[string]retryState{}, tallies: map[string]Count{},

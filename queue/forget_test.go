@@ -150,7 +150,7 @@ func TestForgetIsWholeAfterACrashAtAnyStep(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := drain(t, c)
-			if fmt.Sprint(got["a"]) != "[a:5]" || len(got["b"]) != 3 {
+			if fmt.Sprint(got["a"]) != "[a:5]" || len(got["b"]) != 3 || len(got) != 3 {
 				t.Errorf("after a rewind it sends %v", got)
 			}
 			gone(t, c, ts.UpTo)
@@ -194,6 +194,13 @@ func TestForgetWaitsForWhatIsInFlight(t *testing.T) {
 			cl.Finish([]Outcome{{Ending: Dead, Reason: "invalid"}, {Ending: Filtered, Reason: "x"}})
 		}, Books{Filtered: 1, Discarded: 2}},
 		{"failed", func(cl *Claim) { cl.Retry(time.Hour, "http_503") }, Books{Discarded: 3}},
+		{"failed for the sixth time, while others get through", func(cl *Claim) {
+			cl.c.mu.Lock()
+			cl.c.flowing, cl.lane.retry.attempts = true, asideTries
+			cl.c.delivered += 10
+			cl.c.mu.Unlock()
+			cl.Retry(time.Hour, "http_503")
+		}, Books{Discarded: 3}},
 		{"given back", func(cl *Claim) { cl.Return() }, Books{Discarded: 3}},
 		{"the first delivered, the rest failed", func(cl *Claim) { cl.Settle(delivered(1), time.Hour, "http_503") }, Books{Delivered: 1, Discarded: 2}},
 		{"trimmed", func(cl *Claim) { cl.Trim(1); cl.Finish(delivered(1)) }, Books{Delivered: 1, Discarded: 2}},
@@ -222,10 +229,14 @@ func TestForgetWaitsForWhatIsInFlight(t *testing.T) {
 					t.Fatalf("it did not wait: %v", err)
 				}
 				stop()
-				done := make(chan error, 1)
-				go func() { _, err := c.Forget(t.Context(), []string{"id:a"}); done <- err }()
 				story.end(cl)
-				must(t, <-done)
+				c.mu.Lock()
+				if c.state.ended[Dead] != 0 || c.sentNew["id:a"] != nil || c.inFlight != 0 {
+					t.Errorf("its answer leaves %d dead letters, %q that was sent, %d in flight", c.state.ended[Dead], c.sentNew["id:a"], c.inFlight)
+				}
+				c.mu.Unlock()
+				_, err := c.Forget(t.Context(), []string{"id:a"})
+				must(t, err)
 				gone(t, c, ts.UpTo)
 				got := mustStats(t, c).Books
 				if got.Delivered != story.want.Delivered || got.Filtered != story.want.Filtered || got.Discarded != story.want.Discarded || got.Dead != 0 || got.Pending != 1 {
@@ -245,6 +256,29 @@ func TestForgetWaitsForWhatIsInFlight(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A chunk that was read before somebody was forgotten, and is taken behind that.
+func TestForgetWhatIsOnItsWayIntoTheWindow(t *testing.T) {
+	dir := quickDir(t)
+	l, err := Open(options(dir))
+	must(t, err)
+	c, err := OpenConsumer(l, consumerOptions("p"))
+	must(t, err)
+	w := newWriter(l.end, nil)
+	must(t, batch("a:1", "b:1").Resolve(&w))
+	chunks := w.finish()
+	must(t, l.commit(chunks, logEnd{2, w.counts}))
+	l.publish(chunks, logEnd{2, w.counts})
+	chunk, err := l.Reader(0).Try()
+	must(t, err)
+	forgetLane(t, l, map[string]*Consumer{"p": c}, "a", "finished")
+	must(t, c.take(chunk, c.epoch))
+	if st := mustStats(t, c); st.Books.Pending != 1 || st.Books.Discarded != 1 || st.Tallies[forgottenTally.Key].N != 1 {
+		t.Errorf("%+v", st)
+	}
+	must(t, c.Close())
+	must(t, l.Close())
 }
 
 // Random work, with lanes forgotten while it goes on, and lives that end at any moment: no

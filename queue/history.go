@@ -32,7 +32,7 @@ import (
 //
 // (numbers outside the payload are big-endian, in it varints.) That is some three bytes
 // for a record. A file goes when the log has none of its records any more, and the oldest
-// go when there are more bytes than historyMost.
+// go when there are more bytes than historyMost, or a 32nd of max_bytes.
 const (
 	historyVersion   = 1
 	historyHeader    = 1 + 4 + 4 + 8 + 8
@@ -85,8 +85,9 @@ func historyFolder(storage, name string) string {
 type history struct {
 	dir   string
 	now   func() time.Time
-	file  *os.File // nil = the next block begins one
-	bytes int64    // of file
+	most  func() int64 // bytes
+	file  *os.File     // nil = the next block begins one
+	bytes int64        // of file
 	begun time.Time
 	files []historyFile // oldest first; nil = not looked at yet
 	look  time.Time     // when they are looked at next
@@ -99,7 +100,17 @@ type historyFile struct {
 	bytes int64
 }
 
-func newHistory(dir string, now func() time.Time) *history { return &history{dir: dir, now: now} }
+func newHistory(dir string, now func() time.Time, most func() int64) *history {
+	return &history{dir: dir, now: now, most: most}
+}
+
+// historyMost is how many bytes a history may have: little of a storage that is small.
+func (l *Log) historyMost() int64 {
+	if most := l.limits.Load().MaxBytes; most > 0 {
+		return min(historyMost, most/32)
+	}
+	return historyMost
+}
 
 // add appends a block. What the disk does not take is left out.
 func (h *history) add(list []Ended) {
@@ -196,7 +207,7 @@ func (h *history) prune(first uint64) {
 	}
 	for len(h.files) > 0 {
 		f := h.files[0]
-		if written := len(h.files) == 1 && h.file != nil; written || f.most >= first && bytes <= historyMost {
+		if written := len(h.files) == 1 && h.file != nil; written || f.most >= first && bytes <= h.most() {
 			return
 		}
 		if err := os.Remove(f.path); err != nil && !errors.Is(err, os.ErrNotExist) {

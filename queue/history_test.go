@@ -126,7 +126,7 @@ func TestHistoryPassesOverDamage(t *testing.T) {
 	random := rand.New(rand.NewPCG(7, 7))
 	now := time.Now
 	dir := t.TempDir()
-	w := newHistory(dir, now)
+	w := newHistory(dir, now, func() int64 { return historyMost })
 	for block := range 3 {
 		var list []Ended
 		for i := range 1000 {
@@ -160,7 +160,7 @@ func TestHistoryPassesOverDamage(t *testing.T) {
 func TestHistoryGoesWithTheLog(t *testing.T) {
 	dir := t.TempDir()
 	at := time.UnixMilli(1_800_000_000_000)
-	w := newHistory(dir, func() time.Time { return at })
+	w := newHistory(dir, func() time.Time { return at }, func() int64 { return historyMost })
 	for day := range 5 {
 		w.add([]Ended{{Seq: uint64(day*10 + 1), Ending: Delivered}, {Seq: uint64(day*10 + 9), Ending: Delivered}})
 		at = at.Add(historyFileFor)
@@ -169,7 +169,7 @@ func TestHistoryGoesWithTheLog(t *testing.T) {
 		t.Fatalf("%d files", n)
 	}
 	w.close()
-	w = newHistory(dir, func() time.Time { return at })
+	w = newHistory(dir, func() time.Time { return at }, func() int64 { return historyMost })
 	w.tidy(20) // the log begins with 20: what is behind 19 is still there
 	if n := len(historyFiles(dir)); n != 3 {
 		t.Errorf("%d files are left", n)
