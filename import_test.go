@@ -120,11 +120,11 @@ func beginImport(t testing.TB, args ...string) (c *exec.Cmd, stderr *heard, ende
 	return c, stderr, ended
 }
 
-// 20,000 events of an archive, while the command is killed, the daemon is killed under it, both are stopped, and the
+// The events of an archive, while the command is killed, the daemon is killed under it, both are stopped, and the
 // daemon is not there at all: Customer.io has each event once and in order. And nobody's attributes are those of the past.
 func TestImportThroughKills(t *testing.T) {
 	t.Parallel()
-	const n = 20_000
+	const n = importSize
 	seed := seed(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{Seed: seed}, sync: "requests_per_second = 1000\n"})
@@ -136,10 +136,10 @@ func TestImportThroughKills(t *testing.T) {
 		t.Helper()
 		eventually(t, 30*time.Second, "more lines are taken", func() bool { return taken() >= least })
 	}
-	args := []string{"--config", r.configPath, "--yes", "--rate", "10000", z}
+	args := []string{"--config", r.configPath, "--yes", "--rate", fmt.Sprint(n / 2), z}
 
 	c, _, ended := beginImport(t, args...)
-	at(2000)
+	at(n / 10)
 	c.Process.Kill() // the command
 	<-ended
 	if got := taken(); got >= n {
@@ -147,12 +147,12 @@ func TestImportThroughKills(t *testing.T) {
 	}
 
 	_, _, ended = beginImport(t, args...)
-	at(6000)
+	at(3 * n / 10)
 	if err := r.kill(); err != nil { // the daemon; the command waits for it
 		t.Fatal(err)
 	}
 	up(t, r)
-	at(9000)
+	at(45 * n / 100)
 	c2, says, ended2 := beginImport(t, args...) // and another one does the same at the same time
 	eventually(t, 30*time.Second, "the other one has looked through the archive", func() bool { return strings.Contains(says.String(), "by event:") })
 	c2.Process.Signal(os.Interrupt)
@@ -164,7 +164,7 @@ func TestImportThroughKills(t *testing.T) {
 		t.Errorf("the import whose daemon was killed: %d\n%s", got.code, got.stderr)
 	}
 	got := run(t, "import", "--config", r.configPath, "--yes", z)
-	if contains(t, got.stdout, "20,000 lines taken: 0 events stored", "20,000 lines had been taken before"); got.code != 0 {
+	if contains(t, got.stdout, many(n)+" lines taken: 0 events stored", many(n)+" lines had been taken before"); got.code != 0 {
 		t.Errorf("once more: %d\n%s", got.code, got.stderr)
 	}
 	books := drained(t, r)

@@ -1,0 +1,6 @@
+//go:build !race
+
+package main
+
+// importSize is how many events the largest import of the tests has.
+const importSize = 20_000

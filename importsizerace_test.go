@@ -1,0 +1,6 @@
+//go:build race
+
+package main
+
+// importSize is smaller under the race detector, where each event takes some ten times as long.
+const importSize = 4_000
