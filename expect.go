@@ -233,7 +233,7 @@ func (p *pairInput) play(ctx context.Context, g *generation, syncs []string) (ou
 		x.syncs = slices.DeleteFunc(slices.Clone(syncs), func(s string) bool { return g.cfg.Sync[s].Project != p.Project })
 	}
 	for i, arrived := range p.Events {
-		in, err := readInput1(arrived.Event, "")
+		in, err := readRequest(arrived.Event, "")
 		if err != nil {
 			return nil, fmt.Errorf("event %d: it would be answered 400: %w", i, err)
 		}

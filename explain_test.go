@@ -340,7 +340,7 @@ func TestExplainedIsWhatIsDelivered(t *testing.T) {
 				if e.Refused != nil {
 					t.Skip("of a refusal by Customer.io")
 				}
-				in, err := readInput1(e.Event, "")
+				in, err := readRequest(e.Event, "")
 				if err != nil {
 					t.Skip("not taken at the door: ", err)
 				}

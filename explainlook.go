@@ -26,13 +26,13 @@ import (
 
 // look is what explain wants to know.
 type look struct {
-	Users    []someone    `json:"users,omitempty"`
-	Devices  []someone    `json:"devices,omitempty"`
-	Sent     []identified `json:"sent,omitempty"`
-	From     uint64       `json:"from,omitempty"` // sequences of records of the log, both included
-	To       uint64       `json:"to,omitempty"`
-	Dead     []string     `json:"dead,omitempty"` // syncs whose dead letter From is meant
-	InForces []string     `json:"in_force,omitempty"`
+	Users   []someone    `json:"users,omitempty"`
+	Devices []someone    `json:"devices,omitempty"`
+	Sent    []identified `json:"sent,omitempty"`
+	From    uint64       `json:"from,omitempty"` // sequences of records of the log, both included
+	To      uint64       `json:"to,omitempty"`
+	Dead    []string     `json:"dead,omitempty"` // syncs whose dead letter From is meant
+	InForce []string     `json:"in_force,omitempty"`
 }
 
 type someone struct {
@@ -124,7 +124,7 @@ func explainLookVerb(ctx context.Context, h house, in json.RawMessage, out io.Wr
 		}
 	}
 	if h.running() {
-		for _, sync := range asked.InForces {
+		for _, sync := range asked.InForce {
 			if err := tell(out, found{InForce: &inForce{sync, rulesHash(settingsOf(h.config(), sync))}}); err != nil {
 				return err
 			}
@@ -353,7 +353,7 @@ func (m *memory) currentOf(ctx context.Context) func(project, userID, deviceID s
 
 // rulesDiffer notes syncs whose rules in force are others than those of the file.
 func (m *memory) rulesDiffer(ctx context.Context, cfg *config.Config, file string, syncs []string) error {
-	return m.ask(ctx, look{InForces: syncs}, func(f found) {
+	return m.ask(ctx, look{InForce: syncs}, func(f found) {
 		if f.InForce != nil && f.InForce.Rules != rulesHash(settingsOf(cfg, f.InForce.Sync)) {
 			m.note(fmt.Sprintf("the ampcio that runs has other rules for sync %s in force than %s, by which this is explained: ampcio reload puts these in force", f.InForce.Sync, file))
 		}
