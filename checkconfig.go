@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -48,11 +49,19 @@ func checkConfig(c *cli.Context) error {
 	for _, name := range cfg.Sync.Names() {
 		s := cfg.Sync[name]
 		key := "key from " + s.APIKeyFrom
-		if !secrets {
+		keyless := s.DryRun && (s.SiteID == "" || s.APIKey.IsZero())
+		switch {
+		case !secrets:
 			key = "key not looked at"
+		case keyless:
+			key = "no key yet, since it is a dry run"
 		}
-		fmt.Fprintf(out, "sync %s: project %s, region %s, site id %s, %s\n", name, s.Project, s.Region, s.SiteID, key)
+		fmt.Fprintf(out, "sync %s: project %s, region %s, site id %s, %s\n", name, s.Project, s.Region, cmp.Or(s.SiteID, "not given yet"), key)
 		if !c.Bool("online") {
+			continue
+		}
+		if keyless {
+			fmt.Fprintf(out, "sync %s: Customer.io was not asked, since there is no Site ID or API key yet\n", name)
 			continue
 		}
 		account, err := delivery.CheckAccount(c.Context, accountOptions(s))

@@ -95,7 +95,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), syncCommand(), deadLettersCommand(),
-			auditCommand(), backupCommand(), restoreCommand(), sandboxCommand(), versionCommand(),
+			dryRunCommand(), explainCommand(), auditCommand(), backupCommand(), restoreCommand(), sandboxCommand(), versionCommand(),
 		},
 	}
 	prepare(a.Commands)
@@ -220,7 +220,7 @@ func flagOf(verb *cli.Command, word string) cli.Flag {
 // laterCommands are the verbs of the design that this version does not have.
 func laterCommands() []*cli.Command {
 	var cs []*cli.Command
-	for _, name := range []string{"explain", "send-test", "trace", "import", "user", "drain", "doctor"} {
+	for _, name := range []string{"send-test", "trace", "import", "user", "drain", "doctor"} {
 		cs = append(cs, &cli.Command{
 			Name: name, Hidden: true, SkipFlagParsing: true,
 			Action: func(*cli.Context) error {

@@ -155,7 +155,7 @@ func TestCommandLine(t *testing.T) {
 		{"the example as it is", []string{"check-config", "--config", "config.toml.example"}, exitConfig, nil, []string{"config.toml.example:5: project.app.amplitude_api_keys[0]: fill in",
 			"sync.production.region: required", "sync.production.site_id: required"}},
 	}
-	for _, verb := range []string{"explain", "send-test", "trace", "import", "user", "drain", "doctor"} {
+	for _, verb := range []string{"send-test", "trace", "import", "user", "drain", "doctor"} {
 		tests = append(tests, struct {
 			name   string
 			args   []string

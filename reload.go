@@ -41,7 +41,7 @@ type reloadReport struct {
 // syncReport is what a reload does to one sync.
 type syncReport struct {
 	Name   string   `json:"name"`
-	Change string   `json:"change"` // added | back (it was orphaned) | removed (it is orphaned) | enabled | disabled | changed
+	Change string   `json:"change"` // added | back (it was orphaned) | removed (it is orphaned) | enabled | disabled | in a dry run | out of its dry run | changed
 	Keys   []string `json:"keys"`   // that differ, below sync.NAME
 }
 
@@ -90,6 +90,10 @@ func (s *streamChange) word() string {
 		return "enabled"
 	case s.from.enabled != s.to.enabled:
 		return "disabled"
+	case s.from.dryRun != s.to.dryRun && s.to.dryRun:
+		return "in a dry run"
+	case s.from.dryRun != s.to.dryRun:
+		return "out of its dry run"
 	}
 	return "changed"
 }
@@ -186,6 +190,9 @@ func (d *daemon) compare(ctx context.Context) (*change, reloadReport, error) {
 		return nil, report, err
 	}
 	for _, s := range c.streams {
+		if _, trial := syncOfTrial(s.name); trial {
+			continue // that is told of its sync
+		}
 		prefix := "sync." + s.name + "."
 		if project, isRelay := relayedProject(s.name); isRelay {
 			prefix = "project." + project + ".relay" // its keys all begin so
@@ -235,7 +242,7 @@ func (d *daemon) streamChanges(cfg *config.Config) ([]*streamChange, error) {
 	if err != nil {
 		return nil, exit(exitIO, err)
 	}
-	names := append(d.names(), streamNames(cfg)...)
+	names := slices.Concat(d.allNames(), streamNames(cfg), trialNames(cfg))
 	slices.Sort(names)
 	var changes []*streamChange
 	for _, name := range slices.Compact(names) {
@@ -244,6 +251,11 @@ func (d *daemon) streamChanges(cfg *config.Config) ([]*streamChange, error) {
 			s.from = s.now.settings
 		}
 		if s.now != nil && s.from.equal(s.to) {
+			continue
+		}
+		if _, trial := syncOfTrial(name); trial {
+			s.created = s.now == nil // each dry run begins anew
+			changes = append(changes, s)
 			continue
 		}
 		if s.now != nil && s.to != nil {
@@ -266,7 +278,7 @@ func (d *daemon) streamChanges(cfg *config.Config) ([]*streamChange, error) {
 func (d *daemon) surveyChanges(ctx context.Context, c *change) ([]pendingVerdicts, error) {
 	var differ []*streamChange
 	for _, s := range c.streams {
-		if s.now != nil && s.from != nil && s.to != nil && !s.from.sameVerdicts(s.to) {
+		if s.now != nil && s.from != nil && s.to != nil && !s.to.trial && !s.from.sameVerdicts(s.to) {
 			differ = append(differ, s)
 		}
 	}
@@ -290,6 +302,9 @@ func (d *daemon) prepare(c *change) error {
 		if s.now != nil {
 			continue
 		}
+		if s.to != nil && s.to.trial {
+			d.beginTrial(s.name)
+		}
 		var err error
 		if s.opened, err = d.openLedger(s.name, s.to, s.to.delivers() && !s.created); err != nil {
 			return errors.Join(storageError(c.to.cfg.Storage.Dir, err), d.takeBack(c))
@@ -306,7 +321,10 @@ func (d *daemon) takeBack(c *change) error {
 			continue
 		}
 		err := s.opened.Close()
-		if err == nil && s.created {
+		switch _, trial := syncOfTrial(s.name); {
+		case err == nil && trial:
+			d.removeTrial(s.name)
+		case err == nil && s.created:
 			err = queue.RemoveLedger(d.records, s.name)
 		}
 		errs = append(errs, err)
@@ -327,7 +345,8 @@ func (d *daemon) switchTo(ctx context.Context, c *change) error {
 			if !s.toggles() {
 				continue
 			}
-			if err := s.consumer().SetEnabled(s.to.delivers()); err != nil {
+			err := s.consumer().SetEnabled(s.to.delivers())
+			if _, trial := syncOfTrial(s.name); err != nil && !trial { // which is so now, and needs not be so after a crash
 				errs := []error{fmt.Errorf("sync %s: %w", s.name, err)}
 				for _, done := range c.streams[:i+1] {
 					if !done.toggles() {
@@ -367,7 +386,7 @@ func (d *daemon) follow(c *change) error {
 		}
 		to[s.now] = s.to
 	}
-	for _, name := range d.names() {
+	for _, name := range d.allNames() {
 		s := d.stream(name)
 		set, changes := to[s]
 		if !changes {
@@ -393,7 +412,13 @@ func (d *daemon) follow(c *change) error {
 			return nil
 		})
 	}
-	return deliveries.Wait()
+	err := deliveries.Wait()
+	for _, s := range c.streams {
+		if _, trial := syncOfTrial(s.name); trial && s.to == nil {
+			d.endTrial(s.name)
+		}
+	}
+	return err
 }
 
 // keysOfTheStart explains why a sync that is blocked still is: its key came to the process

@@ -19,7 +19,10 @@ type rewinding struct {
 	Sync   string `json:"sync"`
 	Since  int64  `json:"since_ms"` // of receipt, ms since 1970 UTC
 	Partly bool   `json:"partly,omitempty"`
-	DryRun bool   `json:"dry_run,omitempty"`
+	// Untaken: what the sync has not taken, since it was disabled or in a dry run, is
+	// taken too.
+	Untaken bool `json:"take_untaken,omitempty"`
+	DryRun  bool `json:"dry_run,omitempty"`
 }
 
 // rewound is what it did, or would do.
@@ -27,6 +30,7 @@ type rewound struct {
 	rewinding
 	Records     uint64          `json:"records"`      // taken again
 	DeadLetters uint64          `json:"dead_letters"` // of these were dead letters
+	NewlyTaken  uint64          `json:"newly_taken"`  // with Untaken: taken for the first time
 	Pending     uint64          `json:"pending"`      // of that time were pending anyway
 	From        *time.Time      `json:"from"`         // receipt of the first that is taken again
 	Young       uint64          `json:"young"`        // dry run: happened less than 72 h ago, and would be sent as events
@@ -61,8 +65,15 @@ func rewind(ctx context.Context, h house, asked rewinding, out io.Writer) error 
 	}
 	waiting, cancel := context.WithTimeout(ctx, claimsEnd)
 	defer cancel()
-	done, err := c.Rewind(waiting, asked.Since, asked.Partly, asked.DryRun)
-	r := rewound{rewinding: asked, Records: done.Records, DeadLetters: done.DeadLetters, Pending: done.Pending, Verdicts: []verdictChange{}}
+	again := c.Rewind
+	if asked.Untaken {
+		if set := settingsOf(h.config(), asked.Sync); !set.delivers() {
+			return exit(exitData, fmt.Errorf("sync %s takes nothing now, since it is disabled or in a dry run: change that first, and reload", asked.Sync))
+		}
+		again = c.TakeSince
+	}
+	done, err := again(waiting, asked.Since, asked.Partly, asked.DryRun)
+	r := rewound{rewinding: asked, Records: done.Records, NewlyTaken: done.Untaken, DeadLetters: done.DeadLetters, Pending: done.Pending, Verdicts: []verdictChange{}}
 	if done.From != 0 {
 		r.From = timeOf(done.From)
 	}
@@ -110,7 +121,7 @@ func (r *rewound) judge(ctx context.Context, c *queue.Consumer, rules *standard)
 		counts[key].Records++
 	}
 	now := time.Now()
-	err := c.RecordsSince(ctx, r.Since, false, func(q queue.Record) error {
+	err := c.RecordsSince(ctx, r.Since, r.Untaken, func(q queue.Record) error {
 		j := rules.judge(&q, now)
 		count("event", j.event, j.name)
 		if j.user != "" {

@@ -172,7 +172,10 @@ func (d *daemon) closeStorage() error {
 	if d.users != nil {
 		errs = append(errs, d.users.Close())
 	}
-	for _, name := range d.names() {
+	for _, name := range d.allNames() {
+		if b := d.book(name); b != nil {
+			b.close()
+		}
 		errs = append(errs, d.consumer(name).Close())
 	}
 	if d.records != nil {
@@ -294,6 +297,7 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 	watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.socket, operatorHandler(d)) })
 	storage.Go(func() error { d.keepRates(storing); return nil })
 	storage.Go(func() error { d.keepDoorBook(storing); return nil })
+	storage.Go(func() error { d.keepDryRuns(storing); return nil })
 	storage.Go(func() error { d.notify(storing); return nil })
 	flow.Go(func() error { d.watchWorkspaces(ctx); return nil })
 

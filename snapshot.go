@@ -46,6 +46,9 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 			snap.Notes = append(snap.Notes, fmt.Sprintf("the ledger of sync %s was damaged and is kept at %s", name, a.Path))
 		}
 		y.Status = idle(d.config(), name)
+		if y.DryRun, err = d.dryRunOf(name, now); err != nil {
+			return snap, err
+		}
 		if s := d.delivery(name); s != nil {
 			applyStatus(&y, s.Status(), now)
 		}
@@ -108,6 +111,11 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 	for _, stats := range consumers {
 		y := syncOf(stats, cfg, now)
 		y.Status = admin.StatusStopped
+		if _, isSync := cfg.Sync[stats.Name]; isSync {
+			if y.DryRun, err = storedDryRun(cfg, stats.Name); err != nil {
+				return snap, err
+			}
+		}
 		set := settingsOf(cfg, stats.Name)
 		switch {
 		case set == nil:
@@ -144,6 +152,9 @@ func newSnapshot(cfg *config.Config, source string, now time.Time) admin.Snapsho
 
 // idle is the status of a sync that does not deliver because of the configuration.
 func idle(cfg *config.Config, name string) string {
+	if y := cfg.Sync[name]; y.Enabled && y.DryRun {
+		return admin.StatusDryRun
+	}
 	if inConfig(cfg, name) {
 		return admin.StatusDisabled
 	}

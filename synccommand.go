@@ -53,16 +53,20 @@ func syncCommand() *cli.Command {
 			},
 			{
 				Name: "rewind", Usage: "take again what was received since a time, by the rules as they are now",
-				UsageText: "ampcio sync rewind NAME --since TIME [--dry-run] [--yes] [--partly] [--json]",
+				UsageText: "ampcio sync rewind NAME --since TIME [--untaken] [--dry-run] [--yes] [--partly] [--json]",
 				Description: "For a rule that was wrong: mend it, apply it (ampcio reload), and rewind. Everything goes out again under the same ids:\n" +
 					"Customer.io ignores the events that it has, and takes those that it has not. TIME is how long ago (24h, 3d), a date\n" +
 					"(2026-11-20, its beginning in UTC) or 2026-11-20T10:12:03Z, and of when the events came in.\n" +
 					"What was pending when the wrong rule came was judged by it as well: go back to before the oldest of that came in.\n" +
-					"How far back one can go is storage.keep and keep_bytes.\n\n" +
+					"How far back one can go is storage.keep and keep_bytes.\n" +
+					"With --untaken also what it has not taken, since it was disabled or in a dry run: to begin at a given time,\n" +
+					"pause it, reload without dry_run, rewind, and resume; so everything goes out in order.\n\n" +
 					"Examples: ampcio sync rewind production --since 24h --dry-run\n" +
-					"          ampcio sync rewind production --since 2026-11-20",
+					"          ampcio sync rewind production --since 2026-11-20\n" +
+					"          ampcio sync rewind production --since 2026-11-20T10:12:03Z --untaken",
 				Flags: []cli.Flag{configFlag,
 					&cli.StringFlag{Name: "since", Usage: "take again what was received at or after this `TIME`"},
+					&cli.BoolFlag{Name: "untaken", Usage: "also what came in while it was disabled or in a dry run"},
 					&cli.BoolFlag{Name: "partly", Usage: "when the log does not reach back so far, take what there is"},
 					dryRunFlag, yesFlag, jsonFlag}, Action: syncRewind,
 			},
@@ -183,7 +187,9 @@ func holdAction(verb string) cli.ActionFunc {
 			}
 			if verb == "sync-pause" {
 				held := "new events are accepted and held"
-				if !s.Takes {
+				if s.DryRun {
+					held = "new events are not taken, since it is in a dry run, which goes on"
+				} else if !s.Takes {
 					held = "new events are not taken, since it is disabled or not in the configuration"
 				}
 				fmt.Fprintf(w, "%s is paused%s; %s; %s pending. Resume: ampcio sync resume %[1]s\n", s.Sync, already, held, many(s.Pending))
@@ -246,7 +252,7 @@ func syncRewind(c *cli.Context) error {
 	if err != nil {
 		return exit(exitUsage, fmt.Errorf("--since: %w", err))
 	}
-	in := rewinding{Sync: args[0], Since: since.UnixMilli(), Partly: c.Bool("partly"), DryRun: true}
+	in := rewinding{Sync: args[0], Since: since.UnixMilli(), Partly: c.Bool("partly"), Untaken: c.Bool("untaken"), DryRun: true}
 	if c.Bool("dry-run") || !c.Bool("yes") {
 		r, err := doOne[rewound](c.Context, o, "sync-rewind", in)
 		if err != nil {
@@ -256,7 +262,7 @@ func syncRewind(c *cli.Context) error {
 			return shown(c, r, func(w io.Writer) { r.print(w) })
 		}
 		r.print(c.App.ErrWriter)
-		if r.Records == 0 {
+		if r.Records+r.NewlyTaken == 0 {
 			return errNothingToRewind
 		}
 		if isRelay(in.Sync) {
@@ -276,13 +282,16 @@ func syncRewind(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.Records == 0 {
+	if r.Records+r.NewlyTaken == 0 {
 		return errNothingToRewind
 	}
 	return shown(c, r, func(w io.Writer) {
 		fmt.Fprintf(w, "%s is rewound: %s are taken again", r.Sync, records(r.Records))
 		if r.DeadLetters > 0 {
 			fmt.Fprintf(w, ", %s of them had been dead letters", many(r.DeadLetters))
+		}
+		if r.NewlyTaken > 0 {
+			fmt.Fprintf(w, ", and %s for the first time", many(r.NewlyTaken))
 		}
 		fmt.Fprintf(w, "%s\n", o.goesOn(r.Sync, r.Status))
 	})
@@ -297,6 +306,9 @@ func (r *rewound) print(w io.Writer) {
 		fmt.Fprintf(w, ", received from %s on", r.From.Format("2006-01-02 15:04:05 UTC"))
 	}
 	fmt.Fprintln(w)
+	if r.NewlyTaken > 0 {
+		fmt.Fprintf(w, "  and take for the first time: %s\n", records(r.NewlyTaken))
+	}
 	if r.DeadLetters > 0 {
 		fmt.Fprintf(w, "  of them dead letters now: %s\n", many(r.DeadLetters))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,7 @@ type stream struct {
 	sending  *part          // the delivery's Run; nil when there is none
 	before   *delivery.Sync // the last one that has ended: what it knew of Customer.io goes on
 	settings *settings      // nil: no sync of the configuration owns the ledger
+	book     *dryRunBook    // of a trial that delivers
 }
 
 // settings are what a sync does, as plain values: those of two generations can be
@@ -32,6 +34,8 @@ type stream struct {
 type settings struct {
 	project       string
 	enabled       bool
+	dryRun        bool // it is in a dry run
+	trial         bool // it is the trial of that
 	spec          mapping.Spec
 	options       delivery.Options // without what belongs to the process
 	maxPending    int64            // bytes, 0 = no bound
@@ -39,20 +43,28 @@ type settings struct {
 }
 
 func settingsOf(cfg *config.Config, name string) *settings {
+	name, trial := syncOfTrial(name)
 	y, ok := cfg.Sync[name]
-	if !ok {
+	if !ok && !trial {
 		return relaySettings(cfg, name)
 	}
-	return &settings{
-		project: y.Project, enabled: y.Enabled, spec: ruleSpec(y), options: accountOptions(y),
+	if !ok || trial && !(y.DryRun && y.Enabled) {
+		return nil
+	}
+	s := &settings{
+		project: y.Project, enabled: y.Enabled, dryRun: y.DryRun, trial: trial, spec: ruleSpec(y), options: accountOptions(y),
 		maxPending: int64(y.Delivery.MaxPendingBytes), discardOldest: y.Delivery.WhenFull == "discard_oldest",
 	}
+	if trial {
+		s.maxPending = 0 // it makes nothing refused
+	}
+	return s
 }
 
 func (s *settings) equal(o *settings) bool { return reflect.DeepEqual(s, o) }
 
 // delivers says whether there is a delivery by these settings.
-func (s *settings) delivers() bool { return s != nil && s.enabled }
+func (s *settings) delivers() bool { return s != nil && s.enabled && (s.trial || !s.dryRun) }
 
 // sameDelivery says whether a delivery by s can go on under o.
 func (s *settings) sameDelivery(o *settings) bool {
@@ -70,11 +82,10 @@ func (d *daemon) config() *config.Config { return d.inForce.Load().cfg }
 // rulesOf are a sync's rules in force, nil when there is no such sync.
 func (d *daemon) rulesOf(name string) *mapping.Rules { return d.inForce.Load().rules[name] }
 
-// names lists the ledgers that are open, of syncs in the configuration or not, sorted.
+// names lists the ledgers that are open, of syncs in the configuration or not, sorted,
+// but for those of trials.
 func (d *daemon) names() []string {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return sortedKeys(d.streams)
+	return slices.DeleteFunc(d.allNames(), func(name string) bool { _, trial := syncOfTrial(name); return trial })
 }
 
 // consumer is the ledger of that name; nil when none is open.
@@ -207,6 +218,7 @@ func (d *daemon) openStreams() error {
 			return err
 		}
 	}
+	d.openTrials()
 	for _, a := range d.records.SetAside() {
 		d.log.Error("a damaged log file was set aside; what could be read of it was taken over", "file", a.Path, "records", a.Saved, "reason", a.Reason)
 	}
@@ -232,6 +244,14 @@ func (d *daemon) open(name string, set *settings) error {
 func (d *daemon) openLedger(name string, set *settings, on bool) (*queue.Consumer, error) {
 	o := queue.ConsumerOptions{Name: name, Enabled: on, WindowBytes: windowBytes, Now: time.Now, Beat: d.pulse.part("ledger " + name)}
 	var err error
+	if set != nil && set.trial {
+		o.Project = set.project
+		c, err := d.openTrial(o)
+		if err != nil {
+			d.pulse.over("ledger " + name)
+		}
+		return c, err
+	}
 	if set != nil {
 		o.Project = set.project
 	} else if o.Project, err = queue.LedgerProject(d.config().Storage.Dir, name); err != nil {
@@ -259,12 +279,14 @@ func bind(c *queue.Consumer, set *settings, dead config.DeadLetters) {
 	} else {
 		c.SetBound(set.maxPending, set.discardOldest)
 	}
-	c.SetDeadLetterBounds(time.Duration(dead.Keep), int64(dead.MaxBytes))
+	if set == nil || !set.trial {
+		c.SetDeadLetterBounds(time.Duration(dead.Keep), int64(dead.MaxBytes))
+	}
 }
 
 // startStreams starts all that is open.
 func (d *daemon) startStreams() {
-	for _, name := range d.names() {
+	for _, name := range d.allNames() {
 		s := d.stream(name)
 		d.startLedger(s)
 		d.startDelivery(s)
@@ -272,7 +294,11 @@ func (d *daemon) startStreams() {
 }
 
 func (d *daemon) startLedger(s *stream) {
-	p := d.runs.launch(d.runs.storage, s.consumer.Run)
+	run := s.consumer.Run
+	if _, trial := syncOfTrial(s.name); trial {
+		run = d.tolerant(s.name, run)
+	}
+	p := d.runs.launch(d.runs.storage, run)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.keeping = p
@@ -289,15 +315,25 @@ func (d *daemon) startDelivery(s *stream) {
 	o := s.settings.options
 	o.StopGrace, o.Now, o.Log, o.Beat = deliveryGrace, time.Now, d.log, d.pulse.part(beats)
 	o.Current, o.Before = d.propertiesNow, s.before
-	running := delivery.New(s.consumer, d.rulesOf(s.name), o)
+	sync, trial := syncOfTrial(s.name)
+	if trial {
+		s.book = d.openBook(s.name, o.Region)
+		o.Transport, o.Log = s.book, discarded
+		d.log.Info("a dry run: nothing of this sync is sent to Customer.io", "sync", sync, "file", s.book.path)
+	}
+	running := delivery.New(s.consumer, d.rulesOf(sync), o)
 	s.delivery = running
-	s.sending = d.runs.launch(d.runs.flow, func(ctx context.Context) error {
+	deliver := func(ctx context.Context) error {
 		defer d.pulse.over(beats)
 		if err := running.Run(ctx); err != nil {
 			return fmt.Errorf("sync %s: %w", o.Name, err)
 		}
 		return nil
-	})
+	}
+	if trial {
+		deliver = d.tolerant(s.name, deliver)
+	}
+	s.sending = d.runs.launch(d.runs.flow, deliver)
 }
 
 // propertiesNow are the properties of a user, or of whom a device belongs to, as they are
@@ -325,7 +361,10 @@ func (d *daemon) endDelivery(s *stream) error {
 	if s.delivery != nil {
 		s.before = s.delivery
 	}
-	s.delivery, s.sending = nil, nil
+	if s.book != nil {
+		s.book.close()
+	}
+	s.delivery, s.sending, s.book = nil, nil, nil
 	return err
 }
 

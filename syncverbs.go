@@ -28,7 +28,8 @@ type syncState struct {
 	Status      string `json:"status"` // as in queue-stats; stopped = no daemon runs
 	Reason      string `json:"reason,omitempty"`
 	Changed     bool   `json:"changed"` // false = it was so already, or a dry run
-	Takes       bool   `json:"takes"`   // new events, when ampcio runs: it is in the configuration, and enabled
+	DryRun      bool   `json:"in_a_dry_run,omitempty"`
+	Takes       bool   `json:"takes"` // new events, when ampcio runs: it is in the configuration, and enabled
 	Pending     uint64 `json:"pending"`
 	DeadLetters uint64 `json:"dead_letters"`
 }
@@ -46,13 +47,15 @@ func stateOf(h house, name string) (syncState, error) {
 	}
 	s.Pending, s.DeadLetters = st.Books.Pending, st.DeadKept
 	set := settingsOf(h.config(), name)
-	s.Takes = set.delivers()
+	s.Takes, s.DryRun = set.delivers(), set != nil && set.enabled && set.dryRun
 	switch d := h.delivery(name); {
 	case d != nil:
 		status := d.Status()
 		s.Status, s.Reason = string(status.State), status.Reason
 	case set == nil:
 		s.Status = admin.StatusOrphaned
+	case h.running() && s.DryRun:
+		s.Status = admin.StatusDryRun
 	case h.running():
 		s.Status = admin.StatusDisabled
 	}

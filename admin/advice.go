@@ -61,6 +61,9 @@ func (y *Sync) advise(s *Snapshot) {
 	case StatusDisabled:
 		y.Detail = fmt.Sprintf("sync.%s.enabled = false: new events are not taken, what is pending is held", y.Name)
 		do("set sync.%s.enabled = true, then: %s", y.Name, apply)
+	case StatusDryRun:
+		y.Detail = fmt.Sprintf("sync.%s.dry_run = true: nothing is sent, what would be is written to a file", y.Name)
+		do("see what would be sent, by hour and event: ampcio dry-run report --sync %s; to send: set sync.%[1]s.dry_run = false, then: %s", y.Name, apply)
 	case StatusOrphaned:
 		if y.isRelay() {
 			y.Detail = fmt.Sprintf("project.%s.relay is off; what is pending is held", y.Project)

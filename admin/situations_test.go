@@ -77,6 +77,15 @@ func TestSituations(t *testing.T) {
 		todo string // what the line "to do" must name
 	}{
 		{"well", func(s *Snapshot) {}, ""},
+		{"dry-run", func(s *Snapshot) {
+			y := &s.Syncs[0]
+			y.Status, y.Since, y.Gate, y.LastAnswer, y.LastDelivered = StatusDryRun, nil, "", "", nil
+			y.Totals, y.Filtered, y.Books = Totals{}, nil, Books{Balanced: true}
+			y.DryRun = &DryRun{Since: ago(26 * time.Hour), File: "/var/lib/ampcio/dry-run/production.jsonl", Requests: 18_000, Bytes: 61 << 20,
+				Events: 88_000, UserUpdates: 2_100, LeftOut: 12, Pending: 40, Passed: 7,
+				Filtered: []Reason{{Kind: "event", Reason: "not_selected", Count: 931, Newest: ago(3 * time.Second), Example: "Page Viewed"}},
+				Refused:  []Reason{{Kind: "event", Reason: "operation_too_large", Count: 1, Newest: ago(time.Hour), Example: "Import Done"}}}
+		}, "ampcio dry-run report --sync production"},
 		{"unreachable", func(s *Snapshot) {
 			y := &s.Syncs[0]
 			y.waiting(52_330, 40*time.Minute)

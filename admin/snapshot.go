@@ -34,6 +34,7 @@ const (
 	StatusBlocked     = "blocked"
 	StatusPaused      = "paused"
 	StatusDisabled    = "disabled"
+	StatusDryRun      = "dry_run"
 	StatusOrphaned    = "orphaned"
 	StatusStopped     = "stopped"
 )
@@ -82,6 +83,8 @@ type Sync struct {
 	Discarded []Reason    `json:"discarded"` // why records were given up
 	Kept      DeadLetters `json:"dead_letters"`
 
+	DryRun *DryRun `json:"dry_run"` // null: it is in none
+
 	Totals        Totals     `json:"totals"`
 	Books         Books      `json:"books"`
 	LastRewind    *time.Time `json:"last_rewind"`
@@ -89,6 +92,22 @@ type Sync struct {
 	LastAnswer    string     `json:"last_answer"` // the destination's newest
 	LedgerBytes   int64      `json:"ledger_bytes"`
 	LedgerDamaged bool       `json:"ledger_damaged"` // it cannot be read: all counts are unknown, whatever they say; only while stopped
+}
+
+// DryRun is what a sync in a dry run would have done since that began. All else that is
+// told of the sync is what it has really done.
+type DryRun struct {
+	Since       *time.Time `json:"since"`
+	File        string     `json:"file"` // of the requests
+	Requests    uint64     `json:"requests"`
+	Bytes       uint64     `json:"bytes"`
+	Events      uint64     `json:"events"`
+	UserUpdates uint64     `json:"user_updates"`
+	LeftOut     uint64     `json:"lines_left_out"` // requests that are counted, and not in the file
+	Pending     uint64     `json:"pending"`        // not yet looked at
+	Passed      uint64     `json:"passed_over"`    // deleted before they were looked at
+	Filtered    []Reason   `json:"filtered"`       // why events and user updates would not have been sent
+	Refused     []Reason   `json:"refused"`        // why they would have become dead letters without being sent
 }
 
 // OtherWorkspace is of a sync whose keys are those of another workspace than before.

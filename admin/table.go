@@ -183,7 +183,7 @@ func (p *printer) state(y Sync) {
 	}
 	if y.PausedSince != nil && y.Status != StatusPaused {
 		held := ""
-		if y.Status != StatusDisabled && y.Status != StatusOrphaned && y.Status != StatusStopped { // else they are not
+		if y.Status != StatusDisabled && y.Status != StatusDryRun && y.Status != StatusOrphaned && y.Status != StatusStopped { // else they are not
 			held = "; new events are accepted and held"
 		}
 		p.line("  paused     for %s%s", p.ago(*y.PausedSince), held)
@@ -197,6 +197,9 @@ func (p *printer) state(y Sync) {
 			line += fmt.Sprintf(" of max_pending_bytes %s; %s", size(y.MaxPending), y.bound(p.full))
 		}
 		p.long("pending", line)
+	}
+	if d := y.DryRun; d != nil {
+		p.dryRun(d)
 	}
 	if a := y.Aside; a.Users > 0 {
 		why := ""
@@ -222,6 +225,32 @@ func (p *printer) state(y Sync) {
 			most = "up to " + size(k.MaxBytes)
 		}
 		p.line("  dead       %s kept, %s; %s, and %s", count(k.Count), size(k.Bytes), long, most)
+	}
+}
+
+// dryRun tells what would have been sent, and what not.
+func (p *printer) dryRun(d *DryRun) {
+	since := ""
+	if d.Since != nil {
+		since = "for " + p.ago(*d.Since) + ": "
+	}
+	p.long("dry run", fmt.Sprintf("%s%s would have been sent: %s events, %s user updates, %s", since, plural(int(d.Requests), "request", "requests"),
+		count(d.Events), count(d.UserUpdates), size(int64(d.Bytes))))
+	if d.Pending > 0 {
+		p.long("", count(d.Pending)+" records are still to be looked at")
+	}
+	if d.Passed > 0 {
+		p.long("", count(d.Passed)+" records were deleted before they were looked at")
+	}
+	p.long("", "written to "+d.File)
+	if d.LeftOut > 0 {
+		p.long("", count(d.LeftOut)+" requests are counted and not in the file: the disk had no space to spare")
+	}
+	for i, r := range d.Filtered {
+		p.line("%s %s %s: %s%s", heading(i, "would not"), r.Kind, r.Reason, count(r.Count), p.newest(r))
+	}
+	for i, r := range d.Refused {
+		p.line("%s %s %s: %s%s", heading(i, "would die"), r.Kind, r.Reason, count(r.Count), p.newest(r))
 	}
 }
 

@@ -188,7 +188,10 @@ func (c checker) syncs() {
 		c.delivery(join(path, "delivery"), s.Delivery)
 		c.queue(join(path, "delivery"), s.Delivery)
 		c.Sync[name] = s
-		if s.SiteID == "" {
+		if s.DryRun && s.Enabled {
+			c.warn(join(path, "dry_run"), "nothing is sent to Customer.io: what would be is written to the folder dry-run of storage.dir")
+		}
+		if s.SiteID == "" || s.DryRun {
 			continue
 		}
 		id := [2]string{s.Region, s.SiteID}
@@ -232,7 +235,9 @@ func (c checker) destination(path string, s *Sync) {
 	if s.Region == "" {
 		c.check(join(path, "region"), `required: "us" or "eu", in Customer.io under Account Settings. It is not guessed, since data sent to the wrong region passes through it`)
 	}
-	if s.SiteID == "" {
+	if s.SiteID == "" && s.DryRun {
+		// nothing is sent
+	} else if s.SiteID == "" {
 		c.check(join(path, "site_id"), "required: the workspace's Site ID, in Customer.io under Account Settings > API Credentials > Track API Keys")
 	} else if !printable(s.SiteID) || strings.Contains(s.SiteID, ":") {
 		c.check(join(path, "site_id"), "is not a Site ID: it has a space, a colon or another character that none has")

@@ -48,6 +48,7 @@ func (c checker) apiKey(path string, s *Sync) {
 	switch {
 	case len(given) > 1:
 		c.check(at, "the API key is given more than once, by %s: keep one", strings.Join(given, " and by "))
+	case len(given) == 0 && s.DryRun:
 	case len(given) == 0:
 		c.check(fromFile, `no API key. Write it, %s, as the only line of a file that only ampcio can read, and under [%s] the line
     api_key_file = "customerio_api_key"

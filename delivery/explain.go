@@ -16,6 +16,9 @@ type origin struct {
 	user     string // its user_id, else its device_id
 }
 
+// Base is the address of the API that these options lead to, without a slash at the end.
+func (o Options) Base() string { return newClient(o).shown }
+
 // Origin is what a Transport may know of an operation beside its bytes.
 type Origin struct {
 	Action   string
@@ -50,7 +53,17 @@ type Plan struct {
 	Requests   []PlannedRequest // in their order
 	// Unreadable is why the record would end as a dead letter, whole; "" when it can be read.
 	Unreadable, UnreadableDetail string
+
+	verdict, reason string
+	sent            []byte
 }
+
+// Verdict says how the record would end, if all that is sent were accepted: sent,
+// filtered or dead, and why, by the same code as its outcome.
+func (p *Plan) Verdict() (verdict, reason string) { return p.verdict, p.reason }
+
+// Sent is what the identifier will have been sent then; nil = as before.
+func (p *Plan) Sent() []byte { return p.sent }
 
 // PlannedOperation is an operation, or why it would be refused without being sent.
 type PlannedOperation struct {
@@ -69,7 +82,7 @@ type PlannedRequest struct {
 // Explain makes of a record what a Sync with these rules and options would, by the same
 // code, and sends nothing. earlier gives what an identifier was sent before. replayed is
 // of a dead letter that is tried again: what was answered the last time, else nil.
-func Explain(rules *mapping.Rules, o Options, q *queue.Record, replayed []byte, earlier func(key string) ([]byte, error)) (Plan, error) {
+func Explain(rules *mapping.Rules, o Options, q *queue.Record, replayed []byte, earlier func(key string) ([]byte, error)) (out Plan, err error) {
 	s := &Sync{o: o.withDefaults(), rules: rules}
 	var repeat *again
 	if replayed != nil {
@@ -82,14 +95,26 @@ func Explain(rules *mapping.Rules, o Options, q *queue.Record, replayed []byte, 
 	if err != nil {
 		return Plan{}, err
 	}
-	out := Plan{Decision: p.decision, Key: p.key}
+	out = Plan{Decision: p.decision, Key: p.key}
+	defer func() {
+		for _, op := range p.operations {
+			if op.verdict == unsent {
+				op.verdict = delivered
+			}
+		}
+		end := s.outcome(&p, "")
+		out.verdict, out.reason, out.sent = end.Ending.String(), end.Reason, end.Sent
+		if end.Ending == queue.Delivered {
+			out.verdict = "sent"
+		}
+	}()
 	if p.unreadable != nil {
 		out.Unreadable, out.UnreadableDetail = p.unreadable.Reason, p.unreadable.Message
 		return out, nil
 	}
 	var sending []*operation
-	for _, op := range p.operations {
-		planned := PlannedOperation{Action: op.action, Body: op.body}
+	for i, op := range p.operations {
+		planned := PlannedOperation{Action: op.action, Body: p.decision.Operations[i].Body}
 		if op.verdict == refused {
 			planned.Refused, planned.RefusedDetail = op.refused[0].Reason, op.refused[0].Message
 		} else {

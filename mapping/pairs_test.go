@@ -88,6 +88,11 @@ func (p *pair) spec(t *testing.T) Spec {
 // play takes the events through the house as far as this room knows it: properties are kept by user_id, else by
 // device_id, and each identifier's past by its key.
 func (p *pair) play(t *testing.T, rules *Rules) []outcome {
+	return p.each(t, rules, func(*Record, []byte) {})
+}
+
+// each plays, and calls look with each record, and with what its identifier was sent before.
+func (p *pair) each(t *testing.T, rules *Rules, look func(record *Record, earlier []byte)) []outcome {
 	properties, sent := map[string][]byte{}, map[string][]byte{}
 	var outcomes []outcome
 	for i, arrived := range p.Events {
@@ -127,6 +132,7 @@ func (p *pair) play(t *testing.T, rules *Rules) []outcome {
 		}
 		var d Decision
 		id, reason := rules.Identifier(&record)
+		look(&record, sent[id.Key()])
 		if reason != "" {
 			d = rules.NoIdentifier(&record, reason)
 		} else if d, err = rules.Map(&record, id, sent[id.Key()]); err != nil {

@@ -78,6 +78,7 @@ func spanningFrom(spans []span, p position) []span {
 		switch {
 		case s.to != 0 && s.toCount <= p.count:
 			out = append(out, s)
+			last.from = max(last.from, s.to) // between the two are other projects' records
 		case s.fromCount < last.fromCount:
 			last.from, last.fromCount = s.from, s.fromCount
 		}

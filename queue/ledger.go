@@ -274,9 +274,13 @@ func peekLedger(storage, name string) (s ledgerState, err error) {
 
 // viewLedger opens a ledger read-only for one look.
 func viewLedger(storage, name string, f func(tx *bolt.Tx) error) error {
+	return viewFile(ledgerPath(storage, name), f)
+}
+
+func viewFile(path string, f func(tx *bolt.Tx) error) error {
 	o := ledgerOptions()
 	o.ReadOnly, o.MmapBytes, o.strict = true, 0, true
-	db, err := OpenDB(ledgerPath(storage, name), o)
+	db, err := OpenDB(path, o)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"os"
@@ -60,9 +61,13 @@ func RemoveTrial(storage, name string) error {
 // LastSent gives what an identifier was last sent, as Outcome.Sent had it; nil = never.
 func (c *Consumer) LastSent(identifier string) ([]byte, error) { return c.sent(identifier) }
 
-// LastSent is Consumer.LastSent of a ledger that no process uses.
-func LastSent(storage, name, identifier string) (v []byte, err error) {
-	err = viewLedger(storage, name, func(tx *bolt.Tx) error {
+// LastSent is Consumer.LastSent of a ledger that no process uses, or of a trial's.
+func LastSent(storage, name string, trial bool, identifier string) (v []byte, err error) {
+	path := ledgerPath(storage, name)
+	if trial {
+		path = trialPath(storage, name)
+	}
+	err = viewFile(path, func(tx *bolt.Tx) error {
 		k := []byte(identifier)
 		if stored := tx.Bucket(bucketSent).Get(k); stored != nil {
 			if whole, err := unseal(k, stored); err == nil {
@@ -129,4 +134,33 @@ func RecordsOf(storage string, from, to uint64, f func(Record) error) error {
 	}
 	l.end = l.storedEnd(len(l.files))
 	return l.records(from, to, f)
+}
+
+// A Rehearsal lets batches resolve as the log's committer does, one after the other, and
+// stores nothing. The nonces that it gives are no random ones: 1, 2, 3 and so on.
+type Rehearsal struct {
+	after logEnd
+	taken uint64
+}
+
+// Take gives the records that a batch resolves to, as they would stand in the log.
+func (h *Rehearsal) Take(b Batch) (records []Record, err error) {
+	if h.after.counts == nil {
+		h.after.counts = map[string]uint64{}
+	}
+	w := newWriter(h.after, nil)
+	w.Next()
+	h.taken++
+	w.open.nonce = [16]byte{}
+	binary.BigEndian.PutUint64(w.open.nonce[8:], h.taken)
+	if err := b.Resolve(&w); err != nil {
+		return nil, err
+	}
+	for _, c := range w.finish() {
+		if err := c.Records(func(r Record) error { records = append(records, r); return nil }); err != nil {
+			return nil, err
+		}
+	}
+	h.after = logEnd{seq: w.next - 1, counts: w.counts}
+	return records, nil
 }

@@ -443,7 +443,7 @@ func (s *Store) update(f func(*bolt.Tx) error) error {
 func (s *Store) broke(err error) error {
 	if s.broken == nil {
 		s.broken = err
-		if errors.Is(err, queue.ErrDamaged) {
+		if errors.Is(err, queue.ErrDamaged) && s.o.Path != "" {
 			if aside := setAside(s.o.Path); aside != nil {
 				s.broken = errors.Join(err, aside)
 			}
