@@ -90,7 +90,7 @@ type Sync struct {
 	Name    string `toml:"-"`
 	Project string `toml:"project"` // after Load always the name of a project
 	Enabled bool   `toml:"enabled"`
-	DryRun  bool   `toml:"dry_run"` // do everything but send; then Site ID and API key may be missing
+	DryRun  bool   `toml:"dry_run"`             // do everything but send; then Site ID and API key may be missing
 	Region  string `toml:"region" enum:"us eu"` // required: it is never guessed
 	SiteID  string `toml:"site_id"`
 	// APIKey is the Track API key, after Load wherever it came from; APIKeyFrom says
