@@ -22,7 +22,7 @@ import (
 // own memory of what was last sent, so that it decides about user updates as it would if it
 // sent. It outlives restarts, ends with the dry run, and begins anew with the next: nothing
 // depends on it, and no trouble of it stops anything else.
-const trialSuffix = ".dry" // no sync's name has a dot
+const trialSuffix = ".dry.run" // no sync's name has a dot, and that of a relay has one
 
 func trialOf(sync string) string { return sync + trialSuffix }
 

@@ -125,7 +125,7 @@ func TestDryRunBeforeTheMove(t *testing.T) {
 	if len(seen.users) != 3 {
 		t.Errorf("user updates of records %v", seen.users)
 	}
-	for _, name := range []string{"demo.jsonl", "demo.counts.json", "demo.dry.db"} {
+	for _, name := range []string{"demo.jsonl", "demo.counts.json", "demo.dry.run.db"} {
 		if st, err := os.Stat(filepath.Join(r.dir, "storage", "dry-run", name)); err != nil || st.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", name, st, err)
 		}
@@ -157,7 +157,7 @@ func TestDryRunBeforeTheMove(t *testing.T) {
 	if only(t, snap).DryRun != nil {
 		t.Errorf("still in a dry run: %+v", only(t, snap).DryRun)
 	}
-	if _, err := os.Stat(filepath.Join(r.dir, "storage", "dry-run", "demo.dry.db")); !os.IsNotExist(err) {
+	if _, err := os.Stat(filepath.Join(r.dir, "storage", "dry-run", "demo.dry.run.db")); !os.IsNotExist(err) {
 		t.Errorf("the trial's ledger: %v", err)
 	}
 	contains(t, did(t, r, "dry-run", "report"), "demo: its dry run has ended")

@@ -115,8 +115,10 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 	for _, stats := range consumers {
 		y := syncOf(stats, cfg, now)
 		y.Status = admin.StatusStopped
-		if y.DryRun, err = storedDryRun(cfg, stats.Name); err != nil {
-			return snap, err
+		if _, isSync := cfg.Sync[stats.Name]; isSync {
+			if y.DryRun, err = storedDryRun(cfg, stats.Name); err != nil {
+				return snap, err
+			}
 		}
 		set := settingsOf(cfg, stats.Name)
 		switch {
@@ -154,7 +156,7 @@ func newSnapshot(cfg *config.Config, source string, now time.Time) admin.Snapsho
 
 // idle is the status of a sync that does not deliver because of the configuration.
 func idle(cfg *config.Config, name string) string {
-	if y, configured := cfg.Sync[name]; configured && y.Enabled && y.DryRun {
+	if y := cfg.Sync[name]; y.Enabled && y.DryRun {
 		return admin.StatusDryRun
 	}
 	if inConfig(cfg, name) {

@@ -47,15 +47,14 @@ func stateOf(h house, name string) (syncState, error) {
 	}
 	s.Pending, s.DeadLetters = st.Books.Pending, st.DeadKept
 	set := settingsOf(h.config(), name)
-	s.DryRun = set != nil && set.enabled && set.dryRun
-	s.Takes = set.delivers()
+	s.Takes, s.DryRun = set.delivers(), set != nil && set.enabled && set.dryRun
 	switch d := h.delivery(name); {
 	case d != nil:
 		status := d.Status()
 		s.Status, s.Reason = string(status.State), status.Reason
 	case set == nil:
 		s.Status = admin.StatusOrphaned
-	case h.running() && set.enabled && set.dryRun:
+	case h.running() && s.DryRun:
 		s.Status = admin.StatusDryRun
 	case h.running():
 		s.Status = admin.StatusDisabled
