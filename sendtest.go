@@ -228,6 +228,10 @@ func (d *daemon) planTest(order *testOrder) (*testPlan, error) {
 	if len(names) == 0 {
 		return nil, exit(exitData, fmt.Errorf("project %s has no sync: there is nothing that would send the event to Customer.io", project))
 	}
+	keys := cfg.Project[project].AmplitudeAPIKeys
+	if len(keys) == 0 { // its events come by the webhook alone, whose secret is no command's business
+		return nil, exit(exitData, fmt.Errorf("project %s has no amplitude_api_keys, so no SDK could send it a test event. Its webhook is tried from Amplitude: let an event happen there, then: ampcio trace --user U", project))
+	}
 	model := cfg.Sync[names[0]] // whose rules give the event's name, and what its user needs
 	for _, name := range names {
 		if y := cfg.Sync[name]; y.Enabled {
@@ -243,7 +247,7 @@ func (d *daemon) planTest(order *testOrder) (*testPlan, error) {
 		return nil, err
 	}
 	p.Body, err = json.Marshal(map[string]any{
-		"api_key": cfg.Project[project].AmplitudeAPIKeys[0], "events": []json.RawMessage{event}, "options": map[string]any{"min_id_length": 1},
+		"api_key": keys[0], "events": []json.RawMessage{event}, "options": map[string]any{"min_id_length": 1},
 	})
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"ampcio/admin"
+	"ampcio/recordings"
 	"ampcio/sandbox"
 )
 
@@ -153,7 +154,8 @@ func TestSendTestThatDoesNotGetThrough(t *testing.T) {
 	contains(t, said, `no select rule of demo names the event: add [[sync.demo.select]] with event = ["Unheard Of"]`)
 	tested(t, r, 0, "--properties", `{"total":11}`)
 	_, said = tested(t, r, exitData, "--properties", `{"total":11}`, "--user-properties", `{"email":null}`, "--user", "nobody-in-particular")
-	contains(t, said, "no_identifier: the user has no identifier in sync.demo.identifier, which is user.email")
+	contains(t, said, "no_identifier: the user has no identifier in sync.demo.identifier, which is user.email",
+		fmt.Sprintf("(%s:%d)", r.configPath, lineOf("identifier   = ")))
 	edit(t, r, "[sync.demo.events]\n", "[sync.demo.events]\nsend = false\n")
 	reloaded(t, r)
 	if report, _ := tested(t, r, 0, "--user-properties", `{"plan":"pro"}`); report.Syncs[0].Event != "filtered/events_off" || report.Syncs[0].User != "delivered" {
@@ -166,7 +168,8 @@ func TestSendTestThatDoesNotGetThrough(t *testing.T) {
 	_, said = tested(t, r, exitUnavailable)
 	contains(t, said, "no sync delivers: nothing reached Customer.io")
 	_, said = tested(t, r, exitUnavailable, "--sync", "demo")
-	contains(t, said, "demo is disabled")
+	contains(t, said, "demo is disabled: it never sends this event")
+	contains(t, did(t, r, "send-test", "--dry-run"), "As things are, the event does not reach Customer.io.")
 
 	edit(t, r, "min_free = \"16MiB\"", "min_free = \"1000000TiB\"")
 	reloaded(t, r)
@@ -254,4 +257,14 @@ event = ["Order *"]
 	if report, _ := tested(t, r, 0); report.Syncs[1].Counts {
 		t.Errorf("%+v", report.Syncs)
 	}
+}
+
+// A project that takes Amplitude's webhook alone has no key that a test event could carry.
+func TestSendTestOfAWebhookOnly(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	write(t, filepath.Join(r.dir, "webhook"), "a-secret-of-the-webhook")
+	edit(t, r, fmt.Sprintf("amplitude_api_keys = [%q]", recordings.Key), `webhook_secret_file = "webhook"`)
+	up(t, r)
+	refuses(t, r, exitData, []string{"has no amplitude_api_keys", "ampcio trace --user"}, "send-test", "--yes")
 }

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -210,7 +211,13 @@ func (t *testRun) writePlan(w io.Writer) {
 		}
 		row("", "the user update is %s; person: %s", user, orNone(y.Identifier))
 	}
-	fmt.Fprintf(w, "In Customer.io the person and the event appear, and campaigns that %q starts will start for that person.\n", p.Event)
+	if slices.ContainsFunc(p.Syncs, func(y testSync) bool {
+		return y.Event == verdictSent && y.State.Status != admin.StatusDisabled && y.State.Status != dryRunStatus
+	}) {
+		fmt.Fprintf(w, "In Customer.io the person and the event appear, and campaigns that %q starts will start for that person.\n", p.Event)
+	} else {
+		fmt.Fprintln(w, "As things are, the event does not reach Customer.io.")
+	}
 	if p.Relay != "" {
 		fmt.Fprintf(w, "The project's relay passes the event on to Amplitude (%s), too.\n", p.Relay)
 	}
@@ -430,6 +437,9 @@ func (t *testRun) end(err error) error {
 		case y.State.Status == admin.StatusOK:
 			code = exitUnavailable
 			wrong = append(wrong, fmt.Sprintf("%s has not delivered it within %s; it waits in the queue, which goes on by itself (ampcio sync status %[1]s)", y.Sync, t.c.Duration("timeout")))
+		case y.State.Status == admin.StatusDisabled || y.State.Status == dryRunStatus:
+			code = exitUnavailable
+			wrong = append(wrong, fmt.Sprintf("%s is %s: it never sends this event, also when it delivers again", y.Sync, y.State.Status))
 		default:
 			code = exitUnavailable
 			wrong = append(wrong, fmt.Sprintf("%s is %s: the event waits in its queue, and is sent when it delivers again", y.Sync, y.State.Status))

@@ -33,7 +33,7 @@ func (d *daemon) expect(name string, r *mapping.Record) (testSync, error) {
 		}
 	} else {
 		t.Why = append(t.Why, fmt.Sprintf("%s: the user has no identifier in %s, which is %s: give one with --user-properties, or --user (%s)",
-			reason, strings.TrimSuffix("sync."+name+".identifier", " "), y.Identifier, d.config().Locate("sync."+name+".identifier")))
+			reason, "sync."+name+".identifier", y.Identifier, strings.TrimSuffix(d.config().Locate("sync."+name+".identifier"), ": ")))
 	}
 	t.Event, t.User = cmp.Or(decision.EventReason, verdictSent), cmp.Or(decision.UserReason, verdictSent)
 	d.explainRule(&t, y, r, id)
