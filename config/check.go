@@ -28,6 +28,7 @@ func (c checker) all() {
 	c.storage()
 	c.projects()
 	c.syncs()
+	c.relayMarks()
 }
 
 func within[T cmp.Ordered](c checker, path string, value, low, high T) {

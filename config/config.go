@@ -80,7 +80,7 @@ type Project struct {
 	// Relay is where accepted events are passed on to: the region of the Amplitude project,
 	// or off. It must be written down unless there is a webhook; after Load never "".
 	Relay                string           `toml:"relay" enum:"off us eu"`
-	RelayMark            string           `toml:"relay_mark"`              // an event property; "" = none
+	RelayMark            string           `toml:"relay_mark"`              // an event property of what a sync takes; "" = none
 	RelayEndpoint        string           `toml:"relay_endpoint"`          // base URL; "" = the region's
 	RelayMaxPendingBytes OptionalByteSize `toml:"relay_max_pending_bytes"` // beyond it the oldest are given up; 0 = no bound
 	WebhookSecretFile    string           `toml:"webhook_secret_file"`

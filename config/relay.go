@@ -61,6 +61,23 @@ func (c checker) relay(path string, p *Project) {
 	}
 }
 
+// relayMarks warns of marks that no event can get.
+func (c checker) relayMarks() {
+	for _, name := range c.Project.Relayed() {
+		if c.Project[name].RelayMark == "" {
+			continue
+		}
+		taken := false
+		for _, sync := range c.Sync.Names() {
+			s := c.Sync[sync]
+			taken = taken || s.Project == name && s.Enabled && !s.DryRun
+		}
+		if !taken {
+			c.warn(join(join("project", name), "relay_mark"), "no event is marked for now: it marks what a sync of the project takes, and there is none that is enabled and not in a dry run")
+		}
+	}
+}
+
 func (c checker) relayEndpoint(path, written string) {
 	u, err := url.Parse(written)
 	switch {
