@@ -104,6 +104,7 @@ func TestDryRunBeforeTheMove(t *testing.T) {
 		contains(t, text, "demo: in a dry run since ", "15 events and 3 user updates", hour+":00           15  Order Completed", hour+":00            3  user updates")
 	}
 	contains(t, did(t, r, "dry-run", "report", "--by", "hour", "--json", "--since", "1h"), `"action":"event","count":15}`)
+	contains(t, did(t, r, "trace", "--seq", "1"), "not taken, since the sync was off, in a dry run, or not there yet; by the rules as they are now: event sent")
 
 	// A crash and a restart: it goes on where it was.
 	eventually(t, 10*time.Second, "the counts are written down", func() bool {

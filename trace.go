@@ -413,7 +413,7 @@ func (t *tracedFor) inShort() string {
 		}
 		return "waiting for another try (" + t.Reason + ")"
 	case queue.FateNotTaken:
-		return "not taken, since the sync was off or not there yet"
+		return "not taken, since the sync was off, in a dry run, or not there yet"
 	case queue.FateEnded:
 		return "ended; when and how is not known any more"
 	case "in_flight":
