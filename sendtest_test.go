@@ -83,6 +83,7 @@ func TestSendTest(t *testing.T) {
 		{`no sync "dem": did you mean "demo"?`, []string{"--sync", "dem"}},
 		{`there is no project "ap"`, []string{"--project", "ap"}},
 		{"an event needs a user", []string{"--user", ""}},
+		{"--timeout: it takes some time", []string{"--timeout", "0s"}},
 		{"takes no arguments", []string{"now"}},
 	} {
 		refuses(t, r, exitUsage, []string{wrong.says}, append([]string{"send-test", "--yes"}, wrong.args...)...)

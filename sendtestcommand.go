@@ -101,6 +101,9 @@ func sendTest(c *cli.Context) error {
 	if c.String("user") == "" {
 		return exit(exitUsage, errors.New("--user: an event needs a user"))
 	}
+	if c.Duration("timeout") <= 0 {
+		return exit(exitUsage, errors.New("--timeout: it takes some time, such as 30s"))
+	}
 	o, err := newOperator(c)
 	if err != nil {
 		return err
