@@ -396,7 +396,7 @@ func TestBeaconAndOtherContentTypes(t *testing.T) {
 
 // A page that is being left closes its connection with the last events still on their way into the log.
 func TestSenderHangsUpWhileStoring(t *testing.T) {
-	store := &memory{wait: make(chan struct{})}
+	store := &memory{begins: make(chan struct{}), goesOn: make(chan struct{})}
 	h := New(options(), store)
 	ctx, hangUp := context.WithCancel(t.Context())
 	r, err := http.NewRequestWithContext(ctx, "POST", "/2/httpapi", strings.NewReader(batch(good)))
@@ -408,9 +408,9 @@ func TestSenderHangsUpWhileStoring(t *testing.T) {
 		defer close(done)
 		h.ServeHTTP(&answerless{header: http.Header{}}, r)
 	}()
-	<-store.wait
+	<-store.begins
 	hangUp()
-	store.wait <- struct{}{}
+	store.goesOn <- struct{}{}
 	<-done
 	if len(store.events()) != 1 {
 		t.Error("the events of a sender that hung up are not stored")

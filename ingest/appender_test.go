@@ -25,7 +25,9 @@ var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 type memory struct {
 	err    error
 	stores bool
-	wait   chan struct{} // if set, Append sends on it when it begins and goes on when it can receive
+	// If set, Append sends on the one when it begins, and goes on when it can receive from the other. Two, since of two
+	// Appends at once one must not take what the other sends.
+	begins, goesOn chan struct{}
 
 	mu       sync.Mutex
 	arrivals []mapping.Arrival
@@ -33,10 +35,10 @@ type memory struct {
 }
 
 func (m *memory) Append(ctx context.Context, a mapping.Arrival) (duplicates int, err error) {
-	if m.wait != nil {
-		m.wait <- struct{}{}
+	if m.begins != nil {
+		m.begins <- struct{}{}
 		select {
-		case <-m.wait:
+		case <-m.goesOn:
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}

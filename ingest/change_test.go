@@ -20,7 +20,7 @@ func keyed(apiKey, event string) string {
 // there for everybody: a request is of the old projects or of the new ones.
 func TestChangeComesBetweenTwoRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := &memory{wait: make(chan struct{})}
+		m := &memory{begins: make(chan struct{}), goesOn: make(chan struct{})}
 		h := New(options(), m)
 		var all sync.WaitGroup
 		answers := map[string]int{}
@@ -35,7 +35,7 @@ func TestChangeComesBetweenTwoRequests(t *testing.T) {
 			synctest.Wait()
 		}
 		begin("before", key)
-		<-m.wait // it is being stored
+		<-m.begins // it is being stored
 		changed, inside, goOn := false, false, make(chan struct{})
 		all.Go(func() {
 			err := h.Change(t.Context(), map[string][]string{"app": {"third-key"}, "new": {"second-key"}}, nil, func() error {
@@ -52,15 +52,15 @@ func TestChangeComesBetweenTwoRequests(t *testing.T) {
 		begin("old key", key)
 		begin("new key", "third-key")
 		begin("moved key", "second-key")
-		m.wait <- struct{}{}
+		m.goesOn <- struct{}{}
 		synctest.Wait()
 		if !inside || len(m.arrivals) != 1 || answers["before"] != 200 {
 			t.Errorf("changing %t, %d arrivals, answers %v", inside, len(m.arrivals), answers)
 		}
 		goOn <- struct{}{}
 		for range 2 {
-			<-m.wait
-			m.wait <- struct{}{}
+			<-m.begins
+			m.goesOn <- struct{}{}
 		}
 		all.Wait()
 		if !changed || answers["old key"] != 400 || answers["new key"] != 200 || answers["moved key"] != 200 {
@@ -85,7 +85,7 @@ func TestChangeComesBetweenTwoRequests(t *testing.T) {
 // A change that fails, or that waits in vain, changes nothing, and nobody waits on.
 func TestChangeThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := &memory{wait: make(chan struct{})}
+		m := &memory{begins: make(chan struct{}), goesOn: make(chan struct{})}
 		h := New(options(), m)
 		other := map[string][]string{"app": {"third-key"}}
 		wrong := errors.New("no ledger")
@@ -94,16 +94,16 @@ func TestChangeThatFails(t *testing.T) {
 		}
 		var all sync.WaitGroup
 		all.Go(func() { post(t, h, "/2/httpapi", batch(good)) })
-		<-m.wait
+		<-m.begins
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		err := h.Change(ctx, other, nil, func() error { t.Error("it did not wait"); return nil })
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("it says %v", err)
 		}
-		m.wait <- struct{}{}
+		m.goesOn <- struct{}{}
 		all.Wait()
-		m.wait = nil
+		m.begins = nil
 		if code, body := post(t, h, "/2/httpapi", batch(good)); code != 200 {
 			t.Errorf("the old key is answered %d %s", code, body)
 		}

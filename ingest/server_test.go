@@ -204,7 +204,7 @@ func TestBadFraming(t *testing.T) {
 
 // With the budget of bytes taken, a request is told to come back, and taken when it does.
 func TestBytesInFlightAreBounded(t *testing.T) {
-	store := &memory{wait: make(chan struct{})}
+	store := &memory{begins: make(chan struct{}), goesOn: make(chan struct{})}
 	o := options()
 	o.MaxBody, o.MaxBatchBody, o.MaxInflated, o.InFlightBytes = 1<<10, 1<<10, 1<<10, 1<<10
 	h := New(o, store)
@@ -216,16 +216,16 @@ func TestBytesInFlightAreBounded(t *testing.T) {
 		h.ServeHTTP(w, httptest.NewRequest("POST", "/2/httpapi", strings.NewReader(large)))
 		first <- w.Code
 	}()
-	<-store.wait // the first is on its way into the log
+	<-store.begins // the first is on its way into the log
 	status, answer := post(t, h, "/2/httpapi", large)
 	if status != 503 || spins(503, []byte(answer)) != "" {
 		t.Errorf("the second: %d %s, want 503", status, answer)
 	}
-	store.wait <- struct{}{}
+	store.goesOn <- struct{}{}
 	if status := <-first; status != 200 {
 		t.Errorf("the first: %d, want 200", status)
 	}
-	go func() { <-store.wait; store.wait <- struct{}{} }()
+	go func() { <-store.begins; store.goesOn <- struct{}{} }()
 	if status, answer := post(t, h, "/2/httpapi", large); status != 200 {
 		t.Errorf("the second, when it came back: %d %s, want 200", status, answer)
 	}

@@ -131,7 +131,7 @@ func TestWebhookSecretsChange(t *testing.T) {
 // The disk hangs: Amplitude waits for 4 s, so it is answered before, and what the disk then stores after all is there.
 func TestWebhookIsAnsweredInTimeBySlowDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := &memory{wait: make(chan struct{})}
+		m := &memory{begins: make(chan struct{}), goesOn: make(chan struct{})}
 		h, heard := hook(m)
 		began := time.Now()
 		answered := make(chan string, 1)
@@ -142,7 +142,7 @@ func TestWebhookIsAnsweredInTimeBySlowDisk(t *testing.T) {
 			}
 			answered <- answer
 		}()
-		<-m.wait // it is with the disk
+		<-m.begins // it is with the disk
 		<-answered
 		if took := time.Since(began); took < 3*time.Second || took >= 4*time.Second {
 			t.Errorf("answered after %v", took)

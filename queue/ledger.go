@@ -74,8 +74,10 @@ func ledgerPath(storage, name string) string {
 }
 
 // Ledgers lists the names of the consumers that have a ledger in a storage folder.
-func Ledgers(storage string) ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(storage, "sync"))
+func Ledgers(storage string) ([]string, error) { return ledgersIn(filepath.Join(storage, "sync")) }
+
+func ledgersIn(folder string) ([]string, error) {
+	entries, err := os.ReadDir(folder)
 	if err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -34,17 +33,11 @@ func (c *Consumer) giveReserve() bool { return !c.o.Trial && c.log.GiveReserve()
 
 // Trials lists the names of the trials that have a ledger in a storage folder.
 func Trials(storage string) ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(storage, TrialsFolder))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	names, err := ledgersIn(filepath.Join(storage, TrialsFolder))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	var names []string
-	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ".db"); ok {
-			names = append(names, name)
-		}
-	}
-	return names, nil
+	return names, err
 }
 
 // RemoveTrial deletes the ledger of a trial, if there is one. It is not open.
