@@ -30,6 +30,9 @@ func seed(t testing.TB) uint64 {
 // rules drop, while Customer.io fails in every way it knows and the daemon is killed
 // three times. What was acknowledged arrives once, in order, and the books say so.
 func TestThousandsOfEventsThroughFaultsAndKills(t *testing.T) {
+	if testing.Short() {
+		t.Skip("10,000 events; TestNobodyIsInTwoRequestsAtOnce has as much at once")
+	}
 	t.Parallel()
 	const (
 		spread = 9 * time.Second
