@@ -16,6 +16,11 @@ import (
 // write prints an explanation for people: a word, and what belongs to it, a line each.
 func (e *explanation) write(w io.Writer, color bool) {
 	p := explainPrinter{w: w, color: color}
+	if e.Forgotten {
+		p.pair("", "stored as", "record %d, received %s (project %s)", e.Sequence, e.Received.Format(time.RFC3339), e.Project)
+		p.notes(e.Notes)
+		return
+	}
 	p.pair("", "event", "%s", p.paint(text.Bold, e.Event))
 	switch e.From {
 	case "log":
@@ -59,9 +64,7 @@ func (e *explanation) write(w io.Writer, color bool) {
 		after = "the same"
 	}
 	p.pair("", "after", "%s", after)
-	for _, n := range e.Notes {
-		p.pair("", "note", "%s", p.paint(text.FgYellow, n))
-	}
+	p.notes(e.Notes)
 	for i := range e.Syncs {
 		p.sync(&e.Syncs[i])
 	}
@@ -77,6 +80,12 @@ func (p *explainPrinter) paint(c text.Color, s string) string {
 		return s
 	}
 	return c.EscapeSeq() + s + text.Reset.EscapeSeq()
+}
+
+func (p *explainPrinter) notes(notes []string) {
+	for _, n := range notes {
+		p.pair("", "note", "%s", p.paint(text.FgYellow, n))
+	}
 }
 
 // pair writes a word, and behind it, always at the same place, what there is to say.

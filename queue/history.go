@@ -57,9 +57,10 @@ type Ended struct {
 	Tallies []Tally
 }
 
-// note remembers an ending for the history. The caller holds c.mu.
+// note remembers an ending for the history; nobody asks for that of a trial. The caller
+// holds c.mu.
 func (c *Consumer) note(e Ended) {
-	if len(c.noted) < notedMost {
+	if len(c.noted) < notedMost && !c.o.Trial {
 		c.noted = append(c.noted, e)
 	}
 }
