@@ -192,8 +192,10 @@ func (k *kept) known(ctx context.Context, project string, isDevice bool, id stri
 		if isDevice {
 			lane = users.LaneOfDevice(id)
 		}
-		if _, upTo := k.log.ForgottenAt(project, lane); upTo > 0 && l.Seq <= upTo { // a crash came before that was written
-			l = users.Look{Known: users.Known{Properties: []byte("{}")}}
+		for _, t := range k.log.Unfinished() { // a crash came before that was written
+			if t.Project == project && slices.Contains(t.Unfinished.Lanes, lane) && l.Seq <= t.UpTo {
+				l = users.Look{Known: users.Known{Properties: []byte("{}")}}
+			}
 		}
 		return l, behind, err
 	}
