@@ -104,6 +104,7 @@ var words = map[string]string{
 	"users_off":                 "users.send = false",
 	"unchanged":                 "nothing that is chosen has changed since it was last sent",
 	"skip_user_properties_sync": "the event asks to leave the user alone",
+	"past_properties":           "it says what was known when it happened; what is newer stands (an import, or a late event of the webhook)",
 	"no_identifier":             "the identifier's value is absent",
 	"identifier_not_text":       "the identifier's value is neither text nor a number",
 	"identifier_too_long":       "the identifier's value has more than 150 bytes",

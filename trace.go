@@ -413,11 +413,11 @@ func (t *tracedFor) inShort() string {
 		}
 		return "waiting for another try (" + t.Reason + ")"
 	case queue.FateNotTaken:
-		return "not taken, since the sync was off or not there yet"
+		return "not taken, since the sync was off, in a dry run, or not there yet"
 	case queue.FateEnded:
 		return "ended; when and how is not known any more"
 	case "in_flight":
-		return "on the way to Customer.io now"
+		return "on the way now"
 	}
 	if t.Reason == queue.ForgottenReason {
 		return "forgotten"
