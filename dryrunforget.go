@@ -243,3 +243,13 @@ func forgetInTrial(ctx context.Context, h house, name string, t *queue.Tombstone
 	}
 	return nil
 }
+
+// removeDryRun deletes what a dry run of a sync has written, which is in none.
+func removeDryRun(storage, sync string) error {
+	path := dryRunPath(storage, sync, 0)
+	errs := []error{os.RemoveAll(dryRunCountsPath(path)), os.RemoveAll(path)}
+	for i := 1; i <= dryRunFiles; i++ {
+		errs = append(errs, os.RemoveAll(dryRunPath(storage, sync, i)))
+	}
+	return errors.Join(errs...)
+}

@@ -87,4 +87,17 @@ func TestForgetReachesDryRuns(t *testing.T) {
 	if names, err := filepath.Glob(filepath.Join(r.dir, "storage", "sync", "*.dry.run*")); err != nil || len(names) != 0 {
 		t.Errorf("a trial has left %v beside the ledgers, %v", names, err)
 	}
+
+	// A sync that is given up leaves nothing of its dry run.
+	edit(t, r, dryRunOn, dryRunLive)
+	config, err := os.ReadFile(r.configPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, r.configPath, strings.ReplaceAll(string(config), "sync.demo", "sync.another"))
+	did(t, r, "reload", "--yes")
+	did(t, r, "sync", "remove", "demo", "--yes")
+	if names, err := filepath.Glob(filepath.Join(r.dir, "storage", "dry-run", "*")); err != nil || len(names) != 0 {
+		t.Errorf("%v are left, %v", names, err)
+	}
 }
