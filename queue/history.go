@@ -125,8 +125,12 @@ func (h *history) add(list []Ended) {
 	if h.file == nil && h.begin() != nil {
 		return
 	}
-	if _, err := h.file.Write(h.buf); err != nil {
-		h.close() // behind half a block nothing would be read
+	if n, err := h.file.Write(h.buf); err != nil {
+		// Behind half a block nothing would be read. The file stays the one that is written
+		// to: a full disk would get another with every checkpoint.
+		if n > 0 && h.file.Truncate(h.bytes) != nil {
+			h.close()
+		}
 		return
 	}
 	h.bytes += int64(len(h.buf))
