@@ -142,17 +142,27 @@ func (b *dryRunBook) take(r *http.Request, operations []delivery.Origin, body []
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.counts.add(&line)
-	var head bytes.Buffer
-	if err := tell(&head, line); err != nil {
-		b.leaveOut(err)
-		return
+	var err error
+	if b.line, err = appendDryRunLine(b.line[:0], &line, body); err == nil {
+		err = b.write()
 	}
-	b.line = append(b.line[:0], head.Bytes()[:head.Len()-len("}\n")]...)
-	b.line = append(append(append(b.line, `,"body":`...), body...), "}\n"...)
-	if err := b.write(); err != nil {
+	if err != nil {
 		b.leaveOut(err)
 	}
 }
+
+// appendDryRunLine is a line as it stands in the file: the body is the request's, byte for
+// byte.
+func appendDryRunLine(dst []byte, line *dryRunLine, body []byte) ([]byte, error) {
+	var head bytes.Buffer
+	if err := tell(&head, line); err != nil {
+		return dst, err
+	}
+	dst = append(dst, head.Bytes()[:head.Len()-len("}\n")]...)
+	return append(append(append(dst, dryRunBody...), body...), "}\n"...), nil
+}
+
+const dryRunBody = `,"body":`
 
 var errNoSpareDisk = errors.New("the disk has no space to spare")
 

@@ -26,6 +26,7 @@ type explanation struct {
 	ULID      string          `json:"ulid"`
 	StandIn   bool            `json:"ulid_is_a_stand_in"` // without an insert_id the id is made when the event is stored
 	Duplicate bool            `json:"duplicate"`          // it would not be stored again
+	Forgotten bool            `json:"forgotten"`          // its person was: nothing more is said of it
 	Received  time.Time       `json:"received"`
 	Time      time.Time       `json:"time"` // the event's, by our clock
 	UserID    string          `json:"user_id"`
@@ -262,6 +263,11 @@ func (x *explainer) record(ctx context.Context, k *keptRecord) (explanation, err
 	q := &k.Record
 	m := mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
 	out := explanation{Schema: explainSchema, From: "log", Sequence: q.Seq, Project: q.Project, ULID: mapping.ULID(q.ID), Received: timeMS(q.Received), Notes: []string{}, Syncs: []syncWhy{}}
+	if q.Forgotten {
+		out.ULID, out.Forgotten = "", true
+		out.Notes = append(out.Notes, "it is of somebody who was forgotten (ampcio user forget): nothing is sent of it any more, and it is erased when its file of the log goes")
+		return out, nil
+	}
 	if k.Seq != 0 && k.Sync == "" && !x.memory.fresh {
 		out.Notes = append(out.Notes, "as if it were sent now: after what this person has been sent since (--new: as if nothing had been)")
 	}

@@ -156,6 +156,12 @@ func TestExplainedIsWhatIsReceived(t *testing.T) {
 		bodies.Write(rec.Body)
 		bodies.WriteString("\n")
 	}
+	// All other shapes of events that were ever recorded of SDKs, in requests that are none of theirs.
+	others, err := os.ReadFile("testdata/sdk-transcripts.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bodies.Write(others)
 	path := filepath.Join(r.dir, "input.jsonl")
 	write(t, path, bodies.String())
 	foretold := explained(t, did(t, r, "explain", "--json", path))
@@ -163,6 +169,9 @@ func TestExplainedIsWhatIsReceived(t *testing.T) {
 	did(t, r, "sync", "pause", "demo")
 	for _, rec := range recs {
 		sendRecorded(t, r, rec)
+	}
+	for body := range strings.Lines(string(others)) {
+		accepted(t, r, body)
 	}
 	n := only(t, stats(t, r)).Books.Taken
 	stored := explained(t, did(t, r, "explain", "--json", "--seq", fmt.Sprintf("2-%d", n)))
@@ -175,7 +184,7 @@ func TestExplainedIsWhatIsReceived(t *testing.T) {
 	did(t, r, "sync", "resume", "demo")
 	drained(t, r)
 	sent := tap.taken()[first:]
-	if len(sent) < 25 {
+	if len(sent) < 60 {
 		t.Fatalf("only %d requests", len(sent))
 	}
 	// Whole requests: each has one operation.

@@ -196,7 +196,7 @@ func lookAtUsers(h house, asked *look, out io.Writer) error {
 				return exit(exitIO, err)
 			}
 			k := &knownOf{someone: who, UserID: known.UserID, Properties: rawOr(known.Properties, "{}")}
-			if known.Seq == 0 {
+			if known.Seq == 0 && string(k.Properties) == "{}" && (known.UserID == "" || known.UserID == who.ID) { // what was seeded into an empty log has no sequence
 				k.Properties = nil
 			}
 			if err := tell(out, kind.as(k)); err != nil {

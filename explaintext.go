@@ -16,6 +16,11 @@ import (
 // write prints an explanation for people: a word, and what belongs to it, a line each.
 func (e *explanation) write(w io.Writer, color bool) {
 	p := explainPrinter{w: w, color: color}
+	if e.Forgotten {
+		p.pair("", "stored as", "record %d, received %s (project %s)", e.Sequence, e.Received.Format(time.RFC3339), e.Project)
+		p.notes(e.Notes)
+		return
+	}
 	p.pair("", "event", "%s", p.paint(text.Bold, e.Event))
 	switch e.From {
 	case "log":
@@ -59,9 +64,7 @@ func (e *explanation) write(w io.Writer, color bool) {
 		after = "the same"
 	}
 	p.pair("", "after", "%s", after)
-	for _, n := range e.Notes {
-		p.pair("", "note", "%s", p.paint(text.FgYellow, n))
-	}
+	p.notes(e.Notes)
 	for i := range e.Syncs {
 		p.sync(&e.Syncs[i])
 	}
@@ -77,6 +80,12 @@ func (p *explainPrinter) paint(c text.Color, s string) string {
 		return s
 	}
 	return c.EscapeSeq() + s + text.Reset.EscapeSeq()
+}
+
+func (p *explainPrinter) notes(notes []string) {
+	for _, n := range notes {
+		p.pair("", "note", "%s", p.paint(text.FgYellow, n))
+	}
 }
 
 // pair writes a word, and behind it, always at the same place, what there is to say.
@@ -95,6 +104,7 @@ var words = map[string]string{
 	"users_off":                 "users.send = false",
 	"unchanged":                 "nothing that is chosen has changed since it was last sent",
 	"skip_user_properties_sync": "the event asks to leave the user alone",
+	"past_properties":           "it says what was known when it happened; what is newer stands (an import, or a late event of the webhook)",
 	"no_identifier":             "the identifier's value is absent",
 	"identifier_not_text":       "the identifier's value is neither text nor a number",
 	"identifier_too_long":       "the identifier's value has more than 150 bytes",

@@ -192,8 +192,10 @@ func (k *kept) known(ctx context.Context, project string, isDevice bool, id stri
 		if isDevice {
 			lane = users.LaneOfDevice(id)
 		}
-		if _, upTo := k.log.ForgottenAt(project, lane); upTo > 0 && l.Seq <= upTo { // a crash came before that was written
-			l = users.Look{Known: users.Known{Properties: []byte("{}")}}
+		for _, t := range k.log.Unfinished() { // a crash came before that was written
+			if t.Project == project && slices.Contains(t.Unfinished.Lanes, lane) && l.Seq <= t.UpTo {
+				l = users.Look{Known: users.Known{Properties: []byte("{}")}}
+			}
 		}
 		return l, behind, err
 	}
@@ -376,33 +378,49 @@ func learnBody(q *queue.Record, learn func(*mapping.Record)) {
 // errFound ends a search.
 var errFound = errors.New("found")
 
-// resolveHash finds the id that a hash stands for, among the kept records; where there is
-// none, it is taken for an id.
+// resolveHash finds the id that a hash stands for, among the kept records and the dead
+// letters, whose lists show it; where there is none, it is taken for an id.
 func (k *kept) resolveHash(ctx context.Context, p *person, hash userHash) error {
 	given := p.id
 	match := (&whom{User: given}).matcher(hash)
 	if p.isDevice {
 		match = (&whom{Device: given}).matcher(hash)
 	}
-	err := k.search(ctx, queue.Search{Project: p.project, Match: match}, func(f queue.Found) error {
-		if f.Forgotten {
-			return nil
-		}
-		userID, deviceID := users.OfLane(f.Lane)
+	take := func(r *queue.Record) bool {
+		userID, deviceID := users.OfLane(r.Lane)
 		if p.isDevice {
-			if _, of, ok := mapping.BodyOf(f.Body); ok {
+			if _, of, ok := mapping.BodyOf(r.Body); ok {
 				deviceID = string(of)
 			}
 			userID = deviceID
 		}
 		if userID != "" {
 			p.id = userID
+		}
+		return userID != ""
+	}
+	err := k.search(ctx, queue.Search{Project: p.project, Match: match}, func(f queue.Found) error {
+		if !f.Forgotten && take(&f.Record) {
 			return errFound
 		}
 		return nil
 	})
-	if errors.Is(err, errFound) {
-		return nil
+	if err != nil {
+		if errors.Is(err, errFound) {
+			return nil
+		}
+		return err
 	}
-	return err
+	for _, name := range k.syncs(p.project) { // dead letters are there for longer than the log
+		held, err := k.held(ctx, name, nil, func(d *queue.DeadLetter) bool { return match([]byte(d.Record.Lane), d.Record.Body) })
+		if err != nil {
+			return err
+		}
+		for i := range held.Dead {
+			if take(&held.Dead[i].Record) {
+				return nil
+			}
+		}
+	}
+	return nil
 }

@@ -349,6 +349,9 @@ func removeVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer)
 		if err := queue.RemoveLedger(h.recordLog(), name); err != nil {
 			return exit(exitIO, errors.Join(err, h.startSync(context.WithoutCancel(ctx), name)))
 		}
+		if err := removeDryRun(h.config().Storage.Dir, name); err != nil {
+			return exit(exitIO, fmt.Errorf("sync %s is removed, but not what its dry run has written: %w", name, err))
+		}
 		s.Changed = true
 		return tell(out, s)
 	})

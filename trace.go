@@ -417,7 +417,7 @@ func (t *tracedFor) inShort() string {
 	case queue.FateEnded:
 		return "ended; when and how is not known any more"
 	case "in_flight":
-		return "on the way to Customer.io now"
+		return "on the way now"
 	}
 	if t.Reason == queue.ForgottenReason {
 		return "forgotten"

@@ -34,7 +34,8 @@ func userCommand() *cli.Command {
 				UsageText: "ampcio user forget U [--device] [--project P] [--dry-run] [--yes] [--json]",
 				Description: "At once: properties, device links and insert_ids, what each sync's identifiers of them were last sent, what is pending, and\n" +
 					"dead letters. What is pending counts as discarded (forgotten) in the books. What is on its way to Customer.io is waited\n" +
-					"for. Their records in the log are never read again, also by a rewind, and are erased when their file is deleted.\n" +
+					"for. Their requests are erased from the files of dry runs. Their records in the log are never read again, also by a rewind,\n" +
+					"and are erased when their file is deleted.\n" +
 					"What comes in afterwards is of somebody new. An SDK that repeats an event from before is taken for new, too.\n" +
 					"It does not reach: Amplitude, Customer.io (delete the person there), backups, damaged files that were put aside.\n\n" +
 					"Example: ampcio user forget anna@example.com --dry-run",
@@ -181,6 +182,9 @@ func (f *forgottenUser) write(w io.Writer) {
 	for _, y := range f.Syncs {
 		fmt.Fprintf(w, "  %s: %s pending and %s %s; what was last sent, of %s\n", y.Sync, many(y.Pending), letters(y.DeadLetters), were,
 			counted(uint64(y.Sent), "identifier", "identifiers"))
+	}
+	if f.DryRuns > 0 {
+		fmt.Fprintf(w, "  dry runs: %s erased from their files; what was counted stays counted\n", counted(uint64(f.DryRuns), "operation", "operations"))
 	}
 	if f.Finished > 0 {
 		fmt.Fprintf(w, "Finished, too: %s whom a crash or an error had left half forgotten.\n", counted(uint64(f.Finished), "person", "people"))

@@ -198,6 +198,7 @@ type forgottenUser struct {
 	Records     uint64            `json:"records"`     // of the log: no longer read, and erased with their files
 	UpTo        uint64            `json:"up_to"`       // the last record that may be of the person
 	Syncs       []forgottenUserIn `json:"syncs"`
+	DryRuns     int               `json:"dry_run_operations"` // erased from the files of dry runs
 	// Where old bytes may stand for longer: files that could not be written anew, and
 	// damaged ones that were put aside.
 	Remains []string `json:"remains"`
@@ -300,7 +301,7 @@ func forgetUser(ctx context.Context, h house, asked *aboutUser) (*forgottenUser,
 		return nil, exit(exitIO, err)
 	}
 	f.UpTo = t.UpTo
-	done, err := finishForgetting(ctx, h, &f.Remains)
+	done, err := finishForgetting(ctx, h, &f.Remains, &f.DryRuns)
 	if err != nil {
 		return nil, err
 	}
@@ -325,8 +326,9 @@ func (h withUsers) userStore() *users.Store { return h.store }
 
 // finishForgetting lets ledgers and users.db go of all who were forgotten and of whom they
 // may still know something: by tombstone and sync, what they had. What remains somewhere is
-// added to remains. It may be ended and done again at any point.
-func finishForgetting(ctx context.Context, h house, remains *[]string) (map[string]map[string]*queue.Forgotten, error) {
+// added to remains, and to dryRuns how many operations went from their files. It may be
+// ended and done again at any point.
+func finishForgetting(ctx context.Context, h house, remains *[]string, dryRuns *int) (map[string]map[string]*queue.Forgotten, error) {
 	done := map[string]map[string]*queue.Forgotten{}
 	log, store := h.recordLog(), h.userStore()
 	unfinished := log.Unfinished()
@@ -359,7 +361,17 @@ func finishForgetting(ctx context.Context, h house, remains *[]string) (map[stri
 			}
 		}
 	}
-	err := store.Flush(waiting)
+	var err error
+	for i := range unfinished {
+		if err == nil {
+			var n int
+			n, err = forgetInDryRuns(waiting, h, &unfinished[i])
+			*dryRuns += n
+		}
+	}
+	if err == nil {
+		err = store.Flush(waiting)
+	}
 	rewritten := false
 	if err == nil {
 		rewritten, err = store.Rewrite(waiting)
@@ -392,7 +404,8 @@ func finishForgetting(ctx context.Context, h house, remains *[]string) (map[stri
 // done now, such as on a full disk, is done by the next start: nobody is sent meanwhile.
 func (d *daemon) forgetUnfinished() {
 	var remains []string
-	done, err := finishForgetting(context.Background(), d, &remains)
+	var dryRuns int
+	done, err := finishForgetting(context.Background(), d, &remains, &dryRuns)
 	if err != nil {
 		d.log.Error("somebody was forgotten before the last stop, and not everywhere yet: it is tried again at the next start", "error", err)
 	} else if len(done) > 0 {

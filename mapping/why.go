@@ -88,7 +88,7 @@ func (r *Rules) Explain(record *Record, earlier []byte) (Why, error) {
 	if rule != nil {
 		w.EventProperties = r.events.explain(&v, rule)
 	}
-	if r.users.send && !v.skipSync {
+	if r.users.send && !v.skipSync && !record.Past {
 		w.Attributes = r.users.explain(&v, earlier)
 	}
 	return w, nil

@@ -81,7 +81,10 @@ func agrees(t rapid.TB, r *Rules, record *Record, earlier []byte) {
 	if got, want := explained(why.EventProperties, whySent), sentWith(func(a string) bool { return a != "identify" }); !slices.Equal(got, want) {
 		fail("the event's properties")
 	}
-	if none == "" && d.UserReason != reasonUsersOff && d.UserReason != reasonSkipSync {
+	switch never := d.UserReason == reasonUsersOff || d.UserReason == reasonSkipSync || d.UserReason == reasonPast; {
+	case never && len(why.Attributes) > 0:
+		fail("attributes that no update carries")
+	case none == "" && !never:
 		changes := slices.ContainsFunc(why.Attributes, func(p PropertyWhy) bool { return p.Changes() })
 		if r.users.chooser.isEmpty() { // then being new is enough
 			var before sent
@@ -178,7 +181,8 @@ func TestExplainAgrees(t *testing.T) {
 			if rapid.IntRange(0, 8).Draw(t, "skip") == 0 {
 				raw = strings.Replace(raw, "{", `{"$skip_user_properties_sync":true,`, 1)
 			}
-			record := &Record{Project: "app", Received: 1_700_000_000_000, UserID: "anna@mail.example", Properties: []byte(object("user_properties")), Raw: []byte(raw)}
+			record := &Record{Project: "app", Received: 1_700_000_000_000, UserID: "anna@mail.example", Properties: []byte(object("user_properties")), Raw: []byte(raw),
+				Past: rapid.IntRange(0, 8).Draw(t, "past") == 0}
 			agrees(t, rules, record, earlier)
 			if id, none := rules.Identifier(record); none == "" {
 				if d, err := rules.Map(record, id, earlier); err == nil && d.Sent != nil {

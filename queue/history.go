@@ -57,9 +57,10 @@ type Ended struct {
 	Tallies []Tally
 }
 
-// note remembers an ending for the history. The caller holds c.mu.
+// note remembers an ending for the history; nobody asks for that of a trial. The caller
+// holds c.mu.
 func (c *Consumer) note(e Ended) {
-	if len(c.noted) < notedMost {
+	if len(c.noted) < notedMost && !c.o.Trial {
 		c.noted = append(c.noted, e)
 	}
 }
@@ -124,8 +125,12 @@ func (h *history) add(list []Ended) {
 	if h.file == nil && h.begin() != nil {
 		return
 	}
-	if _, err := h.file.Write(h.buf); err != nil {
-		h.close() // behind half a block nothing would be read
+	if n, err := h.file.Write(h.buf); err != nil {
+		// Behind half a block nothing would be read. The file stays the one that is written
+		// to: a full disk would get another with every checkpoint.
+		if n > 0 && h.file.Truncate(h.bytes) != nil {
+			h.close()
+		}
 		return
 	}
 	h.bytes += int64(len(h.buf))

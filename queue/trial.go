@@ -125,6 +125,11 @@ func RecordsOf(storage string, from, to uint64, f func(Record) error) error {
 	if len(l.files) == 0 {
 		return nil
 	}
+	ts, err := tombstonesIn(storage)
+	if err != nil {
+		return err
+	}
+	l.forgotten.Store(ts)
 	l.end = l.storedEnd(len(l.files))
 	return l.records(from, to, f)
 }
