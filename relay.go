@@ -75,12 +75,24 @@ func (d *daemon) takenBySync(project string) func(seq uint64) bool {
 		d.mu.RLock()
 		defer d.mu.RUnlock()
 		for name, s := range d.streams {
-			if _, trial := syncOfTrial(name); !trial && !isRelay(name) && s.consumer != nil && s.consumer.Takes(project, seq) {
+			if takesForSync(name) && s.consumer != nil && s.consumer.Takes(project, seq) {
+				return true
+			}
+		}
+		for _, c := range d.between { // as while a sync is renamed, or a new one has begun to take this very record
+			if c.Takes(project, seq) {
 				return true
 			}
 		}
 		return false
 	}
+}
+
+// takesForSync says whether what the ledger of that name takes is what a sync sends: not
+// that of a relay or a dry run.
+func takesForSync(name string) bool {
+	_, trial := syncOfTrial(name)
+	return !trial && !isRelay(name)
 }
 
 // checkRelays tells of each relay where it goes, and with --online asks Amplitude whether

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"ampcio/config"
+	"ampcio/queue"
+)
+
+// What a sync takes is marked, also while a reload is about to start it, and while a
+// rename has it closed. Then an event may be relayed at any moment.
+func TestMarkedInTheMiddleOfAnOperation(t *testing.T) {
+	d := &daemon{log: discarded, pulse: newPulse(), streams: map[string]*stream{}}
+	d.inForce.Store(&generation{cfg: &config.Config{}})
+	var err error
+	if d.records, err = queue.Open(queue.Options{Dir: t.TempDir(), RotateBytes: 64 << 20, RotateAfter: time.Hour, InFlightBytes: 1 << 20, Now: time.Now}); err != nil {
+		t.Fatal(err)
+	}
+	defer d.records.Close()
+	marked := func(want bool, when string) {
+		t.Helper()
+		if got := d.takenBySync("app")(1); got != want {
+			t.Errorf("%s: marked %v, want %v", when, got, want)
+		}
+	}
+	set := &settings{project: "app", enabled: true}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	c := &change{streams: []*streamChange{{name: "added", to: set, created: true}}}
+	must(d.operate(func() error {
+		must(d.prepare(c))
+		marked(false, "a sync that takes nothing yet")
+		must(c.streams[0].consumer().SetEnabled(true))
+		marked(true, "a sync that has begun to take events, and is not started yet")
+		return nil
+	}))
+	must(c.streams[0].opened.Close())
+	marked(false, "a reload that came to nothing")
+
+	must(d.open("added", set))
+	marked(true, "a sync that runs")
+	must(d.operate(func() error {
+		must(d.stopSync(context.Background(), "added"))
+		marked(true, "a sync that is being renamed")
+		must(queue.RenameLedger(d.records, "added", "renamed"))
+		return d.open("renamed", set)
+	}))
+	marked(true, "a sync that was renamed")
+	if err := d.streams["renamed"].consumer.SetEnabled(false); err != nil {
+		t.Fatal(err)
+	}
+	marked(false, "a sync that has taken nothing and is disabled")
+	must(d.streams["renamed"].consumer.Close())
+}
