@@ -240,6 +240,12 @@ func TestAnonymousDeviceIsKnownAfterSeeding(t *testing.T) {
 	if snap := stats(t, r); only(t, snap).Books.Taken != 0 {
 		t.Errorf("seeding has stored %d events", only(t, snap).Books.Taken)
 	}
+	// There is no record yet, and all the same they are known to whoever asks.
+	write(t, filepath.Join(r.dir, "event.json"), `{"event_type":"Order Completed","device_id":"device of importee-1"}`)
+	contains(t, run0(t, "explain", "--config", r.configPath, filepath.Join(r.dir, "event.json")), "user importee-1", "importee-1@example.com")
+	write(t, filepath.Join(r.dir, "bob.json"), `{"event_type":"Seen","user_id":"bob","event_time":"2026-11-20 10:00:00.000","user_properties":{"plan":"pro"}}`)
+	run0(t, "import", "--state", "--config", r.configPath, "--yes", filepath.Join(r.dir, "bob.json"))
+	contains(t, run0(t, "user", "show", "bob", "--show-ids", "--config", r.configPath), "plan", "pro")
 	// Seeded is durable when the command says so.
 	if err := r.kill(); err != nil {
 		t.Fatal(err)

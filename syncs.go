@@ -360,7 +360,7 @@ func (d *daemon) propertiesNow(project, userID, deviceID string) ([]byte, error)
 		look, id = d.users.Device, deviceID
 	}
 	known, err := look(project, id)
-	if err != nil || known.Seq == 0 && string(known.Properties) == "{}" { // what was seeded into an empty log has no sequence
+	if err != nil || !known.Any() {
 		return nil, err
 	}
 	return known.Properties, nil
