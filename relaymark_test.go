@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,4 +59,42 @@ func TestMarkedInTheMiddleOfAnOperation(t *testing.T) {
 	}
 	marked(false, "a sync that has taken nothing and is disabled")
 	must(d.streams["renamed"].consumer.Close())
+}
+
+// The ledger of a sync is what the mark is known by: it cannot be removed while Amplitude
+// has not got all that the sync has taken.
+func TestASyncIsRemovedOnceItsEventsAreRelayed(t *testing.T) {
+	t.Parallel()
+	amplitude := rehearse(t, rehearsalSettings{}) // down, for now
+	r := rehearse(t, rehearsalSettings{sync: bounded})
+	relayTo(t, r, amplitude, "relay_mark = \"via_ampcio\"\n")
+	up(t, r)
+	accepted(t, r, numbered("ann-1", 1, 10))
+	eventually(t, 10*time.Second, "Customer.io has them", func() bool { return syncNamed(t, stats(t, r), demoSync).Totals.Delivered == 10 })
+	withoutSyncs(t, r)
+	reloaded(t, r)
+	accepted(t, r, numbered("ann-1", 11, 15)) // of no sync
+	for _, how := range []string{"--dry-run", "--yes"} {
+		if got := run(t, "sync", "remove", demoSync, how, "--config", r.configPath); got.code != exitData {
+			t.Errorf("%s: exit %d %s", how, got.code, got.stdout)
+		} else {
+			contains(t, got.stderr, "relay.app has not passed on yet all that demo has taken", "ampcio reload")
+		}
+	}
+	up(t, amplitude)
+	run0(t, "sync", "retry", "relay.app", "--config", r.configPath)
+	drained(t, r)
+	run0(t, "sync", "remove", demoSync, "--yes", "--config", r.configPath)
+	down(t, r)
+	drained(t, amplitude)
+	down(t, amplitude)
+	marked := 0
+	for _, record := range stored(t, amplitude) {
+		if strings.Contains(string(record.Raw), `"via_ampcio":true`) {
+			marked++
+		}
+	}
+	if marked != 10 {
+		t.Errorf("%d events are marked, the sync has taken 10", marked)
+	}
 }
