@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -74,13 +75,22 @@ func TestASyncIsRemovedOnceItsEventsAreRelayed(t *testing.T) {
 	withoutSyncs(t, r)
 	reloaded(t, r)
 	accepted(t, r, numbered("ann-1", 11, 15)) // of no sync
-	for _, how := range []string{"--dry-run", "--yes"} {
+	write(t, filepath.Join(r.dir, "line.json"), exportLine("bob-1", 1, time.Now(), "{}"))
+	run0(t, "import", "--yes", "--config", r.configPath, filepath.Join(r.dir, "line.json"))
+	if got := run0(t, "sync", "export", "relay.app", "--config", r.configPath); strings.Count(got, "\n") != 15 {
+		t.Errorf("exported to be taken to Amplitude:\n%s", got) // without what came from there
+	}
+	for _, how := range []string{"--dry-run", "--yes", "--yes"} {
 		if got := run(t, "sync", "remove", demoSync, how, "--config", r.configPath); got.code != exitData {
 			t.Errorf("%s: exit %d %s", how, got.code, got.stdout)
 		} else {
 			contains(t, got.stderr, "relay.app has not passed on yet all that demo has taken", "ampcio reload")
 		}
+		if r.daemon != nil {
+			down(t, r)
+		}
 	}
+	up(t, r)
 	up(t, amplitude)
 	run0(t, "sync", "retry", "relay.app", "--config", r.configPath)
 	drained(t, r)
