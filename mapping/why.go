@@ -16,7 +16,7 @@ type Why struct {
 	// EventProperties are what could have been sent with the event, when a rule sends it.
 	EventProperties []PropertyWhy
 	// Attributes are what could have been sent of the user; none when that was not asked (users_off,
-	// skip_user_properties_sync, no identifier).
+	// skip_user_properties_sync, no identifier, past_properties).
 	Attributes []PropertyWhy
 }
 
@@ -88,7 +88,7 @@ func (r *Rules) Explain(record *Record, earlier []byte) (Why, error) {
 	if rule != nil {
 		w.EventProperties = r.events.explain(&v, rule)
 	}
-	if r.users.send && !v.skipSync {
+	if r.users.send && !v.skipSync && !record.Past {
 		w.Attributes = r.users.explain(&v, earlier)
 	}
 	return w, nil
