@@ -260,6 +260,28 @@ func TestAnonymousDeviceIsKnownAfterSeeding(t *testing.T) {
 	down(t, r)
 }
 
+// What is imported before the first start is delivered by it, and so is what is imported
+// before a start that knows of one sync more.
+func TestImportBeforeTheFirstStart(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	if err := os.MkdirAll(filepath.Join(r.dir, "storage"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	line := filepath.Join(r.dir, "line.json")
+	for n, name := range []string{"demo", "another"} {
+		write(t, r.configPath, strings.ReplaceAll(configOf(t, r), "sync.demo", "sync."+name))
+		write(t, line, exportLine("ann-1", n+1, time.Now().Add(-time.Hour), "{}"))
+		contains(t, run0(t, "import", "--yes", "--config", r.configPath, line), "1 event stored; they are delivered after the next start")
+		up(t, r)
+		if y := syncNamed(t, drained(t, r), name); y.Totals.Delivered != 1 {
+			t.Errorf("%s has delivered %d of 1", name, y.Totals.Delivered)
+		}
+		down(t, r)
+	}
+	complete(t, r, map[string]int{"ann-1": 2})
+}
+
 func TestImportSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	r := rehearse(t, rehearsalSettings{sync: "late_policy = \"dead_letter\"\n"})
