@@ -302,6 +302,9 @@ func TestImportSaysWhatIsWrong(t *testing.T) {
 	got := run(t, "import", "--config", r.configPath, "--dry-run", file)
 	contains(t, got.stdout, "7 lines in 1 part: 3 events of about 2 users", "Order Completed", "4 lines cannot be taken",
 		"less than 72 h old, so that they may start campaigns: 1", `2 are older than late_after = "72h" and become dead letters`, "without $insert_id and uuid: 1")
+	trial := filepath.Join(r.dir, "trial.toml")
+	write(t, trial, strings.Replace(configOf(t, r), "[sync.demo]\n", "[sync.demo]\ndry_run = true\n", 1))
+	contains(t, run(t, "import", "--config", trial, "--dry-run", file).stdout, "sync demo is in a dry run: it sends none of these", "they would go nowhere")
 	contains(t, got.stderr, file+":2: event_time must be a time", file+":4: user_id has no value", file+":5: is neither an event", file+":6: ")
 	if got.code != exitData {
 		t.Errorf("a dry run of bad lines: %d", got.code)
