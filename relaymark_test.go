@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -9,6 +11,7 @@ import (
 
 	"ampcio/config"
 	"ampcio/queue"
+	"ampcio/recordings"
 )
 
 // What a sync takes is marked, also while a reload is about to start it, and while a
@@ -107,4 +110,41 @@ func TestASyncIsRemovedOnceItsEventsAreRelayed(t *testing.T) {
 	if marked != 10 {
 		t.Errorf("%d events are marked, the sync has taken 10", marked)
 	}
+}
+
+// An event that came without an insert_id gets one when it is relayed. By that it is the
+// same event when an archive, or the webhook, brings it back: Customer.io has it once.
+func TestWhatWasRelayedComesBackAsTheSameEvent(t *testing.T) {
+	t.Parallel()
+	amplitude := rehearse(t, rehearsalSettings{})
+	up(t, amplitude)
+	r := rehearse(t, rehearsalSettings{sync: bounded})
+	write(t, filepath.Join(r.dir, "secret"), "a-secret-of-this-test")
+	relayTo(t, r, amplitude, "relay_mark = \"via\"\nwebhook_secret_file = \"secret\"\n")
+	if err := os.Chmod(filepath.Join(r.dir, "secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	up(t, r)
+	accepted(t, r, `{"api_key":"`+recordings.Key+`","events":[{"event_type":"Order Completed","user_id":"ann-1","device_id":"device of ann-1","event_properties":{"seq":1}}]}`)
+	drained(t, r)
+	down(t, amplitude)
+	var relayed struct {
+		InsertID string `json:"insert_id"`
+	}
+	if err := json.Unmarshal(stored(t, amplitude)[0].Raw, &relayed); err != nil || relayed.InsertID == "" {
+		t.Fatal(err, relayed)
+	}
+	line := strings.Replace(exportLine("ann-1", 1, time.Now(), "{}"), `"$insert_id":"ann-1-1"`, `"$insert_id":"`+relayed.InsertID+`"`, 1)
+	write(t, filepath.Join(r.dir, "line.json"), line)
+	contains(t, run0(t, "import", "--yes", "--config", r.configPath, filepath.Join(r.dir, "line.json")), "1 event stored")
+	if err := r.post(within(t, 5*time.Second), "/webhook/amplitude", [][2]string{{"X-Ampcio-Secret", "a-secret-of-this-test"}}, []byte(line)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "Customer.io has been sent it three times", func() bool {
+		return syncNamed(t, stats(t, r), demoSync).Totals.Delivered == 3
+	})
+	if p, _ := r.sandbox.Person("id", "ann-1"); p.EventCount != 1 {
+		t.Errorf("Customer.io has %d events of 1", p.EventCount)
+	}
+	down(t, r)
 }
