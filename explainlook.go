@@ -183,12 +183,13 @@ func lookAtUsers(h house, asked *look, out io.Writer) error {
 		user, device = r.User, r.Device
 	}
 	for _, kind := range []struct {
-		who  []someone
-		look func(project, id string) (users.Known, error)
-		as   func(k *knownOf) found
+		who    []someone
+		isUser bool // and has its own id for its UserID
+		look   func(project, id string) (users.Known, error)
+		as     func(k *knownOf) found
 	}{
-		{asked.Users, user, func(k *knownOf) found { return found{User: k} }},
-		{asked.Devices, device, func(k *knownOf) found { return found{Device: k} }},
+		{asked.Users, true, user, func(k *knownOf) found { return found{User: k} }},
+		{asked.Devices, false, device, func(k *knownOf) found { return found{Device: k} }},
 	} {
 		for _, who := range kind.who {
 			known, err := kind.look(who.Project, who.ID)
@@ -196,7 +197,7 @@ func lookAtUsers(h house, asked *look, out io.Writer) error {
 				return exit(exitIO, err)
 			}
 			k := &knownOf{someone: who, UserID: known.UserID, Properties: rawOr(known.Properties, "{}")}
-			if known.Seq == 0 && string(k.Properties) == "{}" && (known.UserID == "" || known.UserID == who.ID) { // what was seeded into an empty log has no sequence
+			if !known.Any() && (known.UserID == "" || kind.isUser) {
 				k.Properties = nil
 			}
 			if err := tell(out, kind.as(k)); err != nil {

@@ -76,7 +76,11 @@ func exportPendingVerb(ctx context.Context, h house, in json.RawMessage, out io.
 				return nil
 			}
 			r := mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
-			told, err := tellEvent(out, &r, r.DecodeBody(q.Body) == nil)
+			whole := r.DecodeBody(q.Body) == nil
+			if whole && isRelay(asked.Sync) && !r.FromSDK() {
+				return nil // Amplitude has it: that is where it came from
+			}
+			told, err := tellEvent(out, &r, whole)
 			if told {
 				end.Exported++
 			} else {

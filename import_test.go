@@ -240,6 +240,12 @@ func TestAnonymousDeviceIsKnownAfterSeeding(t *testing.T) {
 	if snap := stats(t, r); only(t, snap).Books.Taken != 0 {
 		t.Errorf("seeding has stored %d events", only(t, snap).Books.Taken)
 	}
+	// There is no record yet, and all the same they are known to whoever asks.
+	write(t, filepath.Join(r.dir, "event.json"), `{"event_type":"Order Completed","device_id":"device of importee-1"}`)
+	contains(t, run0(t, "explain", "--config", r.configPath, filepath.Join(r.dir, "event.json")), "user importee-1", "importee-1@example.com")
+	write(t, filepath.Join(r.dir, "bob.json"), `{"event_type":"Seen","user_id":"bob","event_time":"2026-11-20 10:00:00.000","user_properties":{"plan":"pro"}}`)
+	run0(t, "import", "--state", "--config", r.configPath, "--yes", filepath.Join(r.dir, "bob.json"))
+	contains(t, run0(t, "user", "show", "bob", "--show-ids", "--config", r.configPath), "plan", "pro")
 	// Seeded is durable when the command says so.
 	if err := r.kill(); err != nil {
 		t.Fatal(err)
@@ -252,6 +258,28 @@ func TestAnonymousDeviceIsKnownAfterSeeding(t *testing.T) {
 		t.Errorf("known %v: %+v", known, p)
 	}
 	down(t, r)
+}
+
+// What is imported before the first start is delivered by it, and so is what is imported
+// before a start that knows of one sync more.
+func TestImportBeforeTheFirstStart(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsalSettings{})
+	if err := os.MkdirAll(filepath.Join(r.dir, "storage"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	line := filepath.Join(r.dir, "line.json")
+	for n, name := range []string{"demo", "another"} {
+		write(t, r.configPath, strings.ReplaceAll(configOf(t, r), "sync.demo", "sync."+name))
+		write(t, line, exportLine("ann-1", n+1, time.Now().Add(-time.Hour), "{}"))
+		contains(t, run0(t, "import", "--yes", "--config", r.configPath, line), "1 event stored; they are delivered after the next start")
+		up(t, r)
+		if y := syncNamed(t, drained(t, r), name); y.Totals.Delivered != 1 {
+			t.Errorf("%s has delivered %d of 1", name, y.Totals.Delivered)
+		}
+		down(t, r)
+	}
+	complete(t, r, map[string]int{"ann-1": 2})
 }
 
 func TestImportSaysWhatIsWrong(t *testing.T) {
@@ -274,6 +302,9 @@ func TestImportSaysWhatIsWrong(t *testing.T) {
 	got := run(t, "import", "--config", r.configPath, "--dry-run", file)
 	contains(t, got.stdout, "7 lines in 1 part: 3 events of about 2 users", "Order Completed", "4 lines cannot be taken",
 		"less than 72 h old, so that they may start campaigns: 1", `2 are older than late_after = "72h" and become dead letters`, "without $insert_id and uuid: 1")
+	trial := filepath.Join(r.dir, "trial.toml")
+	write(t, trial, strings.Replace(configOf(t, r), "[sync.demo]\n", "[sync.demo]\ndry_run = true\n", 1))
+	contains(t, run(t, "import", "--config", trial, "--dry-run", file).stdout, "sync demo is in a dry run: it sends none of these", "they would go nowhere")
 	contains(t, got.stderr, file+":2: event_time must be a time", file+":4: user_id has no value", file+":5: is neither an event", file+":6: ")
 	if got.code != exitData {
 		t.Errorf("a dry run of bad lines: %d", got.code)

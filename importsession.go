@@ -47,7 +47,7 @@ func (s *importSession) call(ctx context.Context, in importing) (out imported, e
 	case ctx.Err() != nil:
 		return out, exit(exitTemporary, errEndedByOperator)
 	case notRunning(err) && !s.asked:
-		if s.files, err = openImportFiles(s.o); err != nil {
+		if s.files, err = openImportFiles(s.o, in.State); err != nil {
 			return out, err
 		}
 		return s.call(ctx, in)
@@ -78,7 +78,7 @@ func (f *importFiles) importStore() *users.Store { return f.store }
 
 func (f *importFiles) whileTaking(_ context.Context, take func() error) error { return take() }
 
-func openImportFiles(o *operator) (f *importFiles, err error) {
+func openImportFiles(o *operator, state bool) (f *importFiles, err error) {
 	cfg := o.cfg
 	dir := cfg.Storage.Dir
 	if _, err := os.Stat(dir); err != nil {
@@ -98,6 +98,11 @@ func openImportFiles(o *operator) (f *importFiles, err error) {
 		}
 		return nil, errors.Join(err, f.stoppedHouse.close())
 	}
+	if !state {
+		if err := f.openNew(); err != nil {
+			return nil, errors.Join(storageError(dir, err), f.stoppedHouse.close())
+		}
+	}
 	f.store, err = users.Open(context.Background(), f.records, users.Options{Path: filepath.Join(dir, "users.db")})
 	if err != nil {
 		return nil, errors.Join(storageError(dir, err), f.stoppedHouse.close())
@@ -108,6 +113,19 @@ func openImportFiles(o *operator) (f *importFiles, err error) {
 	f.run(f.store.Run) // ends behind the log, and makes the last checkpoint
 	f.run(f.records.Run)
 	return f, nil
+}
+
+// openNew creates the ledgers of streams that no ampcio has run with yet: begun at the next
+// start only, they would not take what is imported now.
+func (f *importFiles) openNew() error {
+	for _, name := range streamNames(f.cfg) {
+		if f.consumer(name) == nil {
+			if err := f.openLedger(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (f *importFiles) run(part func(context.Context) error) {

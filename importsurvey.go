@@ -46,6 +46,7 @@ type lateEvents struct {
 	After  config.Duration `json:"late_after"`
 	Policy string          `json:"late_policy"`
 	Events uint64          `json:"events"`
+	DryRun bool            `json:"dry_run,omitempty"` // of the sync: it sends none of them, young or old
 }
 
 // mostTypes bounds how many names are counted apart: Amplitude has 2,000 in a project.
@@ -132,7 +133,7 @@ func (v *importSurvey) judgeLate(cfg *config.Config, project string) {
 		if s.Project != project || !s.Enabled {
 			continue
 		}
-		v.Late = append(v.Late, lateEvents{name, s.Delivery.LateAfter, s.Delivery.LatePolicy, v.ages[time.Duration(s.Delivery.LateAfter)]})
+		v.Late = append(v.Late, lateEvents{name, s.Delivery.LateAfter, s.Delivery.LatePolicy, v.ages[time.Duration(s.Delivery.LateAfter)], s.DryRun})
 	}
 }
 
@@ -156,7 +157,13 @@ func (v *importSurvey) print(w io.Writer, project string, state bool) {
 	} else {
 		young := v.Events - v.ages[campaigns]
 		fmt.Fprintf(w, "less than 72 h old, so that they may start campaigns: %s\n", many(young))
+		none := true
 		for _, l := range v.Late {
+			if l.DryRun {
+				fmt.Fprintf(w, "sync %s is in a dry run: it sends none of these, and does not when that has ended either\n", l.Sync)
+				continue
+			}
+			none = false
 			what := map[string]string{
 				delivery.LateDeliver:    "and are delivered all the same (late_policy = \"deliver\")",
 				delivery.LateFilter:     "and are filtered (late_policy = \"filter\")",
@@ -164,7 +171,7 @@ func (v *importSurvey) print(w io.Writer, project string, state bool) {
 			}[l.Policy]
 			fmt.Fprintf(w, "sync %s: of what its rules select, %s are older than late_after = %q %s\n", l.Sync, many(l.Events), l.After, what)
 		}
-		if len(v.Late) == 0 {
+		if none {
 			fmt.Fprintf(w, "no enabled sync takes the events of project %s: they would go nowhere\n", project)
 		}
 	}

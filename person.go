@@ -240,7 +240,7 @@ func (p *person) isKnown() bool {
 	for _, y := range p.syncs {
 		held += y.pending + y.dead
 	}
-	return p.Seq != 0 || p.InsertIDs > 0 || len(p.Devices) > 0 || p.records > 0 || held > 0 || p.isDevice && p.UserID != ""
+	return p.Any() || p.InsertIDs > 0 || len(p.Devices) > 0 || p.records > 0 || held > 0 || p.isDevice && p.UserID != ""
 }
 
 // fatesAtOnce bounds what a person with very many records takes in memory.

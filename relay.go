@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,6 +11,7 @@ import (
 
 	"ampcio/config"
 	"ampcio/delivery"
+	"ampcio/queue"
 )
 
 // A relay passes the events of a project on to Amplitude. It is a stream as a sync is,
@@ -75,12 +78,50 @@ func (d *daemon) takenBySync(project string) func(seq uint64) bool {
 		d.mu.RLock()
 		defer d.mu.RUnlock()
 		for name, s := range d.streams {
-			if _, trial := syncOfTrial(name); !trial && !isRelay(name) && s.consumer != nil && s.consumer.Takes(project, seq) {
+			if takesForSync(name) && s.consumer != nil && s.consumer.Takes(project, seq) {
+				return true
+			}
+		}
+		for _, c := range d.between { // as while a sync is renamed, or a new one has begun to take this very record
+			if c.Takes(project, seq) {
 				return true
 			}
 		}
 		return false
 	}
+}
+
+// relayedFirst is an error as long as a relay that marks has pending what a sync has taken:
+// without the ledger of that nobody would know to mark it any more.
+func relayedFirst(ctx context.Context, h house, sync string) error {
+	c := h.consumer(sync)
+	stats, err := c.Stats()
+	if err != nil {
+		return exit(exitIO, err)
+	}
+	name := relayPrefix + stats.Project
+	relay, p := h.consumer(name), h.config().Project[stats.Project]
+	if isRelay(sync) || relay == nil || !p.Relayed() || p.RelayMark == "" {
+		return nil
+	}
+	found := errors.New("one is enough")
+	err = relay.PendingRecords(ctx, func(r queue.Record) error {
+		if c.Takes(r.Project, r.Seq) {
+			return found
+		}
+		return nil
+	})
+	if errors.Is(err, found) {
+		return exit(exitData, fmt.Errorf("%s has not passed on yet all that %s has taken: without %[2]s it would not know to mark that (relay_mark), and Amplitude's hosted sync would send it again. Wait until nothing of then is pending there (ampcio sync status %[1]s); where no hosted sync looks at the mark, take relay_mark out of the configuration, then: ampcio reload", name, sync))
+	}
+	return exit(exitIO, err)
+}
+
+// takesForSync says whether what the ledger of that name takes is what a sync sends: not
+// that of a relay or a dry run.
+func takesForSync(name string) bool {
+	_, trial := syncOfTrial(name)
+	return !trial && !isRelay(name)
 }
 
 // checkRelays tells of each relay where it goes, and with --online asks Amplitude whether

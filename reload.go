@@ -312,6 +312,9 @@ func (d *daemon) prepare(c *change) error {
 		if s.opened, err = d.openLedger(s.name, s.to, s.to.delivers() && !s.created); err != nil {
 			return errors.Join(storageError(c.to.cfg.Storage.Dir, err), d.takeBack(c))
 		}
+		if takesForSync(s.name) {
+			d.stayBetween(s.opened)
+		}
 	}
 	return nil
 }

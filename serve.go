@@ -100,6 +100,7 @@ type daemon struct {
 	closing sync.RWMutex // held by who closes a ledger, and for reading by who needs it open; before mu
 	mu      sync.RWMutex
 	streams map[string]*stream // by sync; those that are gone from the configuration too
+	between []*queue.Consumer  // of syncs that the operation that goes on has taken out of streams, or is about to put there
 
 	runs *runs // nil until run
 }

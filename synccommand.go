@@ -276,6 +276,9 @@ func syncRewind(c *cli.Context) error {
 			fmt.Fprintln(c.App.ErrWriter, "Amplitude ignores the events whose insert_id it has seen within 7 days, and takes the others.")
 		} else {
 			fmt.Fprintln(c.App.ErrWriter, "Customer.io ignores the events whose ids it has seen, and takes the others.")
+			if y := o.cfg.Sync[in.Sync]; r.NewlyTaken > 0 && o.cfg.Project[y.Project].RelayMark != "" {
+				fmt.Fprintf(c.App.ErrWriter, "%s was taken by no sync, so the relay has not marked what it passed on: what Amplitude's hosted sync has sent of it, Customer.io then has twice.\n", events(r.NewlyTaken))
+			}
 		}
 		if r.Young > 0 {
 			fmt.Fprintf(c.App.ErrWriter, "%s are less than 72 h old: those that it takes may start campaigns.\n", events(r.Young))

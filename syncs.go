@@ -121,7 +121,20 @@ func (d *daemon) operate(f func() error) error {
 	if d.closed {
 		return exit(exitTemporary, errors.New("ampcio is stopping: do it again when it runs"))
 	}
+	defer d.stayBetween(nil)
 	return f()
+}
+
+// stayBetween lets takenBySync know of the ledger of a sync that is not among the streams, to
+// the end of the operation that goes on; nil = that is now.
+func (d *daemon) stayBetween(c *queue.Consumer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c == nil {
+		d.between = nil
+		return
+	}
+	d.between = append(d.between, c)
 }
 
 // whileOpen calls f with a ledger that is not closed meanwhile. A reload that waits for
@@ -347,7 +360,7 @@ func (d *daemon) propertiesNow(project, userID, deviceID string) ([]byte, error)
 		look, id = d.users.Device, deviceID
 	}
 	known, err := look(project, id)
-	if err != nil || known.Seq == 0 && string(known.Properties) == "{}" { // what was seeded into an empty log has no sequence
+	if err != nil || !known.Any() {
 		return nil, err
 	}
 	return known.Properties, nil
@@ -414,6 +427,9 @@ func (d *daemon) stopSync(ctx context.Context, name string) error {
 	}
 	d.closing.Lock()
 	defer d.closing.Unlock()
+	if takesForSync(name) {
+		d.stayBetween(s.consumer)
+	}
 	d.mu.Lock()
 	delete(d.streams, name)
 	d.mu.Unlock()

@@ -340,6 +340,9 @@ func removeVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer)
 		if inConfig(h.config(), name) {
 			return exit(exitData, fmt.Errorf("sync %s is in the configuration: take [sync.%[1]s] out of it, then: ampcio reload, then this again. To hold it for a while: ampcio sync pause %[1]s", name))
 		}
+		if err := relayedFirst(ctx, h, name); err != nil {
+			return err
+		}
 		if asked.DryRun {
 			return tell(out, s)
 		}

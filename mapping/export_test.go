@@ -169,6 +169,9 @@ func TestPastPropertiesUpdateNobody(t *testing.T) {
 		if want := map[bool]int{false: 2, true: 1}[past]; len(d.Operations) != want || past != (d.UserReason == "past_properties") || past != (d.Sent == nil) {
 			t.Errorf("past %v: %d operations, %q", past, len(d.Operations), d.UserReason)
 		}
+		if w, err := rules.Explain(&r, nil); err != nil || past != (len(w.Attributes) == 0) {
+			t.Errorf("past %v: of the user it explains %+v, %v", past, w.Attributes, err)
+		}
 	}
 }
 

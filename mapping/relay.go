@@ -5,6 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"strconv"
+	"strings"
+
+	"github.com/oklog/ulid/v2"
 )
 
 // RelayedEvent is an event as Amplitude is to get it.
@@ -73,7 +76,7 @@ func (r *Record) relay(mark string, corrected bool) (RelayedEvent, error) {
 			out.Type = string(plainText(w.value))
 		case "insert_id":
 			if named = true; isNull(w.value) || len(w.value) == 2 && w.value[0] == '"' {
-				replace(&w, appendQuoted(nil, ULID(r.ID)))
+				replace(&w, appendQuoted(nil, relayedInsertID(r.ID)))
 			}
 		case "time":
 			timed = true
@@ -119,7 +122,7 @@ func (r *Record) relay(mark string, corrected bool) (RelayedEvent, error) {
 	out.Body = append(out.Body, raw[copied:len(raw)-1]...)
 	if !named {
 		out.Body = append(appendComma(out.Body), `"insert_id":`...)
-		out.Body = appendQuoted(out.Body, ULID(r.ID))
+		out.Body = appendQuoted(out.Body, relayedInsertID(r.ID))
 	}
 	if !timed {
 		out.Body = append(appendComma(out.Body), `"time":`...)
@@ -131,6 +134,22 @@ func (r *Record) relay(mark string, corrected bool) (RelayedEvent, error) {
 	}
 	out.Body = append(out.Body, '}')
 	return out, nil
+}
+
+// relayedPrefix begins the insert_id that is added to events that came without one.
+const relayedPrefix = "ampcio-"
+
+func relayedInsertID(id [16]byte) string { return relayedPrefix + ULID(id) }
+
+// RelayedID is the identity of an event by an insert_id that was added when it was relayed:
+// where Amplitude sends it back, by its webhook or in an archive, it is the same event.
+func RelayedID(insertID string) (id [16]byte, ok bool) {
+	text, ok := strings.CutPrefix(insertID, relayedPrefix)
+	if !ok {
+		return id, false
+	}
+	parsed, err := ulid.ParseStrict(text)
+	return parsed, err == nil
 }
 
 // skew is RelayedEvent.Skew for a sender's time. What was held at the latest time that an

@@ -18,12 +18,12 @@ func TestRelay(t *testing.T) {
 		{name: "nothing to add", raw: `{ "event_type" : "A",  "device_id":"d-12345", "insert_id":"i-1","time":1799999999500 , "ip":"10.0.0.1"}`, device: "d-12345",
 			want: `{ "event_type" : "A",  "device_id":"d-12345", "insert_id":"i-1","time":1799999999500 , "ip":"10.0.0.1"}`},
 		{name: "both are missing", raw: `{"event_type":"A","user_id":"ada-1"}`, user: "ada-1",
-			want: `{"event_type":"A","user_id":"ada-1","insert_id":"` + ULID(id) + `","time":1799999999500}`},
+			want: `{"event_type":"A","user_id":"ada-1","insert_id":"` + relayedInsertID(id) + `","time":1799999999500}`},
 		{name: "null and empty are missing", raw: `{"insert_id":"","event_type":"A","time": null,"user_id":"ada-1"}`, user: "ada-1",
-			want: `{"insert_id":"` + ULID(id) + `","event_type":"A","time": 1799999999500,"user_id":"ada-1"}`},
-		{name: "an insert_id of null", raw: `{"insert_id":null,"time":1799999999500}`, want: `{"insert_id":"` + ULID(id) + `","time":1799999999500}`},
-		{name: "an empty event object", raw: `{}`, want: `{"insert_id":"` + ULID(id) + `","time":1799999999500}`},
-		{name: "the time of legacy SDKs", raw: `{"timestamp":1799999999500,"uuid":"u"}`, want: `{"timestamp":1799999999500,"uuid":"u","insert_id":"` + ULID(id) + `","time":1799999999500}`},
+			want: `{"insert_id":"` + relayedInsertID(id) + `","event_type":"A","time": 1799999999500,"user_id":"ada-1"}`},
+		{name: "an insert_id of null", raw: `{"insert_id":null,"time":1799999999500}`, want: `{"insert_id":"` + relayedInsertID(id) + `","time":1799999999500}`},
+		{name: "an empty event object", raw: `{}`, want: `{"insert_id":"` + relayedInsertID(id) + `","time":1799999999500}`},
+		{name: "the time of legacy SDKs", raw: `{"timestamp":1799999999500,"uuid":"u"}`, want: `{"timestamp":1799999999500,"uuid":"u","insert_id":"` + relayedInsertID(id) + `","time":1799999999500}`},
 		{name: "a time of 0 is one", raw: `{"insert_id":"i","time":0}`, want: `{"insert_id":"i","time":0}`, time: received},
 		{name: "the sender's address", raw: `{"insert_id":"i","time":1799999999500,"ip":"$remote","x":1}`, address: "2001:db8::7",
 			want: `{"insert_id":"i","time":1799999999500,"ip":"2001:db8::7","x":1}`},
@@ -118,4 +118,17 @@ func FuzzRelay(f *testing.F) {
 			t.Errorf("%s became %s", e.Raw, got.Body)
 		}
 	})
+}
+
+// An insert_id that was added leads back to the event, and nobody else's does.
+func TestRelayedID(t *testing.T) {
+	id := EventID("app", "device", "d-12345", "i-1")
+	if got, ok := RelayedID(relayedInsertID(id)); !ok || got != id {
+		t.Errorf("%x %v, want %x", got, ok, id)
+	}
+	for _, other := range []string{"", "ampcio-", ULID(id), "ampcio-" + ULID(id) + "x", "ampcio-!" + ULID(id)[1:]} {
+		if got, ok := RelayedID(other); ok {
+			t.Errorf("%q is %x", other, got)
+		}
+	}
 }

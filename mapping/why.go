@@ -16,7 +16,7 @@ type Why struct {
 	// EventProperties are what could have been sent with the event, when a rule sends it.
 	EventProperties []PropertyWhy
 	// Attributes are what could have been sent of the user; none when that was not asked (users_off,
-	// skip_user_properties_sync, no identifier).
+	// skip_user_properties_sync, no identifier, past_properties).
 	Attributes []PropertyWhy
 }
 

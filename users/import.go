@@ -60,9 +60,7 @@ func (s *Store) take(ctx context.Context, l Lines, seed bool) (Taken, error) {
 	for i := range l.Events {
 		ev := &l.Events[i]
 		b.size += eventBytes + len(ev.Raw) + len(ev.UserProperties)
-		if k, id := identity(ev.DeviceID, ev.UserID); id != "" {
-			b.ids[i] = mapping.EventID(l.Project, k, id, ev.InsertID)
-		}
+		b.ids[i] = eventID(l.Project, mapping.SourceImport, ev)
 	}
 	if err := s.log.Append(ctx, b); err != nil {
 		return Taken{}, err

@@ -47,8 +47,8 @@ func newBatch(s *Store, a mapping.Arrival) *batch {
 	for i := range a.Events {
 		ev := &a.Events[i]
 		b.size += eventBytes + len(ev.Raw)
-		if k, id := identity(ev.DeviceID, ev.UserID); id != "" && ev.InsertID != "" {
-			b.ids[i] = mapping.EventID(a.Project, k, id, ev.InsertID)
+		if ev.InsertID != "" {
+			b.ids[i] = eventID(a.Project, a.Source, ev)
 		}
 	}
 	return b
@@ -61,6 +61,19 @@ func identity(deviceID, userID string) (kind, id string) {
 		return "device", deviceID
 	}
 	return "user", userID
+}
+
+// eventID is the identity of an event that has an insert_id.
+func eventID(project string, source mapping.Source, ev *mapping.Event) (id [16]byte) {
+	if source.FromAmplitude() {
+		if id, relayed := mapping.RelayedID(ev.InsertID); relayed {
+			return id
+		}
+	}
+	if k, who := identity(ev.DeviceID, ev.UserID); who != "" {
+		id = mapping.EventID(project, k, who, ev.InsertID)
+	}
+	return id
 }
 
 // Size implements queue.Batch.

@@ -230,9 +230,13 @@ type Known struct {
 	UserID     string // the user; of a device: the one it was last linked to, "" = none
 	Properties []byte // JSON object, "{}" when there are none; of the user, else of the device
 	InsertIDs  int    // remembered for it
-	Seq        uint64 // of the last record that has changed the one whose properties these are; 0 = there is nothing known
+	Seq        uint64 // of the last record that has changed the one whose properties these are; 0 = none, but see Any
 	Seen       uint32 // and the hour since 1970 UTC of that
 }
+
+// Any says whether anything is known of the one whose properties these are. What was seeded
+// before there was any record has no sequence.
+func (k *Known) Any() bool { return k.Seq != 0 || string(k.Properties) != "{}" }
 
 // User tells what is known of a user now, uncommitted events included.
 func (s *Store) User(projectName, userID string) (Known, error) {
