@@ -86,21 +86,32 @@ func newRehearsal(dir string, command func(args ...string) *exec.Cmd, s rehearsa
 	return r, nil
 }
 
-// freeAddress finds a port of the loopback that nobody uses. It looks below those that
-// systems give to outgoing connections: while the daemon is down between two lives, a
-// client's connection could take one of these, and even be connected to itself.
+// freeAddress finds a port of the loopback that nobody uses, and that it has not given
+// before. It looks below those that systems give to outgoing connections: while the daemon
+// is down between two lives, a client's connection could take one of these, and even be
+// connected to itself.
 func freeAddress() (string, error) {
-	var last error
+	last := errors.New("no port of the loopback is free")
 	for range 100 {
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000)))
 		if err != nil {
 			last = err
 			continue
 		}
-		return l.Addr().String(), l.Close()
+		address := l.Addr().String()
+		if err := l.Close(); err != nil {
+			return "", err
+		}
+		if _, before := givenAddresses.LoadOrStore(address, true); !before {
+			return address, nil
+		}
 	}
 	return "", last
 }
+
+// givenAddresses are those that a daemon of this process has been given, which may not
+// listen yet, or at the moment.
+var givenAddresses sync.Map
 
 func (r *rehearsal) writeConfig(s rehearsalSettings) error {
 	if err := os.WriteFile(filepath.Join(r.dir, "customerio_api_key"), []byte(demoAPIKey+"\n"), 0o600); err != nil {
