@@ -86,8 +86,7 @@ func refusing(t *testing.T, r *rehearsal, why string) {
 	t.Helper()
 	var table string
 	var ready answer
-	// Not at once for good: a checkpoint that finds no space gives up the reserve, and new
-	// events are taken until that is full, too.
+	// Not at once for good: what a checkpoint frees of the log, or leaves of the reserve, may be enough for a small batch.
 	eventually(t, 30*time.Second, "new events are refused", func() bool {
 		table = run(t, "queue-stats", "--config", r.configPath).stdout
 		ready = ask(t, "GET", "http://"+r.admin+"/readyz", "")

@@ -85,10 +85,16 @@ func (d *diskSpace) full(more int64) *FullError {
 	if err != nil {
 		return &FullError{RetryAfter: 30 * time.Second, Reason: "free space cannot be read: " + err.Error()}
 	}
+	// What the reserve has given is for the ledgers: taken by new events, it would leave
+	// nothing for the checkpoints that end old ones, and the disk would stay full for good.
+	keep, forLedgers := d.minFree, ""
+	if !exists(filepath.Join(d.dir, reserveName)) {
+		keep, forLedgers = keep+reserveBytes, ", and "+humanize.IBytes(reserveBytes)+" are kept for what is being delivered"
+	}
 	// Twice: bbolt writes the pages around the data anew with each commit.
-	if free+d.spare-2*more < d.minFree {
-		return &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s free on the disk of storage.dir, storage.min_free is %s",
-			humanize.IBytes(uint64(free)), humanize.IBytes(uint64(d.minFree)))}
+	if free+d.spare-2*more < keep {
+		return &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s free on the disk of storage.dir, storage.min_free is %s%s",
+			humanize.IBytes(uint64(free)), humanize.IBytes(uint64(d.minFree)), forLedgers)}
 	}
 	return nil
 }
