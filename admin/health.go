@@ -169,7 +169,7 @@ func (y *Sync) judge(s *Snapshot, t Thresholds) Health {
 		left := int64(a.Until.Sub(s.At) / time.Second)
 		known = fmt.Sprintf(" (known to %s for another %s: %s)", a.By, age(&left), a.Reason)
 	}
-	if !y.Books.Balanced || !y.Audit.Balanced {
+	if !y.Books.Balanced || y.Audit.At != nil && !y.Audit.Balanced {
 		f.add(LevelCritical, "unbalanced", "see what is wrong: ampcio audit, and tell us what it says", "the books do not balance: %s", y.outBy())
 	}
 	if y.NoCheckpoint != "" {
@@ -204,7 +204,7 @@ func (y *Sync) judge(s *Snapshot, t Thresholds) Health {
 	case StatusOK, StatusChecking:
 		delivers = true
 	}
-	if l := y.Late; (delivers || y.Status == StatusPaused) && l.OldestLeft != nil && l.Limit != nil && t.CritLate > 0 && !y.isRelay() {
+	if l := y.Late; !y.catchesUp(t) && (delivers || y.Status == StatusPaused) && l.OldestLeft != nil && l.Limit != nil && t.CritLate > 0 && !y.isRelay() {
 		if old := *l.Limit - *l.OldestLeft; old >= seconds(t.CritLate) {
 			f.add(LevelCritical, "late", y.Advice, "the oldest event waits %s: from %s on it starts no campaigns", age(&old), age(l.Limit))
 		}
@@ -256,6 +256,8 @@ func (y *Sync) judgeQueue(f *findings, t Thresholds, outage, known string, now t
 		case others:
 			f.add(LevelWarning, "waiting", "nothing, it is tried again by itself; to try at once: ampcio sync retry "+y.Name,
 				"%s, the oldest for %s%s; all others are delivered", waiting(y.Depth.Retry), age(y.OldestAge), y.whyWaiting())
+		case y.catchesUp(t):
+			f.add(LevelWarning, "catching up", y.behind(), "the oldest event waits %s, and all are sent in %s", age(y.OldestAge), age(y.DrainETA))
 		case y.Status == StatusUnreachable:
 			f.add(bound.level, "unreachable", y.Advice, "%s; the oldest event waits %s%s", y.unreachable(), age(y.OldestAge), known)
 		default:
@@ -272,6 +274,11 @@ func (y *Sync) judgeQueue(f *findings, t Thresholds, outage, known string, now t
 			break
 		}
 	}
+}
+
+// catchesUp says whether what is pending is sent soon, as after an outage or a rewind.
+func (y *Sync) catchesUp(t Thresholds) bool {
+	return y.Status == StatusOK && y.DrainETA != nil && *y.DrainETA < seconds(t.CritAge)
 }
 
 func (y *Sync) unreachable() string { return cmp.Or(y.Detail, y.Reason, "no answer") }

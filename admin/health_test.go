@@ -27,6 +27,11 @@ func TestHealth(t *testing.T) {
 			y.waiting(90_000, time.Hour)
 			y.Depth.Ready, y.LastDelivered = 90_000, ago(0)
 		}, LevelCritical, "behind", "the oldest event waits 1h (from 1h)"},
+		{"catching up", func(_ *Snapshot, y *Sync) {
+			y.waiting(90_000, 70*time.Hour)
+			y.Depth.Ready, y.LastDelivered, y.DrainETA = 90_000, ago(0), ptr(int64(300))
+			y.Late.Limit, y.Late.OldestLeft = ptr(int64(72*3600)), ptr(int64(2*3600))
+		}, LevelWarning, "catching up", "the oldest event waits 2d22h, and all are sent in 5m"},
 		{"stuck", func(_ *Snapshot, y *Sync) {
 			y.waiting(9, 11*time.Minute)
 			y.Depth.Ready = 9
