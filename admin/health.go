@@ -98,7 +98,13 @@ func (s *Snapshot) judgeHouse(t Thresholds) Health {
 	d := s.Disk
 	space := "see what fills the disk: df -h " + d.Dir
 	if d.Full != "" {
-		f.add(LevelCritical, "refusing", cmp.Or(d.Advice, space), "new events are refused: %s", d.Full)
+		todo := cmp.Or(d.Advice, space)
+		for i := range s.Syncs {
+			if y := &s.Syncs[i]; y.refused(d.Full) {
+				todo = y.Advice
+			}
+		}
+		f.add(LevelCritical, "refusing", todo, "new events are refused: %s", d.Full)
 	}
 	if s.Source == "files" {
 		s.judgeStopped(&f)

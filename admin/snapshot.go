@@ -298,7 +298,7 @@ type Books struct {
 // Door is what came in, and what was turned away. Counts are those of the process,
 // or of the last one when ampcio is stopped; null when there was none.
 type Door struct {
-	URL        string            `json:"url"` // for an SDK's server URL
+	URL        string            `json:"url"` // for an SDK's server URL; unix:PATH where a proxy is in front
 	Requests   uint64            `json:"requests"`
 	Events     uint64            `json:"events"`
 	Duplicates uint64            `json:"duplicates"`

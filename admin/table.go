@@ -355,6 +355,10 @@ func (p *printer) door(s Snapshot) {
 		taken += y.Books.Taken
 	}
 	if d.Events == 0 && taken == 0 {
+		if socket, is := strings.CutPrefix(d.URL, "unix:"); is {
+			p.long("to do", "no events have come. ampcio listens at the socket "+socket+": give an SDK the URL of the proxy in front of it, with /2/httpapi")
+			return
+		}
 		p.long("to do", "no events have come. Give an SDK this server URL:")
 		p.line("             %s", d.URL)
 	}

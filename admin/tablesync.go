@@ -82,7 +82,7 @@ func (p *printer) state(y Sync) {
 	if y.Detail != "" {
 		p.long("why", y.Detail)
 	}
-	if h := y.Health; h.Level != LevelOK && h.Level != "" && (y.Status == StatusOK || h.Word != y.Status && h.Word != "off") {
+	if h := y.Health; h.Level != LevelOK && h.Level != "" && (y.Status == StatusOK || h.Word != y.Status && h.Word != "off") && h.Word != "full" && h.Word != "damaged" {
 		p.long("health", h.Level+": "+h.Why)
 		if !strings.Contains(y.Advice, strings.TrimSuffix(h.ToDo, ": ampcio dead-letters list --sync "+y.Name)) && y.Advice == "" {
 			y.Advice = h.ToDo
