@@ -45,7 +45,10 @@ func ofSync(more ...string) []string { return append([]string{"sync", "destinati
 var (
 	buildInfo = gauge("build_info", "1; what it is that runs.", "version", "commit", "goversion")
 
-	reloadOK = gaugeWhen("while it runs", "config_last_reload_successful", "1 when the last reload took the configuration file, 0 when it was refused and the one before stays in force.")
+	running = gauge("running", "1 when the daemon has told this, 0 when it is stopped and the files were read.")
+	houseIs = gauge("health", "1 for how well the house and its syncs are, by the default thresholds of queue-stats --check: ok, warning, critical, unknown; 0 for the others.", "level")
+
+	reloadOK = gaugeWhen("while it runs", "config_last_reload_successful", "1 when the last reload took the configuration file, or there was none since the start; 0 when it was refused and the one before stays in force.")
 	reloadAt = gaugeWhen("since the first reload", "config_last_reload_timestamp_seconds", "When the configuration was last reloaded, or a reload was refused.")
 )
 
@@ -66,6 +69,8 @@ var (
 	storageMax     = gauge("storage_max_bytes", "storage.max_bytes: at it, new events are refused.")
 	storageFree    = gauge("storage_free_bytes", "What is free on the disk of the storage folder.")
 	storageMinFree = gauge("storage_min_free_bytes", "storage.min_free: below it, new events are refused.")
+	storageRatio   = gauge("storage_used_ratio", "How much of the space that may be used is; at 1 new events are refused.")
+	storageETA     = gaugeWhen("while it is filling", "storage_full_eta_seconds", "Until new events are refused, if it goes on as in the last minutes.")
 	storageFull    = gauge("storage_full", "1 while new events are refused because the storage is full.")
 	storageDamaged = gauge("storage_damaged_chunks", "Pieces of the log that could not be read, since the start.")
 	logFiles       = gauge("log_files", "Files of the log.")
@@ -79,10 +84,15 @@ var (
 	syncBlocked = gauge("sync_blocked", "1 while a person must mend what keeps the sync from delivering, by reason; 0, of reason \"\", when nothing does.", ofSync("reason")...)
 	syncPaused  = gauge("sync_paused", "1 while an operator has paused the sync.", ofSync()...)
 	syncGate    = gaugeWhen("while it delivers", "sync_gate", "1 for how the gate is: open, closed (the destination fails: one user is tried at a time), opening; 0 for the other two.", ofSync("state")...)
+	syncKnown   = gauge("sync_acknowledged", "1 while an operator has acknowledged that the sync does not deliver.", ofSync()...)
+	syncHealth  = gauge("sync_health", "1 for how well the sync is, as ampcio_health; 0 for the others.", ofSync("level")...)
 	lastSuccess = gaugeWhen("once there is one", "sync_last_success_timestamp_seconds", "When a record was last delivered.", ofSync()...)
 
 	queueDepth   = gauge("queue_depth", "Records that are pending, by state: ready, inflight, retry, held (the sync cannot deliver).", ofSync("state")...)
 	queueOldest  = gaugeWhen("unless unknown", "queue_oldest_age_seconds", "Since when the oldest pending record has been stored; 0 when none is pending.", ofSync()...)
+	lateLimit    = gaugeWhen("in the configuration", "queue_late_limit_seconds", "delivery.late_after: older events start no campaigns in Customer.io.", ofSync()...)
+	lateLeft     = gaugeWhen("in the configuration, unless unknown", "queue_late_left_seconds", "Until the oldest pending record is that old; below 0 it is late. The whole limit when none is pending.", ofSync()...)
+	lateRecords  = gaugeWhen("in the configuration", "queue_late_records", "Pending records that are late.", ofSync()...)
 	queueBytes   = gauge("queue_bytes", "What is pending takes on the disk, about.", ofSync()...)
 	queueMax     = gaugeWhen("with such a bound", "queue_max_bytes", "delivery.max_pending_bytes.", ofSync()...)
 	queueWaiting = gaugeWhen("while someone waits", "queue_waiting_users", "Users who wait for a retry, by the last failure.", ofSync("reason")...)
@@ -94,6 +104,8 @@ var (
 	deadBytes   = gauge("dead_letters_bytes", "What they take.", ofSync()...)
 
 	auditDifference = gauge("audit_difference", "What the books are out by, taken + rewound - ended - pending; 0 when they balance.", ofSync()...)
+	auditAt         = gaugeWhen("since the first audit", "audit_last_timestamp_seconds", "When ampcio audit last compared the books with the disk.", ofSync()...)
+	auditLast       = gaugeWhen("since the first audit", "audit_last_difference", "How many differences it found.", ofSync()...)
 	ledgerBytes     = gauge("ledger_bytes", "Size of the sync's ledger.", ofSync()...)
 	ledgerStuck     = gauge("ledger_checkpoint_failing", "1 while nothing is sent since the disk takes no checkpoint.", ofSync()...)
 	ledgerDamaged   = gauge("ledger_damaged", "1 when the ledger cannot be read, and nothing else is known of the sync; only while stopped.", ofSync()...)
@@ -109,7 +121,7 @@ var (
 	rewound    = counter("events_rewound_total", "Records that a rewind took once more, after they had ended.", ofSync()...)
 	ended      = counter("events_total", "Records by how they ended: delivered, filtered, dead, discarded, lost. One that is tried again, or rewound, ends once more.", ofSync("outcome")...)
 	delivered  = counter("events_delivered_total", "Records that were delivered, by attempt: first, retry.", ofSync("attempt")...)
-	discarded  = family("counter", "events_discarded_total", "Records that were given up, by reason.", "since the first of a reason", ofSync("reason")...)
+	discarded  = counter("events_discarded_total", "Records that were given up, by reason; max_pending_bytes is always there.", ofSync("reason")...)
 	operations = counter("operations_total", "Events and user updates apart (kind: event, user) by outcome: delivered, filtered, dead; and of these two by reason.", ofSync("kind", "outcome", "reason")...)
 
 	attempts = family("counter", "delivery_attempts_total", "Requests with data to the destination, by the class of the answer: 2xx, 3xx, 4xx, 429, 5xx, timeout, network, garbled.", "while it runs", ofSync("code_class")...)

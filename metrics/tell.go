@@ -2,7 +2,6 @@ package metrics
 
 import (
 	"cmp"
-	"runtime"
 	"slices"
 	"time"
 
@@ -50,7 +49,15 @@ func seconds(at time.Time) float64 { return float64(at.UnixMilli()) / 1000 }
 
 // house tells what is not of a sync.
 func (t *teller) house(s *admin.Snapshot, process *Process) {
-	t.gauge(buildInfo, 1, s.Version, "", runtime.Version())
+	t.gauge(buildInfo, 1, s.Versions.Version, s.Versions.Commit, s.Versions.Go)
+	t.gauge(running, truth(s.Source == "daemon"))
+	t.oneOf(houseIs, levels, s.Health.Level)
+	if r := s.Reload; s.Source == "daemon" {
+		t.gauge(reloadOK, truth(r == nil || r.OK))
+		if r != nil {
+			t.gauge(reloadAt, seconds(r.At))
+		}
+	}
 	d := &s.Door
 	t.count(doorRequests, d.Requests)
 	t.count(doorEvents, d.Events)
@@ -75,6 +82,10 @@ func (t *teller) house(s *admin.Snapshot, process *Process) {
 	t.gauge(storageMax, float64(s.Disk.Max))
 	t.gauge(storageFree, float64(s.Disk.Free))
 	t.gauge(storageMinFree, float64(s.Disk.MinFree))
+	t.gauge(storageRatio, s.Disk.Share)
+	if s.Disk.FullETA != nil {
+		t.gauge(storageETA, float64(*s.Disk.FullETA))
+	}
 	t.gauge(storageFull, truth(s.Disk.Full != ""))
 	t.gauge(storageDamaged, float64(s.Disk.Damaged))
 	t.gauge(logFiles, float64(s.Disk.LogFiles))
@@ -93,7 +104,8 @@ func (t *teller) house(s *admin.Snapshot, process *Process) {
 var (
 	statuses = []string{admin.StatusOK, admin.StatusChecking, admin.StatusUnreachable, admin.StatusBlocked, admin.StatusPaused,
 		admin.StatusDisabled, admin.StatusDryRun, admin.StatusOrphaned, admin.StatusStopped}
-	gates = []string{"open", "closed", "opening"}
+	levels = []string{admin.LevelOK, admin.LevelWarning, admin.LevelCritical, admin.LevelUnknown}
+	gates  = []string{"open", "closed", "opening"}
 )
 
 // sync tells how one sync is, and what it has done.
@@ -102,6 +114,7 @@ func (t *teller) sync(y *admin.Sync, process *Process) {
 	with := func(more ...string) []string { return append(slices.Clone(is), more...) }
 	t.gauge(syncInfo, 1, with(y.Project)...)
 	t.oneOf(syncStatus, statuses, y.Status, is...)
+	t.oneOf(syncHealth, levels, y.Health.Level, is...)
 	t.gauge(ledgerDamaged, truth(y.LedgerDamaged), is...)
 	if y.LedgerDamaged {
 		return // all counts are unknown, whatever they say
@@ -112,6 +125,7 @@ func (t *teller) sync(y *admin.Sync, process *Process) {
 		t.gauge(syncBlocked, 0, with("")...)
 	}
 	t.gauge(syncPaused, truth(y.PausedSince != nil), is...)
+	t.gauge(syncKnown, truth(y.Acknowledged != nil), is...)
 	if y.Gate != "" {
 		t.oneOf(syncGate, gates, y.Gate, is...)
 	}
@@ -128,6 +142,16 @@ func (t *teller) sync(y *admin.Sync, process *Process) {
 		t.gauge(queueOldest, float64(*y.OldestAge), is...)
 	case y.Books.Pending == 0:
 		t.gauge(queueOldest, 0, is...)
+	}
+	if l := y.Late; l.Limit != nil {
+		t.gauge(lateLimit, float64(*l.Limit), is...)
+		t.gauge(lateRecords, float64(l.Over), is...)
+		switch {
+		case l.OldestLeft != nil:
+			t.gauge(lateLeft, float64(*l.OldestLeft), is...)
+		case y.Books.Pending == 0:
+			t.gauge(lateLeft, float64(*l.Limit), is...)
+		}
 	}
 	t.gauge(queueBytes, float64(y.PendingBytes), is...)
 	if y.MaxPending > 0 {
@@ -146,6 +170,10 @@ func (t *teller) sync(y *admin.Sync, process *Process) {
 	t.gauge(deadLetters, float64(y.Kept.Count), is...)
 	t.gauge(deadBytes, float64(y.Kept.Bytes), is...)
 	t.gauge(auditDifference, float64(y.Books.Difference), is...)
+	if a := y.Audit; a.At != nil {
+		t.gauge(auditAt, seconds(*a.At), is...)
+		t.gauge(auditLast, float64(a.Difference), is...)
+	}
 	t.gauge(ledgerBytes, float64(y.LedgerBytes), is...)
 	t.gauge(ledgerStuck, truth(y.NoCheckpoint != ""), is...)
 	if r := y.DryRun; r != nil {
@@ -155,6 +183,15 @@ func (t *teller) sync(y *admin.Sync, process *Process) {
 	}
 
 	t.done(y, is)
+	if n := len(y.LatencyBuckets); n > 0 {
+		within := map[float64]uint64{}
+		for _, b := range y.LatencyBuckets[:n-1] {
+			if b.LE != nil {
+				within[*b.LE] = b.Count
+			}
+		}
+		t.to <- prometheus.MustNewConstHistogram(latency.desc, y.LatencyBuckets[n-1].Count, y.LatencySum, within, is...)
+	}
 	if process == nil {
 		return
 	}
@@ -176,8 +213,12 @@ func (t *teller) done(y *admin.Sync, is []string) {
 	t.count(ended, n.Lost, with("lost")...)
 	t.count(delivered, n.FirstAttempt, with("first")...)
 	t.count(delivered, n.AfterRetry, with("retry")...)
-	var why []told
+	why := []told{{reason: "max_pending_bytes"}} // always there: an alert asks whether it grows
 	for _, r := range y.Discarded {
+		if r.Reason == why[0].reason {
+			why[0].count = r.Count
+			continue
+		}
 		why = append(why, told{r.Reason, r.Count})
 	}
 	for _, r := range t.bounded(y.Name+"/discarded", why) {
