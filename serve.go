@@ -82,6 +82,7 @@ type daemon struct {
 	started    time.Time
 	pulse      *pulse
 	rates      admin.Rates
+	history    admin.History
 
 	records   *queue.Log
 	users     *users.Store
@@ -333,7 +334,7 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 		watch(&flow, exitUnavailable, func() error { return serveHTTP(public, l) })
 	}
 	if ls.admin != nil {
-		watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.admin, admin.Handler(d)) })
+		watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.admin, d.adminHandler()) })
 	}
 	watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.socket, operatorHandler(d)) })
 	storage.Go(func() error { d.keepRates(storing); return nil })
