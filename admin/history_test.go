@@ -17,7 +17,7 @@ import (
 
 // recorder lets time pass by ticks, as the daemon's ticker does.
 type recorder struct {
-	h       History
+	h       *History
 	at      time.Time
 	in, out uint64
 }
@@ -48,7 +48,7 @@ func known(ns numbers) numbers {
 }
 
 func TestHistoryOfADay(t *testing.T) {
-	r := recorder{at: noon}
+	r := recorder{h: &History{}, at: noon}
 	r.note()
 	r.run(20*time.Hour, 10, 10)
 	r.run(3*time.Hour, 10, 0) // an outage
@@ -128,7 +128,7 @@ func TestHistoryWhenTheClockIsSet(t *testing.T) {
 		{"forward by nearly as far as a time.Duration goes", 290 * 365 * 24 * time.Hour, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := recorder{at: noon}
+			r := recorder{h: &History{}, at: noon}
 			r.note()
 			r.run(2*time.Hour, 10, 10)
 			r.at = r.at.Add(c.jump)
@@ -169,7 +169,7 @@ func TestHistoryRatesComeFromTheMonotonicClock(t *testing.T) {
 }
 
 func TestHistoryOfTotalsThatFall(t *testing.T) {
-	r := recorder{at: noon}
+	r := recorder{h: &History{}, at: noon}
 	r.note()
 	r.run(time.Minute, 10, 10)
 	r.out -= 300 // dead letters are tried again
@@ -210,7 +210,7 @@ func TestHistoryIsBounded(t *testing.T) {
 
 func TestHistorySurvivesARestart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "history")
-	r := recorder{at: noon}
+	r := recorder{h: &History{}, at: noon}
 	r.note()
 	r.run(3*time.Hour, 10, 5)
 	before := r.h.Of(day, r.at)
@@ -225,7 +225,7 @@ func TestHistorySurvivesARestart(t *testing.T) {
 		t.Error(d)
 	}
 	// It was down for ten minutes: a gap, and the rest has moved on.
-	r.h = again
+	r.h = &again
 	r.at = r.at.Add(10 * time.Minute)
 	r.note()
 	r.run(time.Minute, 10, 5)
@@ -244,7 +244,7 @@ func same(a, b numbers) bool {
 // A file that cannot be used costs the history and nothing else.
 func TestHistoryFilesThatAreWrong(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "history")
-	r := recorder{at: noon}
+	r := recorder{h: &History{}, at: noon}
 	r.note()
 	r.run(time.Minute, 10, 10)
 	good := r.h.encode()
@@ -282,7 +282,7 @@ func TestHistoryFilesThatAreWrong(t *testing.T) {
 
 // Also behind a sum that is right no length is believed.
 func FuzzHistoryFile(f *testing.F) {
-	r := recorder{at: noon}
+	r := recorder{h: &History{}, at: noon}
 	r.note()
 	r.run(time.Minute, 10, 10)
 	good := r.h.encode()
