@@ -27,7 +27,7 @@ import (
 var pageFiles embed.FS
 
 var pageTemplate = template.Must(template.New("page.html").Funcs(template.FuncMap{
-	"count": count, "size": size, "long": longAge, "secs": secs, "rate": rate, "share": share, "many": many, "todo": todoList, "of": ofWidth,
+	"count": count, "size": size, "long": longAge, "secs": secs, "rate": pageRate, "share": share, "many": many, "todo": todoList, "of": ofWidth,
 	"u": func(n int) uint64 { return uint64(n) }, "i": func(n uint64) int64 { return int64(n) },
 	"stamp": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"clock": func(t time.Time) string { return t.UTC().Format("15:04:05") + " UTC" },
@@ -138,8 +138,23 @@ type totals struct {
 	Oldest   *int64
 	Drain    *int64 // of the slowest; nil = nothing drains
 	LateLeft *int64 // until the first event is late
+	Line     string // age at which events are late; "" when syncs differ in it
 	Dead     uint64
 }
+
+// lineOf is the age at which events are late, in hours, as it is mostly written.
+func lineOf(limit *int64) string {
+	if limit == nil {
+		return ""
+	}
+	if *limit%3600 == 0 {
+		return count(uint64(*limit/3600)) + "\u202fh"
+	}
+	return longAge(limit)
+}
+
+// Line is the age at which events are late.
+func (v streamView) Line() string { return lineOf(v.Late.Limit) }
 
 // Late says whether an event is late already.
 func (t totals) Late() bool { return t.LateLeft != nil && *t.LateLeft <= 0 }
@@ -192,7 +207,9 @@ const openUpTo = 2
 
 func writePage(w *bytes.Buffer, s Snapshot) error {
 	v := pageView{Snapshot: s, Headline: headlineOf(&s), Total: totalsOf(s.Syncs), Build: pageBuild}
-	for _, y := range s.Syncs {
+	syncs := slices.Clone(s.Syncs)
+	slices.SortStableFunc(syncs, func(a, b Sync) int { return severity(b.Health.Level) - severity(a.Health.Level) })
+	for _, y := range syncs {
 		sv := streamView{Sync: y, now: s.At, To: "Customer.io", Open: len(s.Syncs) <= openUpTo || y.Health.Level != LevelOK,
 			Told: y.Name == v.Headline.Who,
 			Safe: (y.Status == StatusBlocked || y.Status == StatusUnreachable) && !y.gaveUp()}
@@ -201,7 +218,7 @@ func writePage(w *bytes.Buffer, s Snapshot) error {
 		}
 		for _, g := range []reasonGroup{
 			{Title: "Dead letters, by reason", Reasons: y.Dead, Empty: "Nothing was refused."},
-			{Title: "Not sent, by reason", Reasons: y.Filtered, Empty: "Everything was sent."},
+			{Title: "Not sent, by reason", Reasons: y.Filtered, Empty: "Nothing was left out."},
 			{Title: "Given up, by reason", Reasons: y.Discarded},
 		} {
 			if len(g.Reasons) > topReasons {
@@ -268,12 +285,20 @@ var housePhrases = map[string]string{
 }
 
 func totalsOf(syncs []Sync) (t totals) {
+	lines := 0
 	for i := range syncs {
 		y := &syncs[i]
 		t.Pending += y.Books.Pending
 		t.Dead += y.Depth.Dead
 		t.In, t.Out = sum(t.In, y.RateIn), sum(t.Out, y.RateOut)
 		t.Oldest, t.Drain = larger(t.Oldest, y.OldestAge), larger(t.Drain, y.DrainETA)
+		if line := lineOf(y.Late.Limit); line != "" && !y.isRelay() {
+			if lines++; lines == 1 || line == t.Line {
+				t.Line = line
+			} else {
+				t.Line = ""
+			}
+		}
 		if left := y.Late.OldestLeft; left != nil && !y.isRelay() && (t.LateLeft == nil || *left < *t.LateLeft) {
 			t.LateLeft = left
 		}
@@ -309,6 +334,13 @@ func longAge(s *int64) string {
 		b.WriteRune(r)
 	}
 	return b.String()
+}
+
+func pageRate(r *float64) string {
+	if r == nil {
+		return "–"
+	}
+	return rate(r)
 }
 
 // secs is a number of seconds that may be far below one.

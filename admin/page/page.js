@@ -67,9 +67,11 @@
 		if (link.getAttribute("href") !== href) link.setAttribute("href", href);
 	}
 
-	function silence(why) {
-		const text = why + " since " + clock(answered) + ". What is below is as it was then.";
-		if (byId("silence").textContent !== text) byId("silence").textContent = text;
+	function silence(why, said) {
+		const head = document.createElement("b");
+		head.textContent = why + " since " + clock(answered) + ".";
+		const text = (said ? "It says “" + said + "”. " : "") + "What is below is as it was then.";
+		if (byId("silence").textContent !== head.textContent + " " + text) byId("silence").replaceChildren(head, " " + text);
 		byId("silence").hidden = false;
 		document.body.classList.add("old");
 		document.title = "No answer · ampcio";
@@ -79,19 +81,23 @@
 	async function ask() {
 		const mine = ++asking;
 		if (Date.now() - answered > every + patience) silence("No answer"); // it was hidden, or the machine slept
-		let why = "";
+		let why = "", said = "";
 		try {
 			const answer = await fetch("./", {cache: "no-store", signal: AbortSignal.timeout(patience)});
 			const text = await answer.text();
 			if (mine !== asking) return;
 			if (answer.ok) show(new DOMParser().parseFromString(text, "text/html"));
-			else why = "ampcio says “" + text.trim().slice(0, 300) + "”";
+			else [why, said] = ["ampcio cannot say how it is", text.trim().slice(0, 300)];
 		} catch (e) {
 			if (mine !== asking) return;
 			if (e instanceof TypeError || e.name === "TimeoutError" || e.name === "AbortError") why = "No answer";
 			else throw e;
 		}
-		if (why) silence(why);
+		if (why) silence(why, said);
+		askLater(mine);
+	}
+
+	function askLater(mine) {
 		setTimeout(() => {
 			if (mine === asking && !document.hidden) ask();
 		}, every);
@@ -215,8 +221,11 @@
 		const font = "12px system-ui, -apple-system, \"Segoe UI\", Roboto, sans-serif";
 		const grid = {stroke: color("rule"), width: 1};
 		const axis = (more) => ({stroke: color("soft"), font, grid, ticks: {show: false}, ...more});
-		const line = {stroke: color("out"), width: 1.75, fill: color("area"), points: {show: false}};
-		const dashed = {stroke: color("in"), width: 1.75, dash: [5, 4], points: {show: false}};
+		// A point whose neighbours are unknown makes no line: it is drawn as a point.
+		const alone = (u, i) => u.data[i].flatMap((n, at, ns) => n != null && ns[at - 1] == null && ns[at + 1] == null ? [at] : []);
+		const points = (c) => ({show: true, size: 5, stroke: c, fill: c, filter: alone});
+		const line = {stroke: color("out"), width: 1.75, fill: color("area"), points: points(color("out"))};
+		const dashed = {stroke: color("in"), width: 1.75, dash: [5, 4], points: points(color("in"))};
 		const lines = id === "rates" ? [dashed, line] : [line, dashed];
 		const upTo = (least) => (u, min, max) => [0, Math.max(least, (max || 0) * 1.12)];
 		const mine = {series};
@@ -227,7 +236,7 @@
 		if (second === "age") axes.push(axis({scale: "age", side: 1, size: 60, space: 36, grid: {show: false}, values: (u, ns) => ns.map(age),
 			incrs: [1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800]}));
 		mine.u = new uPlot({
-			width: box.clientWidth, height: box.clientHeight, legend: {show: false}, pxAlign: 0,
+			width: box.clientWidth, height: box.clientHeight, legend: {show: false}, pxAlign: 0, padding: [8, second === "age" ? 0 : 60, 0, 0],
 			cursor: {y: false, drag: {x: false, y: false}, points: {size: 7}},
 			scales: {y: {range: upTo(1)}, age: {range: upTo(10)}},
 			axes, series: [{}, {...lines[0], scale: "y"}, {...lines[1], scale: second}],
@@ -260,6 +269,6 @@
 		}
 	}).observe(byId("charts"));
 	localTimes(document);
-	setTimeout(ask, every);
+	askLater(asking);
 	askPast();
 })();
