@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // The status page is one template and one script. The template alone puts a Snapshot into
@@ -27,7 +29,7 @@ import (
 var pageFiles embed.FS
 
 var pageTemplate = template.Must(template.New("page.html").Funcs(template.FuncMap{
-	"count": count, "size": size, "long": longAge, "secs": secs, "rate": pageRate, "share": share, "many": many, "todo": todoList, "of": ofWidth,
+	"count": count, "size": size, "long": longAge, "secs": secs, "rate": pageRate, "share": share, "many": many, "todo": todoList, "sentence": sentence, "of": ofWidth,
 	"u": func(n int) uint64 { return uint64(n) }, "i": func(n uint64) int64 { return int64(n) },
 	"stamp": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"clock": func(t time.Time) string { return t.UTC().Format("15:04:05") + " UTC" },
@@ -321,6 +323,16 @@ func larger(a, b *int64) *int64 {
 	return a
 }
 
+// sentence begins with a capital, unless it begins with what is no word: a URL, a key.
+func sentence(s string) string {
+	word, _, _ := strings.Cut(s, " ")
+	if word == "" || strings.ContainsAny(strings.TrimRight(word, ",;:."), ".:/_[=") {
+		return s
+	}
+	first, size := utf8.DecodeRuneInString(s)
+	return string(unicode.ToUpper(first)) + s[size:]
+}
+
 // longAge is an age with a narrow space between its units.
 func longAge(s *int64) string {
 	var b strings.Builder
@@ -409,25 +421,22 @@ func todoList(advice string) (steps [][]phrase) {
 	for step := range strings.SplitSeq(advice, "; ") {
 		var phrases []phrase
 		words := ""
-		for _, p := range pieces(step) {
-			before, command, behind := p, "", ""
-			trimmed := strings.TrimLeft(p, "(")
-			if first, _, several := strings.Cut(trimmed, " "); several && (first == "ampcio" || first == "systemctl" || first == "df" || strings.Contains(p, " = ")) {
-				before = p[:len(p)-len(trimmed)]
-				command = strings.TrimRight(trimmed, ",;:.)")
-				behind = trimmed[len(command):]
-			}
-			if words != "" && !strings.HasSuffix(words, "(") {
+		for i, p := range pieces(step) {
+			if i > 0 {
 				words += " "
 			}
-			words += before
-			if command != "" {
-				if words != "" {
-					phrases = append(phrases, phrase{Text: words})
-				}
-				phrases = append(phrases, phrase{command, true})
-				words = behind
+			bare := strings.TrimLeft(p, "(")
+			command := strings.TrimRight(bare, ",;:.)")
+			first, _, several := strings.Cut(command, " ")
+			if !several || first != "ampcio" && first != "systemctl" && first != "df" && !strings.Contains(command, " = ") {
+				words += p
+				continue
 			}
+			if words += p[:len(p)-len(bare)]; words != "" {
+				phrases = append(phrases, phrase{Text: words})
+			}
+			phrases = append(phrases, phrase{command, true})
+			words = bare[len(command):]
 		}
 		if words != "" {
 			phrases = append(phrases, phrase{Text: words})

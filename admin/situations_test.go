@@ -253,6 +253,7 @@ func TestSituations(t *testing.T) {
 			}
 			snap.Advise()
 			text := goldenTable(t, test.name, snap)
+			checkPage(t, snap)
 			todo := snap.Disk.Advice
 			for _, y := range snap.Syncs {
 				todo += "\n" + y.Advice

@@ -34,7 +34,7 @@ func openTab(t *testing.T, url string) *tab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(browser)
 	t.Cleanup(cancel)
-	ctx, cancelLate := context.WithTimeout(ctx, 90*time.Second)
+	ctx, cancelLate := context.WithTimeout(ctx, 3*time.Minute)
 	t.Cleanup(cancelLate)
 	b := &tab{t: t, ctx: ctx}
 	if err := chromedp.Listen(ctx, b.hear); err != nil {

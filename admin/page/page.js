@@ -138,7 +138,7 @@
 	let plots = [];
 	const span = () => document.querySelector("input[name=span]:checked").value;
 	const unit = (n, digits) => n.toLocaleString("en", {maximumFractionDigits: digits});
-	const compact = (n) => n.toLocaleString("en", {notation: "compact", maximumFractionDigits: 1});
+	const compact = (n) => n.toLocaleString("en", {notation: "compact", maximumFractionDigits: n < 1 ? 2 : 1});
 	const rate = (n) => n == null ? "–" : unit(n, n < 100 ? 1 : 0) + "/s";
 	function age(s) {
 		if (s == null) return "–";
