@@ -17,7 +17,7 @@ func (d *daemon) adminHandler() http.Handler {
 
 // historyFile is in the storage folder: what the charts of the status page show. It is
 // for people: a crash may lose the newest, and a disk that is full gets none.
-const historyFile = "history"
+const historyFile = "charts"
 
 // saveHistoryEvery is what a crash loses of the charts, at most.
 const saveHistoryEvery = 5 * time.Minute

@@ -58,8 +58,9 @@
 	}
 
 	let answered = new Date();
-	let title = document.title;
+	let gone = false;
 	let asking = 0;
+	const notAsked = "Not asked";
 
 	function icon(level) {
 		const link = document.querySelector("link[rel=icon]");
@@ -74,13 +75,14 @@
 		if (byId("silence").textContent !== head.textContent + " " + text) byId("silence").replaceChildren(head, " " + text);
 		byId("silence").hidden = false;
 		document.body.classList.add("old");
-		document.title = "No answer · ampcio";
+		gone = why !== notAsked;
+		document.title = why + " · ampcio";
 		icon("unknown");
 	}
 
 	async function ask() {
 		const mine = ++asking;
-		if (Date.now() - answered > every + patience) silence("No answer"); // it was hidden, or the machine slept
+		if (Date.now() - answered > every + patience) silence(notAsked); // it was hidden, or the machine slept
 		let why = "", said = "";
 		try {
 			const answer = await fetch("./", {cache: "no-store", signal: AbortSignal.timeout(patience)});
@@ -112,11 +114,11 @@
 		localTimes(page);
 		take(byId("main"), page.getElementById("main"));
 		answered = new Date();
-		const back = !byId("silence").hidden;
+		const back = gone;
+		gone = false;
 		byId("silence").hidden = true;
 		document.body.classList.remove("old");
-		title = page.title;
-		document.title = title;
+		document.title = page.title;
 		icon(byId("main").dataset.level);
 		const headline = byId("headline").textContent;
 		if (headline !== before || back) byId("said").textContent = (back ? "ampcio answers again. " : "") + headline;
