@@ -293,7 +293,7 @@ See the queue:
   %s queue-stats --config %s
 Take Customer.io down for 20 s:
   curl -s -X POST '%[3]s/_sandbox/faults?outage=20s'
-Status: http://%[6]s/stats   log: %[7]s
+Status page: http://%[6]s/   log: %[7]s
 Ctrl-C ends it all.
 `, s.r.listen, recordings.Key, s.r.sandboxURL, self, s.r.configPath, s.r.admin, s.r.logFile.Name())
 	select {

@@ -83,6 +83,7 @@ type daemon struct {
 	started    time.Time
 	pulse      *pulse
 	rates      admin.Rates
+	history    admin.History
 	filling    admin.Filling
 	lastLooks  lastLooks
 
@@ -338,7 +339,7 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 		watch(&flow, exitUnavailable, func() error { return serveHTTP(public, l) })
 	}
 	if ls.admin != nil {
-		watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.admin, d.withMetrics(admin.Handler(d))) })
+		watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.admin, d.adminHandler()) })
 	}
 	watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.socket, operatorHandler(d)) })
 	storage.Go(func() error { d.keepRates(storing); return nil })

@@ -363,7 +363,11 @@ func (d *daemon) keepRates(ctx context.Context) {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	given := givenUp{}
+	d.loadHistory()
+	defer d.saveHistory()
+	saved := time.Now()
 	for {
+		levels := map[string]admin.Level{}
 		for _, name := range d.names() {
 			c := d.consumer(name)
 			if c == nil {
@@ -372,10 +376,17 @@ func (d *daemon) keepRates(ctx context.Context) {
 			if st, err := c.Stats(); err == nil {
 				now := time.Now()
 				d.rates.Note(name, now, st.Books.Taken, st.Books.Taken-st.Books.Pending)
+				levels[name] = admin.Level{In: st.Books.Taken, Out: st.Books.Taken + st.Books.Rewound - st.Books.Pending,
+					Pending: st.Books.Pending, Oldest: ageOf(st.Oldest, now)}
 				if n := given.since(name, now, st.Tallies["record/discarded/max_pending_bytes"].N); n > 0 {
 					d.log.Warn("the oldest events were given up, since more waits than max_pending_bytes", "sync", name, "count", n)
 				}
 			}
+		}
+		d.history.Note(time.Now(), levels)
+		if time.Since(saved) >= saveHistoryEvery {
+			saved = time.Now()
+			d.saveHistory()
 		}
 		select {
 		case <-ctx.Done():

@@ -435,6 +435,7 @@ func (d *daemon) stopSync(ctx context.Context, name string) error {
 	d.mu.Unlock()
 	d.pulse.over("ledger " + name)
 	d.rates.Forget(name) // another ledger may get the name
+	d.history.Forget(name)
 	return s.consumer.Close()
 }
 

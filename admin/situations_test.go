@@ -255,6 +255,7 @@ func TestSituations(t *testing.T) {
 			snap.Advise()
 			snap.Judge(DefaultThresholds())
 			text := goldenTable(t, test.name, snap, 80)
+			checkPage(t, snap)
 			todo := snap.Disk.Advice
 			for _, y := range snap.Syncs {
 				todo += "\n" + y.Advice
