@@ -95,7 +95,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), sendTestCommand(), syncCommand(), deadLettersCommand(),
-			dryRunCommand(), explainCommand(), auditCommand(), traceCommand(), userCommand(), backupCommand(), restoreCommand(), importCommand(),
+			dryRunCommand(), explainCommand(), auditCommand(), traceCommand(), userCommand(), drainCommand(), backupCommand(), restoreCommand(), importCommand(),
 			sandboxCommand(), versionCommand(),
 		},
 	}
@@ -221,7 +221,7 @@ func flagOf(verb *cli.Command, word string) cli.Flag {
 // laterCommands are the verbs of the design that this version does not have.
 func laterCommands() []*cli.Command {
 	var cs []*cli.Command
-	for _, name := range []string{"drain", "doctor"} {
+	for _, name := range []string{"doctor"} {
 		cs = append(cs, &cli.Command{
 			Name: name, Hidden: true, SkipFlagParsing: true,
 			Action: func(*cli.Context) error {

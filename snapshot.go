@@ -84,6 +84,9 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 		}
 	}
 	snap.Notes = append(snap.Notes, d.sharedWorkspaces()...)
+	if d.door.Refusing() {
+		snap.Notes = append(snap.Notes, "new events are refused (503) while an operator drains the queue: ampcio drain --refuse")
+	}
 	snap.Door = doorOf(d.address, d.certificate != nil, d.door.Door())
 	snap.Door.Certificate = d.certificate.show(now)
 	snap.Advise()
@@ -94,6 +97,9 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 func (d *daemon) Ready() error {
 	if silent := d.pulse.silent(stuckAfter); len(silent) > 0 {
 		return errors.New("stuck: " + strings.Join(silent, ", "))
+	}
+	if d.door.Refusing() {
+		return errors.New("new events are refused: ampcio drain --refuse")
 	}
 	if st := d.records.Stats(); st.Full != "" {
 		return errors.New("storage is full: " + st.Full)

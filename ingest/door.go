@@ -28,6 +28,7 @@ const (
 	reasonFull     = "storage_full"
 	reasonClosed   = "stopping"
 	reasonStore    = "store_error"
+	reasonDraining = "draining"   // an operator has new events refused
 	reasonPlain    = "plain_http" // where TLS is spoken
 
 	reasonSlowStore = "slow_disk" // of the webhook: it was not stored in the time there is
