@@ -155,15 +155,6 @@ func TestCommandLine(t *testing.T) {
 		{"the example as it is", []string{"check-config", "--config", "config.toml.example"}, exitConfig, nil, []string{"config.toml.example:5: project.app.amplitude_api_keys[0]: fill in",
 			"sync.production.region: required", "sync.production.site_id: required"}},
 	}
-	for _, verb := range []string{"drain", "doctor"} {
-		tests = append(tests, struct {
-			name   string
-			args   []string
-			code   int
-			stdout []string
-			stderr []string
-		}{"later verb " + verb, []string{verb, "--some", "thing"}, exitUsage, nil, []string{verb + ": not yet"}})
-	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			got := run(t, test.args...)

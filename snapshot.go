@@ -319,6 +319,9 @@ func doorOf(address string, encrypted bool, s ingest.DoorStats) admin.Door {
 	}
 	door := admin.Door{URL: scheme + address + "/2/httpapi", Requests: s.Requests, Events: s.Events, Duplicates: s.Duplicates,
 		LastSeen: map[string]string{}, Refused: []admin.Refused{}}
+	if l := s.Last; l != nil {
+		door.Last = &admin.DoorRequest{At: l.At.UTC().Truncate(time.Second), Peer: l.Peer, Proxied: l.Proxied, Trusted: l.Trusted}
+	}
 	for project, at := range s.LastSeen {
 		door.LastSeen[project] = at.UTC().Format(time.RFC3339)
 	}

@@ -182,6 +182,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return // a load balancer's questions are none of a sender: they are not counted
 	}
 	h.door.requests.Add(1)
+	h.door.last.Store(h.way(r))
 	h.admitted.Load().handler.ServeHTTP(w, r)
 }
 
