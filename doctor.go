@@ -39,7 +39,7 @@ func doctorCommand() *cli.Command {
 			if err := noArguments(c); err != nil {
 				return err
 			}
-			d := &doctor{configFile: c.String("config"), offline: c.Bool("offline"), now: time.Now, getenv: os.Getenv, systemctl: systemctl()}
+			d := &doctor{configFile: c.String("config"), offline: c.Bool("offline"), now: time.Now, getenv: os.Getenv, systemctl: systemctl(), tryDisk: trySyncs}
 			d.examine(c.Context)
 			if c.Context.Err() != nil {
 				return exit(exitTemporary, errors.New("ended by you; nothing was changed"))
@@ -82,6 +82,7 @@ type doctor struct {
 	getenv     func(string) string
 	// systemctl asks systemd; nil = this machine is not run by it.
 	systemctl func(ctx context.Context, args ...string) (string, error)
+	tryDisk   func(ctx context.Context, dir string) ([]time.Duration, error) // single syncs
 
 	cfg      *config.Config // with mistakes in the file only where storage and socket are
 	broken   bool           // the file has mistakes
@@ -349,6 +350,7 @@ func (d *doctor) daemon(ctx context.Context) {
 type unitState struct {
 	there   bool
 	mainPID string
+	user    string // as whom it runs; "" = root
 	socket  string // ActiveState of ampcio.socket; "" = there is none
 }
 
@@ -383,7 +385,7 @@ func (d *doctor) service(ctx context.Context) {
 		d.say(check, fine, "systemd does not run this machine: ampcio has to be started by something else", "")
 		return
 	}
-	out, err := d.systemctl(ctx, "show", "ampcio.service", "--property=LoadState,ActiveState,SubState,UnitFileState,FragmentPath,NeedDaemonReload,MainPID,NRestarts")
+	out, err := d.systemctl(ctx, "show", "ampcio.service", "--property=LoadState,ActiveState,SubState,UnitFileState,FragmentPath,NeedDaemonReload,MainPID,NRestarts,User")
 	if err != nil {
 		d.say(check, skipped, "systemd does not answer: "+clipText(err.Error(), 100), "")
 		return
@@ -397,7 +399,7 @@ func (d *doctor) service(ctx context.Context) {
 		d.say(check, verdict, says, map[string]string{wrong: "systemctl status ampcio.service says why"}[verdict])
 		return
 	}
-	d.unit = unitState{there: true, mainPID: p["MainPID"]}
+	d.unit = unitState{there: true, mainPID: p["MainPID"], user: p["User"]}
 	active := p["ActiveState"]
 	if p["SubState"] != "" {
 		active += " (" + p["SubState"] + ")"
@@ -518,8 +520,8 @@ func (d *doctor) folder(context.Context) {
 		d.say(check, wrong, err.Error(), "look at the disk: dmesg | tail")
 	case strange != "":
 		d.say(check, wrong, fmt.Sprintf("%s belongs to somebody else than the folder, which is %s's: ampcio cannot use it", strange, name), fmt.Sprintf("systemctl stop ampcio; chown -R %s: %s; systemctl start ampcio", name, dir))
-	case d.unit.there && owner == 0:
-		d.say(check, wrong, dir+" belongs to root, and the service does not run as root", "systemctl stop ampcio; chown -R ampcio:ampcio "+dir+"; systemctl start ampcio")
+	case d.unit.user != "" && name != d.unit.user:
+		d.say(check, wrong, fmt.Sprintf("%s belongs to %s, and the service runs as %s", dir, name, d.unit.user), fmt.Sprintf("systemctl stop ampcio; chown -R %s: %s; systemctl start ampcio", d.unit.user, dir))
 	case st.Mode().Perm()&0o007 != 0:
 		d.say(check, warning, fmt.Sprintf("everybody on this machine can look into %s (mode %04o): people's data is in it", dir, st.Mode().Perm()), "chmod o= "+dir)
 	default:

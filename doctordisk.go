@@ -39,7 +39,7 @@ func (d *doctor) diskSpeed(ctx context.Context) {
 		}
 		d.say(check, verdict, dir+" "+disk.kind, disk.todo)
 	}
-	took, err := trySyncs(ctx, dir)
+	took, err := d.tryDisk(ctx, dir)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		d.say(check, skipped, "you may not write into "+dir, "run this as root: sudo ampcio doctor")
@@ -57,8 +57,8 @@ func (d *doctor) diskSpeed(ctx context.Context) {
 		return
 	}
 	slices.Sort(took)
-	p50, p99 := took[len(took)/2], took[(len(took)-1)*99/100]
-	commits := int64(max(1, time.Second/max(2*p50, time.Microsecond)))
+	p50, p99 := took[len(took)/2], took[len(took)*99/100]
+	commits := rounded(int64(max(1, time.Second/max(2*p50, time.Microsecond))))
 	says := fmt.Sprintf("a sync takes %s, p99 %s: about %s commits/s, each with all that wait. Senders of 10 events, one after the other: about %s events/s; many at once: far more",
 		milli(p50), milli(p99), humanize.Comma(commits), humanize.Comma(10*commits))
 	verdict, todo := fine, ""
@@ -74,6 +74,15 @@ func (d *doctor) diskSpeed(ctx context.Context) {
 	}
 	f := d.say(check, verdict, says, todo)
 	f.Exact = map[string]any{"syncs": len(took), "p50_us": p50.Microseconds(), "p99_us": p99.Microseconds(), "commits_per_second": commits}
+}
+
+// rounded is a number with two digits that count.
+func rounded(n int64) int64 {
+	unit := int64(1)
+	for n/unit >= 100 {
+		unit *= 10
+	}
+	return n / unit * unit
 }
 
 func milli(d time.Duration) string {

@@ -181,7 +181,7 @@ func (d *doctor) accounts(ctx context.Context) {
 	off := clock.off.Abs()
 	way := "behind"
 	if clock.off < 0 {
-		way = "ahead"
+		way = "ahead of"
 	}
 	says := fmt.Sprintf("this machine's is %s %s that of the services", forPeople(off), way)
 	verdict, todo := fine, ""
@@ -217,8 +217,8 @@ func (d *doctor) account(check, agrees string, err error) {
 // listener tries the public door, as a sender would.
 func (d *doctor) listener(ctx context.Context) {
 	const check = "listener"
-	if d.snap == nil {
-		return
+	if d.snap == nil || d.broken && !d.running {
+		return // nobody knows the address
 	}
 	u, err := url.Parse(d.snap.Door.URL)
 	if err != nil || u.Host == "" {
@@ -448,6 +448,9 @@ func (d *doctor) syncs(context.Context) {
 		return
 	}
 	for _, y := range d.snap.Syncs {
+		if d.broken && !d.running { // whether it is in the configuration is not known
+			y.Status, y.Detail = admin.StatusStopped, ""
+		}
 		says := fmt.Sprintf("%s, %s pending", y.Status, many(y.Books.Pending))
 		if y.OldestAge != nil {
 			says += ", the oldest for " + forPeople(time.Duration(*y.OldestAge)*time.Second)
