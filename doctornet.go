@@ -90,6 +90,9 @@ func (r *reloadReport) changes() (words []string) {
 	for _, y := range r.Syncs {
 		words = append(words, "sync "+y.Name+" "+y.Change)
 	}
+	if r.Certificate {
+		words = append(words, "another certificate")
+	}
 	return append(words, r.Changed...)
 }
 

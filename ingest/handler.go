@@ -176,7 +176,7 @@ func (h *Handler) Beside(ctx context.Context, f func() error) error {
 func (h *Handler) Door() DoorStats { return h.door.stats() }
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/healthz" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+	if (r.URL.Path == "/healthz" || r.URL.Path == "/healthz/") && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 		w.Header().Set("Cache-Control", "no-store")
 		writeText(w, http.StatusOK, "ok\n")
 		return // a load balancer's questions are none of a sender: they are not counted
@@ -220,6 +220,9 @@ func (h *Handler) route(w http.ResponseWriter, r *http.Request) {
 	case endpoint == WebhookPath || endpoint == "/2/httpapi" || endpoint == "/batch" || endpoint == "/" || endpoint == "/identify" || endpoint == "/healthz":
 		w.Header().Set("Allow", methods)
 		refused = refuseMethod(r.Method)
+		if endpoint == "/healthz" {
+			refused = refuseHealth(r.Method)
+		}
 	default:
 		refused = refusePath
 	}
