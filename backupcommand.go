@@ -76,7 +76,7 @@ func (o *operator) backupToFile(ctx context.Context, name string, force bool, sa
 	for _, file := range m.Files {
 		size += file.Bytes
 	}
-	fmt.Fprintf(say, "%s: %s in %d files, up to record %s.\n", name, humanize.IBytes(uint64(size)), len(m.Files), humanize.Comma(int64(m.Tail)))
+	fmt.Fprintf(say, "%s: %s in %s, up to record %s.\n", name, humanize.IBytes(uint64(size)), counted(uint64(len(m.Files)), "file", "files"), humanize.Comma(int64(m.Tail)))
 	for _, y := range m.Syncs {
 		fmt.Fprintf(say, "  %s: %s pending\n", y.Name, humanize.Comma(int64(y.Pending)))
 	}

@@ -74,6 +74,27 @@ func (c *certificate) follow(certFile, keyFile string) {
 	c.look()
 }
 
+// differs says whether the files are others than those that are in use. Without TLS they
+// are not.
+func (c *certificate) differs(certFile, keyFile string) bool {
+	if c == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return stampsOf(certFile, keyFile) != c.read
+}
+
+// stampsOf are the states of the two files as they are now.
+func stampsOf(files ...string) (found [2]stamp) {
+	for i, file := range files {
+		if info, err := os.Stat(file); err == nil {
+			found[i] = stamp{info.ModTime(), info.Size(), file}
+		}
+	}
+	return found
+}
+
 func (c *certificate) lookIfDue() {
 	if now := c.now(); now.Sub(c.lookedAt) >= lookEvery || now.Before(c.lookedAt) {
 		c.look()
@@ -84,12 +105,7 @@ func (c *certificate) lookIfDue() {
 // alone.
 func (c *certificate) look() {
 	c.lookedAt = c.now()
-	var found [2]stamp
-	for i, file := range []string{c.certFile, c.keyFile} {
-		if info, err := os.Stat(file); err == nil {
-			found[i] = stamp{info.ModTime(), info.Size(), file}
-		}
-	}
+	found := stampsOf(c.certFile, c.keyFile)
 	if c.pair != nil && found == c.read {
 		c.problem = ""
 		return

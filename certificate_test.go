@@ -205,8 +205,10 @@ func TestHTTPS(t *testing.T) {
 				t.Errorf("send-test: exit %d\n%s%s", got.code, got.stdout, got.stderr)
 			}
 
+			contains(t, did(t, r, "reload", "--dry-run"), "nothing has changed")
 			pair(t, r.dir, "second.example", time.Now().Add(60*24*time.Hour))
-			reloaded(t, r)
+			contains(t, did(t, r, "reload", "--dry-run"), r.configPath+" would be put in force\n  another certificate, of the files that server.tls_cert and tls_key name\n")
+			contains(t, did(t, r, "reload"), r.configPath+" is in force\n  another certificate, ")
 			if status, _ := post(numbered("ann-1", 4, 4)); status != 200 || shown() != "second.example" {
 				t.Errorf("%d, certificate of %s", status, shown())
 			}

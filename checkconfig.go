@@ -34,9 +34,12 @@ func checkConfigCommand() *cli.Command {
 func checkConfig(c *cli.Context) error {
 	// What is pending can be looked at by somebody who may not read the keys.
 	secrets := c.Bool("online") || !c.Bool("pending")
-	cfg, err := loadConfig(c, secrets)
-	if err != nil {
+	if err := noArguments(c); err != nil {
 		return err
+	}
+	cfg, err := readConfig(c, secrets)
+	if err != nil {
+		return notFilledIn(c, err)
 	}
 	if _, err := compileRules(cfg); err != nil {
 		return err

@@ -403,7 +403,7 @@ func askAboutDead(c *cli.Context, verb, done string, would *deadSum) error {
 // changeDead has a changing verb done, tells how far it is, and says where it stood
 // when somebody ends it.
 func (o *operator) changeDead(c *cli.Context, verb, done string, q deadQuery, total uint64) (sum deadSum, err error) {
-	told := time.Now()
+	bar := newProgress(c, done, "dead letters", total)
 	of := ""
 	if total > 0 {
 		of = " of " + many(total)
@@ -413,12 +413,12 @@ func (o *operator) changeDead(c *cli.Context, verb, done string, q deadQuery, to
 		if err := json.Unmarshal(line, &sum); err != nil {
 			return err
 		}
-		if !sum.End && time.Since(told) > 2*time.Second {
-			told = time.Now()
-			fmt.Fprintf(c.App.ErrWriter, "%s%s %s …\n", many(sum.Done), of, done)
+		if !sum.End {
+			bar.set(sum.Done)
 		}
 		return nil
 	})
+	bar.end()
 	switch {
 	case errors.Is(err, errEndedByOperator):
 		return sum, exit(exitTemporary, fmt.Errorf("%w: %s%s %s, the others are dead letters as before; the same command goes on with them", err, many(sum.Done), of, done))

@@ -66,7 +66,7 @@ type importer struct {
 	set     *archive.Set
 	survey  *importSurvey
 	say     io.Writer // stderr
-	bar     *importProgress
+	bar     *progress
 
 	stored, duplicates uint64
 	before             uint64 // lines that an earlier import has taken
@@ -128,7 +128,7 @@ func importProject(cfg *config.Config, name string) (string, error) {
 const mostNamed = 20
 
 func (i *importer) run() error {
-	i.bar = newImportProgress(i.say, "looking", 0)
+	i.bar = newProgress(i.c, "looking", "lines", 0)
 	named := 0
 	var err error
 	i.survey, err = lookThrough(i.set, lateAfters(i.o.cfg, i.project), time.Now(), func(n uint64) error {
@@ -136,7 +136,7 @@ func (i *importer) run() error {
 		return i.ctx.Err()
 	}, func(at, why string) {
 		if named++; named <= mostNamed {
-			i.bar.note(fmt.Sprintf("%s: %s", at, clipText(why, 160)))
+			i.bar.note(i.say, fmt.Sprintf("%s: %s", at, clipText(why, 160)))
 		}
 	})
 	i.bar.end()
@@ -194,14 +194,14 @@ func (i *importer) badLines(before string) error {
 // take has all lines taken, whatever becomes of the daemon meanwhile.
 func (i *importer) take() error {
 	s := &importSession{o: i.o}
-	i.bar = newImportProgress(i.say, "taken", i.survey.Lines)
+	i.bar = newProgress(i.c, "taken", "lines", i.survey.Lines)
 	var gone time.Time // since when the daemon has been away
 	for {
 		err := i.takeAll(s, func() { gone = time.Time{} })
 		if errors.Is(err, errGone) {
 			if gone.IsZero() {
 				gone = time.Now()
-				i.bar.note("the daemon has gone; waiting until it is back")
+				i.bar.note(i.say, "the daemon has gone; waiting until it is back")
 			}
 			if time.Since(gone) < comeBack && sleep(i.ctx, 300*time.Millisecond) == nil {
 				continue
@@ -212,7 +212,7 @@ func (i *importer) take() error {
 		}
 		i.bar.end()
 		if i.ctx.Err() != nil {
-			err = exit(exitTemporary, errors.New("ended by you: the same command goes on from here"))
+			err = exit(exitTemporary, fmt.Errorf("ended by you: %s of %s lines are taken, and safe; the same command goes on from here", many(i.bar.done), many(i.survey.Lines)))
 		}
 		i.o.stopped = s.files != nil
 		return errors.Join(err, s.close())
@@ -347,7 +347,7 @@ func (i *importer) patiently(s *importSession, in importing) (imported, error) {
 			return out, exit(exitTemporary, fmt.Errorf("%s. Start ampcio, so that it delivers what is pending; then the same command goes on", out.Wait))
 		}
 		if !told {
-			i.bar.note("waiting: " + out.Wait)
+			i.bar.note(i.say, "waiting: "+out.Wait)
 		}
 		if err := sleep(i.ctx, time.Second); err != nil {
 			return out, err

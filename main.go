@@ -96,13 +96,12 @@ func app(stdout, stderr io.Writer) *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		Commands: []*cli.Command{
-			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), sendTestCommand(), syncCommand(), deadLettersCommand(),
-			dryRunCommand(), explainCommand(), auditCommand(), traceCommand(), userCommand(), backupCommand(), restoreCommand(), importCommand(),
+			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), doctorCommand(), queueStatsCommand(), sendTestCommand(), syncCommand(), deadLettersCommand(),
+			dryRunCommand(), explainCommand(), auditCommand(), traceCommand(), userCommand(), drainCommand(), backupCommand(), restoreCommand(), importCommand(),
 			sandboxCommand(), versionCommand(),
 		},
 	}
 	prepare(a.Commands)
-	a.Commands = append(a.Commands, laterCommands()...)
 	cli.VersionPrinter = func(c *cli.Context) { fmt.Fprintln(c.App.Writer, version()) }
 	return a
 }
@@ -218,20 +217,6 @@ func flagOf(verb *cli.Command, word string) cli.Flag {
 		}
 	}
 	return nil
-}
-
-// laterCommands are the verbs of the design that this version does not have.
-func laterCommands() []*cli.Command {
-	var cs []*cli.Command
-	for _, name := range []string{"drain", "doctor"} {
-		cs = append(cs, &cli.Command{
-			Name: name, Hidden: true, SkipFlagParsing: true,
-			Action: func(*cli.Context) error {
-				return exit(exitUsage, fmt.Errorf("%s: not yet: this version of ampcio does not have it", name))
-			},
-		})
-	}
-	return cs
 }
 
 var configFlag = &cli.StringFlag{

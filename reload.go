@@ -28,14 +28,16 @@ const switchWithin = 5 * time.Second
 
 // reloadReport tells what a reload has changed, or would change.
 type reloadReport struct {
-	Config   string            `json:"config"` // the file
-	DryRun   bool              `json:"dry_run"`
-	Refused  bool              `json:"refused"`       // nothing was changed, since it wants --yes
-	Syncs    []syncReport      `json:"syncs"`         // those that differ
-	Changed  []string          `json:"changed"`       // other keys that differ
-	Restart  []string          `json:"needs_restart"` // keys that differ and stay as they were until ampcio is started again
-	Pending  []pendingVerdicts `json:"pending"`       // of syncs whose rules differ
-	Warnings []string          `json:"warnings"`
+	Config  string            `json:"config"` // the file
+	DryRun  bool              `json:"dry_run"`
+	Refused bool              `json:"refused"`       // nothing was changed, since it wants --yes
+	Syncs   []syncReport      `json:"syncs"`         // those that differ
+	Changed []string          `json:"changed"`       // other keys that differ
+	Restart []string          `json:"needs_restart"` // keys that differ and stay as they were until ampcio is started again
+	Pending []pendingVerdicts `json:"pending"`       // of syncs whose rules differ
+	// Certificate: its files are others than those in use, and are taken.
+	Certificate bool     `json:"certificate"`
+	Warnings    []string `json:"warnings"`
 }
 
 // syncReport is what a reload does to one sync.
@@ -138,7 +140,7 @@ func (d *daemon) replace(ctx context.Context, force bool) (reloadReport, error) 
 	for i := range report.Pending {
 		if p := &report.Pending[i]; p.tooMany() && !force {
 			report.Refused = true
-			return report, exit(exitData, fmt.Errorf("%s. If that is meant: ampcio reload --yes", p.loss()))
+			return report, exit(exitData, fmt.Errorf("%s. If that is meant: ampcio reload --yes", p.loss("would")))
 		}
 	}
 	if err := d.prepare(c); err != nil {
@@ -186,6 +188,7 @@ func (d *daemon) compare(ctx context.Context) (*change, reloadReport, error) {
 	report.Warnings = append(report.Warnings, cfg.Warnings...)
 	report.Changed = config.Changes(d.config(), cfg)
 	d.keepUntilRestart(cfg, &report)
+	report.Certificate = d.certificate.differs(cfg.Server.TLSCert, cfg.Server.TLSKey)
 	c := &change{to: to}
 	if c.streams, err = d.streamChanges(cfg); err != nil {
 		return nil, report, err

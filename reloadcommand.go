@@ -128,7 +128,7 @@ func (r *reloadReport) write(w io.Writer) {
 	if r.DryRun {
 		done = "would be put in force"
 	}
-	if len(r.Syncs) == 0 && len(r.Changed) == 0 {
+	if len(r.Syncs) == 0 && len(r.Changed) == 0 && !r.Certificate {
 		fmt.Fprintf(w, "%s: nothing has changed that can change while ampcio runs\n", r.Config)
 	} else {
 		fmt.Fprintf(w, "%s %s\n", r.Config, done)
@@ -143,12 +143,19 @@ func (r *reloadReport) write(w io.Writer) {
 	if len(r.Changed) > 0 {
 		fmt.Fprintf(w, "  %s\n", strings.Join(r.Changed, ", "))
 	}
+	if r.Certificate {
+		fmt.Fprintln(w, "  another certificate, of the files that server.tls_cert and tls_key name")
+	}
 	if len(r.Restart) > 0 {
 		fmt.Fprintf(w, "needs a restart, and is as before until then: %s\n", strings.Join(r.Restart, ", "))
 	}
 	for i := range r.Pending {
 		if p := &r.Pending[i]; p.NewlyFiltered > 0 {
-			text := p.loss()
+			would := "will"
+			if r.DryRun {
+				would = "would"
+			}
+			text := p.loss(would)
 			if r.DryRun && p.tooMany() {
 				text += ". " + wantsYes
 			}

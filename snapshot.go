@@ -94,6 +94,9 @@ func (d *daemon) snapshot(ages []time.Duration) (admin.Snapshot, error) {
 		}
 	}
 	snap.Notes = append(snap.Notes, d.sharedWorkspaces()...)
+	if d.door.Refusing() {
+		snap.Notes = append(snap.Notes, "new events are refused (503) while an operator drains the queue: ampcio drain --refuse")
+	}
 	snap.Door = doorOf(d.address, d.certificate != nil, d.door.Door())
 	snap.Door.Certificate = d.certificate.show(now)
 	snap.Disk.FullETA = d.filling.ETA(snap.Disk)
@@ -109,6 +112,9 @@ func (d *daemon) snapshot(ages []time.Duration) (admin.Snapshot, error) {
 func (d *daemon) Ready() error {
 	if silent := d.pulse.silent(stuckAfter); len(silent) > 0 {
 		return errors.New("stuck: " + strings.Join(silent, ", "))
+	}
+	if d.door.Refusing() {
+		return errors.New("new events are refused: ampcio drain --refuse")
 	}
 	if st := d.records.Stats(); st.Full != "" {
 		return errors.New("storage is full: " + st.Full)
@@ -348,6 +354,9 @@ func doorOf(address string, encrypted bool, s ingest.DoorStats) admin.Door {
 	}
 	door := admin.Door{URL: url, Requests: s.Requests, Events: s.Events, Duplicates: s.Duplicates,
 		LastSeen: map[string]string{}, Refused: []admin.Refused{}}
+	if l := s.Last; l != nil {
+		door.Last = &admin.DoorRequest{At: l.At.UTC().Truncate(time.Second), Peer: l.Peer, Proxied: l.Proxied, Trusted: l.Trusted}
+	}
 	for project, at := range s.LastSeen {
 		door.LastSeen[project] = at.UTC().Format(time.RFC3339)
 	}

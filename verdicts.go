@@ -192,16 +192,16 @@ func (p *pendingVerdicts) looked() string {
 	return humanize.Comma(int64(p.Looked)) + " of them looked at"
 }
 
-// loss says what would be filtered, and why.
-func (p *pendingVerdicts) loss() string {
+// loss says what would, or will, be filtered, and why.
+func (p *pendingVerdicts) loss(would string) string {
 	var why []string
 	for _, v := range p.Verdicts {
 		if v.Kind == "event" && v.Before == verdictSent && v.After != verdictSent && v.After != verdictDead {
 			why = append(why, fmt.Sprintf("%s %s, such as %q", humanize.Comma(int64(v.Records)), v.After, v.Example))
 		}
 	}
-	text := fmt.Sprintf("sync %s has %s pending (%s): %s of %s that are to be sent would be filtered", p.Sync, humanize.Comma(int64(p.Pending)), p.looked(),
-		humanize.Comma(int64(p.NewlyFiltered)), humanize.Comma(int64(p.ToBeSent)))
+	text := fmt.Sprintf("sync %s has %s pending (%s): %s of %s that are to be sent %s be filtered", p.Sync, humanize.Comma(int64(p.Pending)), p.looked(),
+		humanize.Comma(int64(p.NewlyFiltered)), humanize.Comma(int64(p.ToBeSent)), would)
 	if len(why) > 0 {
 		text += " (" + strings.Join(why, "; ") + ")"
 	}

@@ -305,6 +305,7 @@ type Door struct {
 	Duplicates uint64            `json:"duplicates"`
 	LastSeen   map[string]string `json:"last_seen"` // project → time of its last request, RFC 3339
 	Refused    []Refused         `json:"refused"`
+	Last       *DoorRequest      `json:"last_request"` // of any kind; null = none since the start
 
 	Certificate *Certificate `json:"certificate"` // of HTTPS; null without, and while stopped
 }
@@ -315,6 +316,14 @@ type Certificate struct {
 	NotAfter time.Time `json:"not_after"`
 	DaysLeft int       `json:"days_left"` // whole days; below 0 it has expired
 	Problem  string    `json:"problem"`   // why the files, as they are now, are not in use; "" when they are
+}
+
+// DoorRequest is by which way a request came.
+type DoorRequest struct {
+	At      time.Time `json:"at"`
+	Peer    string    `json:"peer"`    // the other end of the connection; "" = a unix socket
+	Proxied bool      `json:"proxied"` // it came through a proxy,
+	Trusted bool      `json:"trusted"` // one of server.trusted_proxies
 }
 
 // Refused counts requests turned away for one reason.

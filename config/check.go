@@ -119,7 +119,7 @@ func (c checker) storage() {
 
 func (c checker) projects() {
 	if len(c.Project) == 0 {
-		c.check("project", `there is no project: add
+		c.unfilled("project", []Missing{{Table: "project.app", Text: keysText, Where: inAmplitude}, {Table: "project.app", Text: relayText, Where: relayWhere}}, `there is no project: add
     [project.app]
     amplitude_api_keys = ["…"]   # Amplitude: Settings > Projects > your project > API Key`)
 	}
@@ -153,13 +153,14 @@ func (c checker) projects() {
 			at = func(int) string { return path }
 		}
 		if len(keys) == 0 && p.WebhookSecretFile == "" {
-			c.check(join(path, "amplitude_api_keys"), "required, unless there is a webhook_secret_file: the API keys that the project's SDKs send, in Amplitude under Settings > Projects > your project > API Key")
+			at := join(path, "amplitude_api_keys")
+			c.unfilled(at, c.inPlaceOf(at, Missing{Table: path, Text: keysText, Where: inAmplitude}), "required, unless there is a webhook_secret_file: the API keys that the project's SDKs send, in Amplitude under Settings > Projects > your project > API Key")
 		}
 		p.AmplitudeAPIKeys = nil
 		for i, key := range keys {
 			switch {
 			case key == "":
-				c.check(at(i), "fill in the project's API key, in Amplitude under Settings > Projects > your project > API Key")
+				c.unfilled(at(i), c.inPlaceOf(join(path, "amplitude_api_keys"), Missing{Table: path, Text: keysText, Where: inAmplitude}), "fill in the project's API key, in Amplitude under Settings > Projects > your project > API Key")
 			case !printable(key):
 				c.check(at(i), "key %d is not an Amplitude API key: it has a space or another character that no key has", i+1)
 			case owner[key] != "" && owner[key] != name:
@@ -175,7 +176,14 @@ func (c checker) projects() {
 
 func (c checker) syncs() {
 	if len(c.Sync) == 0 && len(c.Project.Relayed()) == 0 {
-		c.check("sync", `there is no sync: add
+		const table, file = "sync.production", "customerio_api_key"
+		path, credential := c.keyFilePath(file)
+		c.unfilled("sync", []Missing{
+			{Table: table, Text: regionText, Where: ofAccount}, {Table: table, Text: siteText, Where: inCustomerIO},
+			{Table: table, Text: fileText, Where: keyFileWhere},
+			{KeyFile: c.keyFileOf(path, credential), Where: inCustomerIO},
+			{Table: "[sync.production.select]", Text: eventsText, Where: eventsWhere},
+		}, `there is no sync: add
     [sync.production]
     region       = "us"                    # or "eu", in Customer.io under Account Settings
     site_id      = "…"                     # Customer.io: Account Settings > API Credentials > Track API Keys
@@ -242,12 +250,14 @@ func (c checker) project(path string, s *Sync) {
 // destination checks where s sends to.
 func (c checker) destination(path string, s *Sync) {
 	if s.Region == "" {
-		c.check(join(path, "region"), `required: "us" or "eu", in Customer.io under Account Settings. It is not guessed, since data sent to the wrong region passes through it`)
+		at := join(path, "region")
+		c.unfilled(at, c.inPlaceOf(at, Missing{Table: path, Text: regionText, Where: ofAccount}), `required: "us" or "eu", in Customer.io under Account Settings. It is not guessed, since data sent to the wrong region passes through it`)
 	}
 	if s.SiteID == "" && s.DryRun {
 		// nothing is sent
 	} else if s.SiteID == "" {
-		c.check(join(path, "site_id"), "required: the workspace's Site ID, in Customer.io under Account Settings > API Credentials > Track API Keys")
+		at := join(path, "site_id")
+		c.unfilled(at, c.inPlaceOf(at, Missing{Table: path, Text: siteText, Where: inCustomerIO}), "required: the workspace's Site ID, in Customer.io under Account Settings > API Credentials > Track API Keys")
 	} else if !printable(s.SiteID) || strings.Contains(s.SiteID, ":") {
 		c.check(join(path, "site_id"), "is not a Site ID: it has a space, a colon or another character that none has")
 	}
@@ -277,7 +287,7 @@ func (c checker) rules(path string, s *Sync) {
 		c.check(join(path, "identifier"), `must be a path: "user_id", or a property such as "user.email"`)
 	}
 	if s.Events.Send && len(s.Select) == 0 {
-		c.check(join(path, "select"), `which events are sent? Add, with * for any text,
+		c.unfilled(join(path, "select"), []Missing{{Table: "[" + join(path, "select") + "]", Text: eventsText, Where: eventsWhere}}, `which events are sent? Add, with * for any text,
     [[%s]]
     event = ["Signed Up", "Order *"]
 or send no events: [%s] send = false`, join(path, "select"), join(path, "events"))

@@ -50,7 +50,9 @@ func (c checker) apiKey(path string, s *Sync) {
 		c.check(at, "the API key is given more than once, by %s: keep one", strings.Join(given, " and by "))
 	case len(given) == 0 && s.DryRun:
 	case len(given) == 0:
-		c.check(fromFile, `no API key. Write it, %s, as the only line of a file that only ampcio can read, and under [%s] the line
+		file, credential := c.keyFilePath("customerio_api_key")
+		c.unfilled(fromFile, []Missing{{Table: path, Text: fileText, Where: keyFileWhere},
+			{KeyFile: c.keyFileOf(file, credential), Where: inCustomerIO}}, `no API key. Write it, %s, as the only line of a file that only ampcio can read, and under [%s] the line
     api_key_file = "customerio_api_key"
 or set the environment variable %s`, whereKeyIs, path, variable)
 	case looksLikeKey.MatchString(s.APIKeyFile):
@@ -99,7 +101,7 @@ func (c checker) keyFile(path, file string, credential bool) Secret {
 		c.check(path, "%w: the unit needs the line LoadCredential=%s:/etc/ampcio/%s, and that file the API key (%s)", err, filepath.Base(file), filepath.Base(file), whereKeyIs)
 		return Secret{}
 	case errors.Is(err, fs.ErrNotExist):
-		c.check(path, "%w: write the API key (%s) into it as its only line, and then: chmod 600 %s", err, whereKeyIs, file)
+		c.unfilled(path, []Missing{{KeyFile: file, Where: inCustomerIO}}, "%w: write the API key (%s) into it as its only line, and then: chmod 600 %s", err, whereKeyIs, file)
 		return Secret{}
 	case errors.Is(err, fs.ErrPermission):
 		c.check(path, "%w: the user that runs ampcio must be able to read it", err)
@@ -113,11 +115,11 @@ func (c checker) keyFile(path, file string, credential bool) Secret {
 	}
 	key := strings.TrimSpace(strings.TrimPrefix(string(text), "\ufeff"))
 	if key == "" && credential {
-		c.check(path, "the credential %s is empty: write the API key (%s) into the file that LoadCredential=%s:… of the unit names, and restart", filepath.Base(file), whereKeyIs, filepath.Base(file))
+		c.unfilled(path, []Missing{{KeyFile: c.keyFileOf(file, true), Where: inCustomerIO}}, "the credential %s is empty: write the API key (%s) into the file that LoadCredential=%s:… of the unit names, and restart", filepath.Base(file), whereKeyIs, filepath.Base(file))
 		return Secret{}
 	}
 	if key == "" {
-		c.check(path, "%s is empty: write the API key into it (%s)", file, whereKeyIs)
+		c.unfilled(path, []Missing{{KeyFile: file, Where: inCustomerIO}}, "%s is empty: write the API key into it (%s)", file, whereKeyIs)
 		return Secret{}
 	}
 	return c.key(path, file, key)

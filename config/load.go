@@ -34,6 +34,7 @@ type Error struct {
 	Line    int    // from 1; 0 = it has none, since nothing was written
 	Path    string // dotted, indexes from 0: sync.production.select[2].where[1].op; "" for broken TOML
 	Message string
+	Missing []Missing // it is nothing wrong, but still to be written; see Unfilled
 	err     error
 }
 

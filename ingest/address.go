@@ -59,6 +59,17 @@ func (h *Handler) sender(r *http.Request) string {
 	return shown(address)
 }
 
+// way is by which way a request has come.
+func (h *Handler) way(r *http.Request) *Request {
+	address := peer(r)
+	believed := address
+	if !address.IsValid() {
+		believed = loopback
+	}
+	proxied := len(r.Header["X-Forwarded-For"]) > 0
+	return &Request{At: h.now().UTC(), Peer: shown(address), Proxied: proxied, Trusted: proxied && trusts(*h.trusted.Load(), believed)}
+}
+
 var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
 func trusts(proxies []netip.Prefix, a netip.Addr) bool {

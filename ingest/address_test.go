@@ -137,11 +137,14 @@ func TestHealthzOnThePublicListener(t *testing.T) {
 			t.Errorf("%s: %d %v %q", method, w.Code, w.Header(), w.Body)
 		}
 	}
+	if w := do(t, h, "GET", "/healthz/", ""); w.Code != 200 || w.Body.String() != "ok\n" {
+		t.Errorf("with a slash: %d %q", w.Code, w.Body)
+	}
 	if n := h.Door().Requests; n != 0 {
 		t.Errorf("%d requests counted: a load balancer is no sender", n)
 	}
 	w := do(t, h, "POST", "/healthz", batch(good))
-	if w.Code != 400 || w.Header().Get("Allow") != "GET, HEAD, OPTIONS" {
+	if w.Code != 400 || w.Header().Get("Allow") != "GET, HEAD, OPTIONS" || !strings.Contains(w.Body.String(), "Invalid request method POST: /healthz is asked by GET or HEAD") {
 		t.Errorf("POST: %d %v %s", w.Code, w.Header(), w.Body)
 	}
 	if reason := spins(w.Code, w.Body.Bytes()); reason != "" {

@@ -88,6 +88,11 @@ func refuseMethod(method string) *refusal {
 	return &refusal{reason: reasonMethod, status: 400, message: "Invalid request method " + method + ": events are sent by POST", missingField: "events"}
 }
 
+// refuseHealth is the same at /healthz.
+func refuseHealth(method string) *refusal {
+	return &refusal{reason: reasonMethod, status: 400, message: "Invalid request method " + method + ": /healthz is asked by GET or HEAD", missingField: "events"}
+}
+
 // refuseNotYet is a 501: all SDKs, the old ones with the form too, keep what they have and
 // come back slowly; a 400 would make the newer ones drop it.
 func refuseNotYet(what string) *refusal {

@@ -263,6 +263,7 @@ func TestDoorCounts(t *testing.T) {
 			{Reason: "wrong_path", Count: 1, Last: now, Address: "192.0.2.7"},
 		},
 		LastSeen: map[string]time.Time{"app": noon},
+		Last:     &Request{At: now, Peer: "192.0.2.7"},
 	}
 	if diff := cmp.Diff(want, h.Door()); diff != "" {
 		t.Errorf("door (-want +got):\n%s", diff)

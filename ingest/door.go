@@ -28,6 +28,7 @@ const (
 	reasonFull     = "storage_full"
 	reasonClosed   = "stopping"
 	reasonStore    = "store_error"
+	reasonDraining = "draining"   // an operator has new events refused
 	reasonPlain    = "plain_http" // where TLS is spoken
 
 	reasonSlowStore = "slow_disk" // of the webhook: it was not stored in the time there is
@@ -35,11 +36,12 @@ const (
 
 // DoorStats is what happened at the door since the start.
 type DoorStats struct {
-	Requests   uint64               `json:"requests"`   // of any kind
-	Events     uint64               `json:"events"`     // accepted, duplicates included
-	Duplicates uint64               `json:"duplicates"` // accepted events that were stored already
-	Refused    []Refusal            `json:"refused"`    // requests by reason, most frequent first
-	LastSeen   map[string]time.Time `json:"last_seen"`  // project → last request with one of its keys (UTC); absent = never
+	Requests   uint64               `json:"requests"`     // of any kind
+	Events     uint64               `json:"events"`       // accepted, duplicates included
+	Duplicates uint64               `json:"duplicates"`   // accepted events that were stored already
+	Refused    []Refusal            `json:"refused"`      // requests by reason, most frequent first
+	LastSeen   map[string]time.Time `json:"last_seen"`    // project → last request with one of its keys (UTC); absent = never
+	Last       *Request             `json:"last_request"` // of any kind, but a load balancer's questions; nil = none yet
 }
 
 // Refusal counts the requests refused for one reason.
@@ -50,9 +52,18 @@ type Refusal struct {
 	Address string    `json:"last_address"` // peer IP of the last one
 }
 
+// Request is by which way a request came.
+type Request struct {
+	At      time.Time `json:"at"`      // UTC
+	Peer    string    `json:"peer"`    // the other end of the connection; "" = a unix socket
+	Proxied bool      `json:"proxied"` // it has X-Forwarded-For,
+	Trusted bool      `json:"trusted"` // and that is believed, since the peer is a trusted proxy
+}
+
 // door counts. Safe for concurrent use.
 type door struct {
 	requests, events, duplicates atomic.Uint64
+	last                         atomic.Pointer[Request]
 
 	mu       sync.Mutex               // guards the maps
 	refused  map[string]*Refusal      // by reason
@@ -89,7 +100,7 @@ func (d *door) refuse(reason string, at time.Time, address string) {
 func (d *door) stats() DoorStats {
 	s := DoorStats{
 		Requests: d.requests.Load(), Events: d.events.Load(), Duplicates: d.duplicates.Load(),
-		Refused: []Refusal{}, LastSeen: map[string]time.Time{},
+		Refused: []Refusal{}, LastSeen: map[string]time.Time{}, Last: d.last.Load(),
 	}
 	d.mu.Lock()
 	for project, at := range d.lastSeen {

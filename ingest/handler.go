@@ -64,7 +64,8 @@ type Handler struct {
 	appender Appender
 	admitted atomic.Pointer[admitted]
 	trusted  atomic.Pointer[[]netip.Prefix] // proxies
-	storing  *semaphore.Weighted            // each request that is being stored has 1 of storingMost; Change takes all
+	storing  *semaphore.Weighted            // each request that is being stored has 1 of storingMost; Change and Refuse take all
+	refusing atomic.Int64                   // how many have new events refused
 	inFlight *semaphore.Weighted
 	limits   limits
 	door     *door
@@ -111,7 +112,7 @@ func New(o Options, a Appender) *Handler {
 	for _, reason := range []string{reasonSecret, reasonJSON, reasonEvents, reasonTooLarge, ""} {
 		h.webhookLog[reason] = &rate.Sometimes{First: 1, Interval: 10 * time.Second}
 	}
-	for _, reason := range []string{reasonBusy, reasonFull, reasonClosed, reasonStore, reasonSlowStore} {
+	for _, reason := range []string{reasonBusy, reasonFull, reasonClosed, reasonStore, reasonSlowStore, reasonDraining} {
 		h.logged[reason] = &rate.Sometimes{First: 1, Interval: 10 * time.Second}
 	}
 	h.admitted.Store(h.admit(o.Projects, o.CORSOrigins))
@@ -175,12 +176,13 @@ func (h *Handler) Beside(ctx context.Context, f func() error) error {
 func (h *Handler) Door() DoorStats { return h.door.stats() }
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/healthz" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+	if (r.URL.Path == "/healthz" || r.URL.Path == "/healthz/") && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 		w.Header().Set("Cache-Control", "no-store")
 		writeText(w, http.StatusOK, "ok\n")
 		return // a load balancer's questions are none of a sender: they are not counted
 	}
 	h.door.requests.Add(1)
+	h.door.last.Store(h.way(r))
 	h.admitted.Load().handler.ServeHTTP(w, r)
 }
 
@@ -218,6 +220,9 @@ func (h *Handler) route(w http.ResponseWriter, r *http.Request) {
 	case endpoint == WebhookPath || endpoint == "/2/httpapi" || endpoint == "/batch" || endpoint == "/" || endpoint == "/identify" || endpoint == "/healthz":
 		w.Header().Set("Allow", methods)
 		refused = refuseMethod(r.Method)
+		if endpoint == "/healthz" {
+			refused = refuseHealth(r.Method)
+		}
 	default:
 		refused = refusePath
 	}
@@ -276,6 +281,9 @@ func (h *Handler) store(r *http.Request, j *job) (time.Time, *refusal) {
 		return time.Time{}, refuseAppend(queue.ErrBusy)
 	}
 	defer h.storing.Release(1)
+	if h.Refusing() {
+		return time.Time{}, refuseDraining()
+	}
 	project, refused := h.project(&j.request)
 	if refused != nil {
 		return time.Time{}, refused

@@ -132,6 +132,9 @@ func (h *Handler) storeWebhook(ctx context.Context, j *job, a mapping.Arrival, p
 		return time.Time{}, refuseAppend(queue.ErrBusy)
 	}
 	defer h.storing.Release(1)
+	if h.Refusing() {
+		return time.Time{}, refuseDraining()
+	}
 	received := h.now()
 	project.lastSeen.Store(received.UnixMilli())
 	a.Received = received.UnixMilli()
