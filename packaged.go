@@ -3,8 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -17,12 +19,21 @@ import (
 // 2 s, so that it works as soon as it is mended.
 func unconfigured(file string, err error) error {
 	text, readErr := os.ReadFile(file)
-	if readErr != nil || string(text) != configExample {
+	if readErr != nil || string(text) != configExample && string(text) != packagedConfig() {
 		return err
 	}
 	return exit(exitUnconfigured, fmt.Errorf(`ampcio is not configured yet: %s is as it was installed.
 %w
 Fill in these values, look them over (ampcio check-config --online), and start it again`, file, err))
+}
+
+// packagedConfig is the configuration that a package installs: what a person fills in, and
+// no more, so that it stays the same over versions. dpkg asks at every upgrade that brings
+// another one, and fails where nobody is there to answer.
+func packagedConfig() string {
+	fillIn, _, _ := strings.Cut(configExample, "# ---- ")
+	return fillIn + "# That is all you need. Every other key, with its default: man ampcio.toml, or\n" +
+		"# /usr/share/doc/ampcio/examples/config.toml\n"
 }
 
 // packageCommand is what the scripts of the Debian package ask, at moments when only the
@@ -32,13 +43,24 @@ func packageCommand() *cli.Command {
 		Name: "package", Hidden: true, Usage: "for the scripts of the package",
 		Subcommands: []*cli.Command{
 			{
-				Name: "check", Usage: "exit 0 when this version takes the configuration; keys are not looked at, since only the service may have them",
+				// Keys are not looked at: only the service may have them.
+				Name: "check", Usage: "exit 0 when this version takes the configuration, 66 when it is the example",
 				Flags: []cli.Flag{configFlag},
 				Action: func(c *cli.Context) error {
 					cfg, err := loadConfig(c, false)
 					if err == nil {
 						_, err = compileRules(cfg)
 					}
+					if err != nil {
+						return unconfigured(c.String("config"), err)
+					}
+					return nil
+				},
+			},
+			{
+				Name: "config", Usage: "the configuration as it is installed",
+				Action: func(c *cli.Context) error {
+					_, err := io.WriteString(c.App.Writer, packagedConfig())
 					return err
 				},
 			},
