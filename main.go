@@ -24,14 +24,15 @@ import (
 
 // Exit codes, as in sysexits.h.
 const (
-	exitFailed      = 1
-	exitUsage       = 64
-	exitData        = 65 // what was asked for cannot be, as things are
-	exitUnavailable = 69
-	exitCantCreate  = 73
-	exitIO          = 74
-	exitTemporary   = 75
-	exitConfig      = 78
+	exitFailed       = 1
+	exitUsage        = 64
+	exitData         = 65 // what was asked for cannot be, as things are
+	exitUnconfigured = 66 // the configuration is the example as it was installed: the unit does not start it again
+	exitUnavailable  = 69
+	exitCantCreate   = 73
+	exitIO           = 74
+	exitTemporary    = 75
+	exitConfig       = 78
 )
 
 // exitError is an error that knows the exit code of the process.
@@ -98,7 +99,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), doctorCommand(), queueStatsCommand(), sendTestCommand(), syncCommand(), deadLettersCommand(),
 			dryRunCommand(), explainCommand(), auditCommand(), traceCommand(), userCommand(), drainCommand(), backupCommand(), restoreCommand(), importCommand(),
-			sandboxCommand(), versionCommand(),
+			sandboxCommand(), manCommand(), completionCommand(), completeCommand(), packageCommand(), versionCommand(),
 		},
 	}
 	prepare(a.Commands)

@@ -57,7 +57,7 @@ func serveCommand() *cli.Command {
 			defer signal.Stop(hup)
 			cfg, err := loadConfig(c, true)
 			if err != nil {
-				return err
+				return asInstalled(c.String("config"), err)
 			}
 			first, err := newGeneration(cfg)
 			if err != nil {
