@@ -350,6 +350,22 @@ func (y *Sync) wellWord() string {
 	return "well"
 }
 
+// AlsoTroubled are the syncs that are not well, the worst first, but for the one that the
+// Snapshot's Health tells of, and those that are merely stopped as all of it is.
+func (s *Snapshot) AlsoTroubled() (syncs []Sync) {
+	told := false
+	for _, y := range byTrouble(s.Syncs) {
+		switch {
+		case y.Health.Level == LevelOK, y.Health.Word == "stopped" && s.Health.Word == "stopped":
+		case !told && s.Health.Why == y.Name+": "+y.Health.Why:
+			told = true
+		default:
+			syncs = append(syncs, y)
+		}
+	}
+	return syncs
+}
+
 func waiting(n uint64) string { return many(n, "event waits", "events wait") }
 
 // waits is the end of a sentence.
