@@ -166,6 +166,9 @@ func checkPage(t *testing.T, snap Snapshot) {
 	if !strings.Contains(page, `<main id="main" data-level="`+snap.Health.Level+`">`) {
 		t.Errorf("the page is not %s", snap.Health.Level)
 	}
+	for step := range strings.SplitSeq(snap.Health.ToDo, "; ") {
+		says(step)
+	}
 	for _, y := range snap.Syncs {
 		says(y.Name + " " + y.Health.Word)
 		says(sentence(y.Health.Why))
@@ -180,7 +183,6 @@ func checkPage(t *testing.T, snap Snapshot) {
 	}
 	if snap.Disk.Full != "" {
 		says("New events are refused: " + snap.Disk.Full)
-		says(snap.Disk.Advice[:strings.IndexByte(snap.Disk.Advice+";", ';')])
 	}
 	for _, n := range snap.Notes {
 		says(sentence(n))
