@@ -174,6 +174,9 @@ type streamView struct {
 // Tried is what the destination has accepted or refused.
 func (v streamView) Tried() uint64 { return v.Totals.FirstAttempt + v.Totals.AfterRetry + v.Depth.Dead }
 
+// ToDo is what to do about it, if anything.
+func (v streamView) ToDo() string { return cmp.Or(v.Health.ToDo, v.Advice) }
+
 // IsLate says whether an event is late already.
 func (v streamView) IsLate() bool { return *v.Late.OldestLeft <= 0 }
 
@@ -265,9 +268,9 @@ func headlineOf(s *Snapshot) headline {
 	}
 	switch {
 	case worst != nil:
-		h.Who, h.What, h.Why, h.Advice, h.Others = worst.Name, cmp.Or(syncPhrases[worst.Health.Word], "is "+worst.Health.Word), worst.Health.Why, worst.Advice, ill-1
+		h.Who, h.What, h.Why, h.Advice, h.Others = worst.Name, cmp.Or(syncPhrases[worst.Health.Word], "is "+worst.Health.Word), worst.Health.Why, cmp.Or(worst.Health.ToDo, worst.Advice), ill-1
 	case s.Health.Level != LevelOK:
-		h.What, h.Advice, h.Others = cmp.Or(housePhrases[s.Health.Word], "ampcio: "+s.Health.Word), s.Disk.Advice, ill
+		h.What, h.Advice, h.Others = cmp.Or(housePhrases[s.Health.Word], "ampcio: "+s.Health.Word), s.Health.ToDo, ill
 	case len(s.Syncs) == 0:
 		h.What, h.Why = "Ready, and nowhere to deliver", "no sync is configured yet: what comes is stored, and nobody takes it"
 	default:

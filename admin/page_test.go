@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -18,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 )
 
 // askPage asks as a browser does that has come to localhost.
@@ -166,13 +167,14 @@ func checkPage(t *testing.T, snap Snapshot) {
 	if !strings.Contains(page, `<main id="main" data-level="`+snap.Health.Level+`">`) {
 		t.Errorf("the page is not %s", snap.Health.Level)
 	}
+	for step := range strings.SplitSeq(snap.Health.ToDo, "; ") {
+		says(step)
+	}
 	for _, y := range snap.Syncs {
 		says(y.Name + " " + y.Health.Word)
 		says(sentence(y.Health.Why))
-		if y.Health.Level != LevelOK {
-			for step := range strings.SplitSeq(y.Advice, "; ") {
-				says(step)
-			}
+		for step := range strings.SplitSeq(cmp.Or(y.Health.ToDo, y.Advice), "; ") {
+			says(step)
 		}
 		for _, w := range y.Waiting {
 			says(w.Reason)
@@ -180,7 +182,6 @@ func checkPage(t *testing.T, snap Snapshot) {
 	}
 	if snap.Disk.Full != "" {
 		says("New events are refused: " + snap.Disk.Full)
-		says(snap.Disk.Advice[:strings.IndexByte(snap.Disk.Advice+";", ';')])
 	}
 	for _, n := range snap.Notes {
 		says(sentence(n))
@@ -264,7 +265,7 @@ func TestPageOfHostileNames(t *testing.T) {
 		if err := writePage(&b, bad); err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff(shape(calm.String()), shape(b.String())); d != "" {
+		if d := gocmp.Diff(shape(calm.String()), shape(b.String())); d != "" {
 			t.Errorf("%q: -without +with\n%s", hostile, d)
 		}
 		if n := strings.Count(b.String(), hostile); strings.ContainsAny(hostile, "<>") && n > 0 {
@@ -318,7 +319,7 @@ func TestTodoList(t *testing.T) {
 		`set region = "eu" there, then: ampcio sync retry p`: {{{"set ", false}, {`region = "eu"`, true}, {" there, then: ", false}, {"ampcio sync retry p", true}}},
 		"ampcio sync resume p":                               {{{"ampcio sync resume p", true}}},
 	} {
-		if d := cmp.Diff(want, todoList(advice)); d != "" {
+		if d := gocmp.Diff(want, todoList(advice)); d != "" {
 			t.Errorf("%q: -want +got\n%s", advice, d)
 		}
 	}
