@@ -22,6 +22,7 @@ func well() Snapshot {
 				EventsDelivered: 1_885_000, UsersDelivered: 40_000},
 			Filtered:      []Reason{{Kind: "event", Reason: "not_selected", Count: 931, Newest: ago(3 * time.Second), Example: "Page Viewed"}},
 			Books:         Books{Taken: 1_904_331, Balanced: true},
+			Audit:         Audit{Balanced: true},
 			Kept:          DeadLetters{KeepFor: 90 * 86400, MaxBytes: 2 << 30},
 			LastDelivered: ago(0), LastAnswer: "ok",
 		}},
