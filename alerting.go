@@ -16,8 +16,9 @@ import (
 const alertsFile = "alerts.json"
 
 const (
-	// lookEvery is how often it is looked whether something is wrong.
-	lookEvery = 10 * time.Second
+	// It is looked whether something is wrong four times within alerts.after, but not more
+	// often, and not more seldom, than this.
+	looksMost, looksLeast = 500 * time.Millisecond, 5 * time.Second
 	// lookWithin is how long that may take: a disk that hangs holds up no alert.
 	lookWithin = 5 * time.Second
 )
@@ -65,14 +66,15 @@ func alertOptions(cfg *config.Config) alerts.Options {
 // keepAlerts looks whether something is wrong, and posts that, until ctx ends. Nothing
 // of it ends the daemon or holds up events.
 func (d *daemon) keepAlerts(ctx context.Context) {
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(looksLeast)
 	defer tick.Stop()
 	looks := &looker{d: d}
 	var stop func()
 	follow := func() {
 		cfg := d.config()
 		o := alertOptions(cfg)
-		o.Log, o.Book = d.log, d.book0
+		o.Log, o.Book = d.log, d.repeats
+		tick.Reset(min(max(o.After/4, looksMost), looksLeast))
 		desk := d.alerting.current()
 		switch {
 		case o.URL == "" && desk == nil: // nobody is to be told, of what the last process knew either

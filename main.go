@@ -94,7 +94,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		Commands: []*cli.Command{
-			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), sendTestCommand(), syncCommand(), deadLettersCommand(),
+			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), queueStatsCommand(), sendTestCommand(), alertsCommand(), syncCommand(), deadLettersCommand(),
 			dryRunCommand(), explainCommand(), auditCommand(), traceCommand(), userCommand(), backupCommand(), restoreCommand(), importCommand(),
 			sandboxCommand(), versionCommand(),
 		},

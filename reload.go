@@ -385,6 +385,7 @@ func (d *daemon) follow(c *change) error {
 	d.level.Set(levelOf(cfg.Log))
 	d.records.SetLimits(logLimits(cfg.Storage))
 	d.certificate.follow(cfg.Server.TLSCert, cfg.Server.TLSKey)
+	d.alerting.reloaded()
 	to := map[*stream]*settings{}
 	for _, s := range c.streams {
 		if s.now == nil {

@@ -24,6 +24,7 @@ import (
 	"ampcio/admin"
 	"ampcio/config"
 	"ampcio/ingest"
+	"ampcio/logbook"
 	"ampcio/queue"
 	"ampcio/users"
 )
@@ -67,7 +68,7 @@ func serveCommand() *cli.Command {
 				return exit(exitUsage, fmt.Errorf("--config: %w", err))
 			}
 			log, level := newLog(c.App.ErrWriter, cfg.Log)
-			d := &daemon{log: log, level: level, configFile: file, started: time.Now(), pulse: newPulse(), streams: map[string]*stream{}}
+			d := &daemon{log: log, level: level, configFile: file, started: time.Now(), pulse: newPulse(), alerting: newAlerting(), repeats: logbook.New(log, time.Now), streams: map[string]*stream{}}
 			d.inForce.Store(first)
 			return d.serve(c.Context, hup)
 		},
@@ -82,6 +83,8 @@ type daemon struct {
 	started    time.Time
 	pulse      *pulse
 	rates      admin.Rates
+	repeats    *logbook.Book // what happens again and again, in log
+	alerting   *alerting
 	filling    admin.Filling
 	lastLooks  lastLooks
 
@@ -342,6 +345,7 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 	storage.Go(func() error { d.keepFilling(storing); return nil })
 	storage.Go(func() error { d.keepDoorBook(storing); return nil })
 	storage.Go(func() error { d.keepDryRuns(storing); return nil })
+	storage.Go(func() error { d.keepAlerts(storing); return nil })
 	storage.Go(func() error { d.notify(storing); return nil })
 	flow.Go(func() error { d.watchWorkspaces(ctx); return nil })
 

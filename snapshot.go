@@ -94,6 +94,7 @@ func (d *daemon) snapshot(ages []time.Duration) (admin.Snapshot, error) {
 		}
 	}
 	snap.Notes = append(snap.Notes, d.sharedWorkspaces()...)
+	snap.Notes = append(snap.Notes, d.alertNotes()...)
 	snap.Door = doorOf(d.address, d.certificate != nil, d.door.Door())
 	snap.Door.Certificate = d.certificate.show(now)
 	snap.Disk.FullETA = d.filling.ETA(snap.Disk)

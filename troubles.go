@@ -15,28 +15,33 @@ import (
 	"ampcio/logbook"
 )
 
-// Kinds of trouble that are told.
+// What is told beside what the snapshot itself finds wrong (admin.Findings).
 const (
-	troubleBlocked     = "blocked"
-	troubleAge         = "age"
+	troubleStuck       = "stuck"
 	troubleLate        = "late"
-	troubleDisk        = "disk"
 	troubleDeadLetters = "dead_letters"
 	troubleNoTraffic   = "no_traffic"
-	troubleBooks       = "books"
-	troubleCheckpoint  = "checkpoint"
-	troubleStuck       = "stuck"
-	troubleCertificate = "certificate"
 )
+
+// kinds are what is told of findings, by their word. What is not here wakes nobody: that
+// a sync is paused, or was unreachable for some minutes.
+var kinds = map[string]string{
+	"refusing": "disk", "disk": "disk", "certificate": "certificate", "damaged": "damaged",
+	"unbalanced": "books", "full": "checkpoint", "blocked": "blocked", "stuck": "stuck",
+	"behind": "age", "unreachable": "age", "waiting": "age", "discarding": "discarding",
+}
 
 // What is firing is over only where it is well below its limit, so that a number that
 // wavers about it is told once.
 const (
 	ageOver      = 0.75 // of alerts.age
-	diskOver     = 5    // percentage points below alerts.disk
+	diskOver     = 0.05 // below alerts.disk
 	lateOver     = 1.25 // of alerts.late
 	deadQuiet    = time.Hour
 	trafficGrace = 10 * time.Minute // senders have to come back after a start
+
+	ageCritical = 6 // times alerts.age
+	lateShare   = 6 // the part of late_after that alerts.late is at most
 )
 
 // judge says what of a snapshot is told. What is wrong with a sync, and what to do, is
@@ -47,135 +52,215 @@ type judge struct {
 	firing func(kind, of string) bool
 	stuck  []string             // loops that do not show themselves
 	quiet  map[string]time.Time // projects without a request → since when
-	found  []alerts.Trouble     // so far
-	dark   map[[2]string]bool   // what cannot be told: kind, of
+	found  map[string]alerts.Trouble
 }
 
-func (j *judge) add(t alerts.Trouble) { j.found = append(j.found, t) }
+func (j *judge) add(t alerts.Trouble) {
+	if j.found == nil {
+		j.found = map[string]alerts.Trouble{}
+	}
+	name := t.Kind + " " + t.Of
+	if before, is := j.found[name]; is && before.Level == alerts.Critical && t.Level != alerts.Critical {
+		return
+	}
+	j.found[name] = t
+}
+
+func (j *judge) troubles() []alerts.Trouble {
+	var all []alerts.Trouble
+	for _, name := range sortedKeys(j.found) {
+		all = append(all, j.found[name])
+	}
+	return all
+}
 
 // blind is the sight of somebody who sees nothing but that it is stuck.
 func (j *judge) blind() alerts.Sight {
 	j.judgeStuck()
-	return alerts.Sight{At: j.now, Troubles: j.found, Unclear: func(kind, _ string) bool { return kind != troubleStuck }}
+	return alerts.Sight{At: j.now, Troubles: j.troubles(), Unclear: func(kind, of string) bool { return kind != troubleStuck || of != "" }}
 }
 
 func (j *judge) sight(s *admin.Snapshot) alerts.Sight {
-	j.dark = map[[2]string]bool{}
 	j.judgeStuck()
-	j.judgeDisk(s)
+	// What is firing goes on by limits that are harder to get below.
+	begun := map[[2]string]bool{}
+	for _, f := range s.Findings(j.thresholds(false)) {
+		begun[[2]string{kindOf(s, f), f.Of}] = true
+	}
+	for _, f := range s.Findings(j.thresholds(true)) {
+		if kind := kindOf(s, f); kind != "" && (begun[[2]string{kind, f.Of}] || j.firing(kind, f.Of)) {
+			j.add(j.trouble(kind, f, s))
+		}
+	}
+	starting := map[string]bool{}
 	for i := range s.Syncs {
-		j.judgeSync(&s.Syncs[i], s)
+		y := &s.Syncs[i]
+		j.judgeDeadLetters(y)
+		j.judgeLate(y)
+		starting[y.Name] = y.Status == admin.StatusChecking
 	}
 	for _, project := range sortedKeys(j.quiet) {
 		j.judgeTraffic(project, j.quiet[project])
 	}
-	if c := s.Door.Certificate; c != nil {
-		j.judgeCertificate(c)
+	return alerts.Sight{At: j.now, Troubles: j.troubles(), Unclear: func(kind, of string) bool { return kind == "blocked" && starting[of] }}
+}
+
+// thresholds are the limits of the configuration; lenient are those of what is firing.
+func (j *judge) thresholds(lenient bool) admin.Thresholds {
+	a := j.limits
+	t := admin.DefaultThresholds()
+	t.WarnDepth, t.CritDepth, t.WarnDead, t.CritDead, t.CritDisk, t.CritLate = 0, 0, 0, 0, 0, 0
+	t.WarnAge, t.CritAge = time.Duration(a.Age), ageCritical*time.Duration(a.Age)
+	t.WarnDisk = float64(a.Disk) / 100
+	if a.Disk == 0 {
+		t.WarnFull = 0
 	}
-	return alerts.Sight{At: j.now, Troubles: j.found, Unclear: func(kind, of string) bool { return j.dark[[2]string{kind, of}] }}
+	if lenient {
+		t.WarnAge = time.Duration(ageOver * float64(a.Age))
+		t.WarnDisk = max(t.WarnDisk-diskOver, 0)
+		t.WarnFull = t.WarnFull * 3 / 2
+	}
+	return t
+}
+
+// kindOf is what a finding is told as; "" = it is not.
+func kindOf(s *admin.Snapshot, f admin.Finding) string {
+	y := syncIn(s, f.Of)
+	if f.Word == "unreachable" && (y == nil || !strings.Contains(f.Why, "the oldest event waits")) {
+		return "" // for a short time
+	}
+	return kinds[f.Word]
+}
+
+func syncIn(s *admin.Snapshot, name string) *admin.Sync {
+	for i := range s.Syncs {
+		if s.Syncs[i].Name == name {
+			return &s.Syncs[i]
+		}
+	}
+	return nil
+}
+
+// trouble is a finding as it is told.
+func (j *judge) trouble(kind string, f admin.Finding, s *admin.Snapshot) alerts.Trouble {
+	t := alerts.Trouble{Kind: kind, Of: f.Of, Level: alerts.Warning, What: f.Why}
+	if f.Level == admin.LevelCritical {
+		t.Level = alerts.Critical
+	}
+	y := syncIn(s, f.Of)
+	if y == nil {
+		j.houseTrouble(&t, f, s)
+		return t
+	}
+	t.Numbers = numbersOf(y)
+	t.Do, t.Cause = y.Advice, y.Reason
+	t.Known = y.Acknowledged != nil && j.now.Before(y.Acknowledged.Until)
+	waits := "1 event waits"
+	if y.Books.Pending != 1 {
+		waits = many(y.Books.Pending) + " events wait"
+	}
+	switch kind {
+	case "blocked":
+		t.Since = timeOr(y.Since)
+		t.What = fmt.Sprintf("%s (%s); %s, and nothing is lost", f.Why, y.Reason, waits)
+	case "age":
+		if y.OldestAge != nil {
+			t.Since = j.now.Add(-time.Duration(*y.OldestAge) * time.Second)
+		}
+		t.What = fmt.Sprintf("%s; %s, and nothing is lost", f.Why, waits)
+	case "checkpoint":
+		t.Cause = y.NoCheckpoint
+	case "books":
+		t.Cause, t.Numbers["difference"] = "", y.Books.Difference
+		t.Do = "make a copy (ampcio backup FILE), look (ampcio audit), and tell us what it says"
+	case "stuck":
+		t.Do = "see what it says: journalctl -u ampcio; then: systemctl restart ampcio; nothing that was accepted is lost"
+	}
+	return t
+}
+
+// houseTrouble completes a trouble of what all syncs share.
+func (j *judge) houseTrouble(t *alerts.Trouble, f admin.Finding, s *admin.Snapshot) {
+	switch t.Kind {
+	case "disk":
+		d := &s.Disk
+		t.Numbers = map[string]int64{"used_bytes": d.Used, "max_bytes": d.Max, "free_bytes": d.Free, "min_free_bytes": d.MinFree}
+		figures := fmt.Sprintf("%s of storage.max_bytes %s are used, and %s are free on the disk (min_free %s)", size(d.Used), size(d.Max), size(d.Free), size(d.MinFree))
+		if d.FullETA != nil && d.Full == "" {
+			t.Numbers["full_eta_s"] = *d.FullETA
+		}
+		switch {
+		case f.Word == "refusing" && strings.Contains(d.Full, "max_pending_bytes"):
+			t.What += "; SDKs keep them for a while, and try again"
+			t.Do = d.Advice
+			for i := range s.Syncs {
+				if y := &s.Syncs[i]; strings.Contains(d.Full, "sync "+y.Name+",") && y.Advice != "" {
+					t.Do = y.Advice
+				}
+			}
+		case f.Word == "refusing":
+			t.What += "; " + figures + "; SDKs keep them for a while, and try again"
+			t.Do = d.Advice
+		default:
+			t.What += "; " + figures + "; when it is full new events are refused"
+			t.Do = fmt.Sprintf("see what waits (ampcio queue-stats); free space on the disk of %s (df -h %[1]s), or raise storage.max_bytes, then: ampcio reload", d.Dir)
+		}
+	case "certificate":
+		t.Do = "renew it (certbot renew); the new files are taken within a minute"
+		if c := s.Door.Certificate; c != nil {
+			t.Numbers = map[string]int64{"days_left": int64(c.DaysLeft)}
+		}
+	case "damaged":
+		t.Do = "see what was lost (ampcio audit), and whether the disk is dying (dmesg, smartctl); what could be read goes on"
+	}
+}
+
+func numbersOf(y *admin.Sync) map[string]int64 {
+	n := map[string]int64{"pending": int64(y.Books.Pending), "pending_bytes": y.PendingBytes, "dead_letters": int64(y.Kept.Count)}
+	if y.OldestAge != nil {
+		n["oldest_age_s"] = *y.OldestAge
+	}
+	if y.Late.OldestLeft != nil {
+		n["late_in_s"] = *y.Late.OldestLeft
+	}
+	return n
 }
 
 func (j *judge) judgeStuck() {
 	if len(j.stuck) == 0 {
 		return
 	}
-	j.add(alerts.Trouble{Kind: troubleStuck, Level: alerts.Critical,
-		What:    fmt.Sprintf("these parts have not moved for more than %d s: %s; the disk may hang", stuckAfter/time.Second, strings.Join(j.stuck, ", ")),
-		Do:      "look at the disk (dmesg, df -h), then: systemctl restart ampcio; nothing that was accepted is lost",
-		Numbers: map[string]int64{"parts": int64(len(j.stuck))}})
+	j.add(alerts.Trouble{Kind: troubleStuck, Level: alerts.Critical, Numbers: map[string]int64{"parts": int64(len(j.stuck))},
+		What: fmt.Sprintf("these parts have not moved for more than %d s: %s; the disk may hang", stuckAfter/time.Second, strings.Join(j.stuck, ", ")),
+		Do:   "look at the disk (dmesg, df -h), then: systemctl restart ampcio; nothing that was accepted is lost"})
 }
 
-// judgeDisk tells of a disk that refuses events, and of one that will before long.
-func (j *judge) judgeDisk(s *admin.Snapshot) {
-	d := &s.Disk
-	capacity := max(min(d.Max, d.Used+d.Free-d.MinFree), 1)
-	share := int(100 * float64(d.Used) / float64(capacity))
-	numbers := map[string]int64{"used_bytes": d.Used, "max_bytes": d.Max, "free_bytes": d.Free, "min_free_bytes": d.MinFree}
-	figures := fmt.Sprintf("%s of storage.max_bytes (%s) are used, and %s are free on its disk (min_free is %s)", size(d.Used), size(d.Max), size(d.Free), size(d.MinFree))
-	limit := int(j.limits.Disk)
-	if j.firing(troubleDisk, "") {
-		limit -= diskOver
+// judgeLate tells of events that will be late before long: it is counted from the other
+// end than their age, since each sync has its own late_after. Of a sync that somebody
+// holds it is told, too: that is easily forgotten.
+func (j *judge) judgeLate(y *admin.Sync) {
+	if j.limits.Late == 0 || y.Late.Limit == nil || y.Late.OldestLeft == nil || y.Destination == admin.ToAmplitude ||
+		y.Status == admin.StatusDisabled || y.Status == admin.StatusDryRun || y.Status == admin.StatusOrphaned {
+		return
 	}
-	switch {
-	case d.Full != "" && !strings.Contains(d.Full, "max_pending_bytes"):
-		j.add(alerts.Trouble{Kind: troubleDisk, Level: alerts.Critical, Numbers: numbers, Do: d.Advice,
-			What: "new events are refused with 503, and SDKs keep them for a while: " + d.Full + "; " + figures})
-	case d.Full != "":
-		j.add(alerts.Trouble{Kind: troubleDisk, Level: alerts.Critical, Numbers: numbers, Do: boundAdvice(s),
-			What: "new events are refused with 503, and SDKs keep them for a while: " + d.Full})
-	case j.limits.Disk > 0 && share >= limit && capacity > 1:
-		j.add(alerts.Trouble{Kind: troubleDisk, Level: alerts.Warning, Numbers: numbers, What: figures + "; when it is full new events are refused",
-			Do: fmt.Sprintf("free space on the disk of %s (df -h %[1]s), or see which sync waits (ampcio queue-stats), or raise storage.max_bytes and: ampcio reload", d.Dir)})
+	after, left := time.Duration(*y.Late.Limit)*time.Second, time.Duration(*y.Late.OldestLeft)*time.Second
+	limit := min(time.Duration(j.limits.Late), after/lateShare)
+	if j.firing(troubleLate, y.Name) {
+		limit = time.Duration(lateOver * float64(limit))
 	}
-}
-
-// boundAdvice is what to do about a sync at its max_pending_bytes.
-func boundAdvice(s *admin.Snapshot) string {
-	for _, y := range s.Syncs {
-		if strings.Contains(s.Disk.Full, "sync "+y.Name+",") && y.Advice != "" {
-			return y.Advice
-		}
+	if left > limit {
+		return
 	}
-	return s.Disk.Advice
-}
-
-func (j *judge) judgeSync(y *admin.Sync, s *admin.Snapshot) {
-	pending := int64(y.Books.Pending)
-	waits := "1 event waits"
-	if pending != 1 {
-		waits = many(y.Books.Pending) + " events wait"
+	what := fmt.Sprintf("the oldest event that waits is late in %s: from %s on it starts no campaigns in Customer.io", logbook.Short(left), logbook.Short(after))
+	if left <= 0 {
+		what = fmt.Sprintf("%s that wait are older than %s, and start no campaigns in Customer.io any more", events(max(y.Late.Over, 1)), logbook.Short(after))
 	}
-	numbers := map[string]int64{"pending": pending, "pending_bytes": y.PendingBytes, "dead_letters": int64(y.Kept.Count)}
-	if y.OldestAge != nil {
-		numbers["oldest_age_s"] = *y.OldestAge
-	}
-	since := time.Time{}
-	if y.Since != nil {
-		since = *y.Since
-	}
-	switch y.Status {
-	case admin.StatusChecking, admin.StatusStopped:
-		j.dark[[2]string{troubleBlocked, y.Name}] = true
-	case admin.StatusBlocked:
-		j.add(alerts.Trouble{Kind: troubleBlocked, Of: y.Name, Cause: y.Reason, Level: alerts.Critical, Since: since, Numbers: numbers, Do: y.Advice,
-			What: fmt.Sprintf("%s (%s); %s, and nothing is lost", cmp.Or(y.Detail, "delivery is blocked"), y.Reason, waits)})
-	}
-	// An operator who holds a sync knows that its events wait; that they are about to be late
-	// is told all the same.
-	held := y.Status == admin.StatusPaused || y.Status == admin.StatusDisabled || y.Status == admin.StatusDryRun || y.Status == admin.StatusOrphaned
-	if limit := time.Duration(j.limits.Age); limit > 0 && y.OldestAge != nil && !held {
-		if j.firing(troubleAge, y.Name) {
-			limit = time.Duration(float64(limit) * ageOver)
-		}
-		if age := time.Duration(*y.OldestAge) * time.Second; age > limit {
-			level := alerts.Warning
-			if age > 6*time.Duration(j.limits.Age) {
-				level = alerts.Critical
-			}
-			why := ""
-			if y.Detail != "" {
-				why = ": " + y.Detail
-			}
-			j.add(alerts.Trouble{Kind: troubleAge, Of: y.Name, Cause: cmp.Or(y.Reason, y.Status), Level: level, Since: j.now.Add(-age), Numbers: numbers, Do: y.Advice,
-				What: fmt.Sprintf("the oldest event waits for %s, %s; the sync is %s%s", logbook.Short(age), waits, y.Status, why)})
-		}
-	}
-	if c := y.NoCheckpoint; c != "" {
-		j.add(alerts.Trouble{Kind: troubleCheckpoint, Of: y.Name, Cause: c, Level: alerts.Critical, Numbers: numbers, Do: y.Advice,
-			What: "nothing is delivered, since what was delivered cannot be written down: " + c})
-	}
-	if !y.Books.Balanced && !y.LedgerDamaged {
-		numbers := map[string]int64{"difference": y.Books.Difference, "pending": pending}
-		j.add(alerts.Trouble{Kind: troubleBooks, Of: y.Name, Level: alerts.Critical, Numbers: numbers,
-			What: fmt.Sprintf("the account of all events is out by %d", y.Books.Difference),
-			Do:   "make a copy (ampcio backup FILE), look (ampcio audit), and tell us what it says"})
-	}
-	j.judgeDeadLetters(y, numbers)
+	j.add(alerts.Trouble{Kind: troubleLate, Of: y.Name, Cause: cmp.Or(y.Reason, y.Status), Level: alerts.Critical, What: what, Do: y.Advice, Numbers: numbersOf(y)})
 }
 
 // judgeDeadLetters tells of a sync whose events were refused for good not long ago: they
 // are kept for months, and somebody was told of the old ones.
-func (j *judge) judgeDeadLetters(y *admin.Sync, numbers map[string]int64) {
+func (j *judge) judgeDeadLetters(y *admin.Sync) {
 	if j.limits.DeadLetters == 0 || y.Kept.Count < uint64(j.limits.DeadLetters) {
 		return
 	}
@@ -195,7 +280,7 @@ func (j *judge) judgeDeadLetters(y *admin.Sync, numbers map[string]int64) {
 	if newest.IsZero() || j.now.Sub(newest) > deadQuiet {
 		return
 	}
-	j.add(alerts.Trouble{Kind: troubleDeadLetters, Of: y.Name, Cause: reasons[0].Reason, Level: alerts.Warning, Numbers: numbers,
+	j.add(alerts.Trouble{Kind: troubleDeadLetters, Of: y.Name, Cause: reasons[0].Reason, Level: alerts.Warning, Numbers: numbersOf(y),
 		What: fmt.Sprintf("%s refuses events for good, the last one at %s: %s; %s kept", destinationName(y), newest.UTC().Format("15:04 UTC"), strings.Join(words, ", "), letters(y.Kept.Count)),
 		Do:   fmt.Sprintf("see which and why: ampcio dead-letters list --sync %s; mend the cause, then: ampcio dead-letters replay --sync %[1]s --dry-run", y.Name)})
 }
@@ -240,29 +325,6 @@ func (j *judge) judgeTraffic(project string, last time.Time) {
 		What:    fmt.Sprintf("no request with a key of project %s for %s", project, logbook.Short(j.now.Sub(last))),
 		Do:      "is that usual at this hour? Else: ampcio send-test says whether the door works; then look at the SDKs' server URL, the proxy in front, and what was refused (ampcio queue-stats)"})
 }
-
-// judgeCertificate tells of one that SDKs refuse, or will soon.
-func (j *judge) judgeCertificate(c *admin.Certificate) {
-	level := alerts.Warning
-	if c.DaysLeft < 3 {
-		level = alerts.Critical
-	}
-	if c.DaysLeft >= certificateDays && c.Problem == "" {
-		return
-	}
-	what := fmt.Sprintf("the certificate for %s expires on %s, in %d days", strings.Join(c.Names, ", "), c.NotAfter.Format(time.DateOnly), c.DaysLeft)
-	if c.DaysLeft < 0 {
-		what = fmt.Sprintf("the certificate for %s has expired on %s: SDKs are turned away", strings.Join(c.Names, ", "), c.NotAfter.Format(time.DateOnly))
-	}
-	if c.Problem != "" {
-		what += "; the files on disk cannot be used: " + c.Problem
-	}
-	j.add(alerts.Trouble{Kind: troubleCertificate, Level: level, What: what, Numbers: map[string]int64{"days_left": int64(c.DaysLeft)},
-		Do: "renew it (certbot renew); the new files are taken within a minute"})
-}
-
-// certificateDays is how many days before its end a certificate is told of.
-const certificateDays = 10
 
 func size(bytes int64) string { return humanize.IBytes(uint64(max(bytes, 0))) }
 

@@ -91,6 +91,10 @@ func worst(well Health, findings []finding) Health {
 
 // judgeHouse is of what all syncs share.
 func (s *Snapshot) judgeHouse(t Thresholds) Health {
+	return worst(Health{LevelOK, "well", ""}, s.houseFindings(t))
+}
+
+func (s *Snapshot) houseFindings(t Thresholds) []finding {
 	var fs []finding
 	add := func(level, word, format string, args ...any) {
 		fs = append(fs, finding{level, word, fmt.Sprintf(format, args...)})
@@ -142,17 +146,19 @@ func (s *Snapshot) judgeHouse(t Thresholds) Health {
 	if d.Damaged > 0 {
 		add(LevelWarning, "damaged", "%s of the log could not be read", many(uint64(d.Damaged), "chunk", "chunks"))
 	}
-	return worst(Health{LevelOK, "well", ""}, fs)
+	return fs
 }
 
 // judge is of one sync.
-func (y *Sync) judge(s *Snapshot, t Thresholds) Health {
+func (y *Sync) judge(s *Snapshot, t Thresholds) Health { return worst(y.well(), y.findings(s, t)) }
+
+func (y *Sync) findings(s *Snapshot, t Thresholds) []finding {
 	var fs []finding
 	add := func(level, word, format string, args ...any) {
 		fs = append(fs, finding{level, word, fmt.Sprintf(format, args...)})
 	}
 	if y.LedgerDamaged {
-		return Health{LevelCritical, "damaged", "its ledger is damaged, so what is pending is unknown"}
+		return []finding{{LevelCritical, "damaged", "its ledger is damaged, so what is pending is unknown"}}
 	}
 	pending := y.Books.Pending
 	// What somebody knows of is worth a warning, and wakes nobody any more.
@@ -218,7 +224,7 @@ func (y *Sync) judge(s *Snapshot, t Thresholds) Health {
 	} else if y.overfull() && mustDeliver {
 		add(LevelWarning, "filling", "%s of max_pending_bytes %s wait", size(y.PendingBytes), size(y.MaxPending))
 	}
-	return worst(y.well(), fs)
+	return fs
 }
 
 // judgeQueue is of what waits and how long, in a sync that is meant to deliver.

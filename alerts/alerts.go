@@ -35,6 +35,7 @@ type Trouble struct {
 	Do      string           // what to do about it; may be ""
 	Since   time.Time        // zero = nobody knows: since it was first seen
 	Numbers map[string]int64 // for machines
+	Known   bool             // somebody has said that they know: it is not told again while it lasts
 }
 
 // Sight is all that is wrong at one moment.

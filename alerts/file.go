@@ -49,6 +49,7 @@ type known struct {
 	seen  time.Time // not firing: since when it is there without a break; zero = it is not
 	worse time.Time // firing: since when it is worse than what was told; zero = it is not
 	gone  time.Time // firing: since when it is not there; zero = it is
+	quiet bool      // somebody knows of it
 }
 
 func key(kind, of string) string { return kind + " " + of }

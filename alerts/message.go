@@ -236,3 +236,12 @@ func (m *Message) body(o *Options, now time.Time) []byte {
 	}
 	return b
 }
+
+// Line is the message in one line, for whoever knows which installation is meant.
+func (m *Message) Line() string {
+	line := m.Event + " " + m.Level + ": " + m.title()
+	if names := m.names(); names != "" {
+		line += ": " + names
+	}
+	return line
+}

@@ -47,6 +47,7 @@ func (s *state) look(sight Sight, r rules) (news []Message, changed bool) {
 			k = &known{Kind: t.Kind, Of: t.Of}
 			s.Known[name] = k
 		}
+		k.quiet = t.Known
 		if k.gone = (time.Time{}); !k.Firing && k.seen.IsZero() {
 			k.seen, k.Since = at, at
 		}
@@ -104,7 +105,7 @@ func (s *state) look(sight Sight, r rules) (news []Message, changed bool) {
 			func(k *known) bool { return k.Firing && here(k) && !k.worse.IsZero() },
 			func(k *known) { k.Told, k.Worst, k.worse = at, k.Level, time.Time{} }},
 		{Still, func(k *known) bool {
-			return k.Firing && here(k) && (k.Told.IsZero() || r.repeat > 0 && at.Sub(k.Told) >= r.repeat)
+			return k.Firing && here(k) && (k.Told.IsZero() || r.repeat > 0 && !k.quiet && at.Sub(k.Told) >= r.repeat)
 		},
 			func(k *known) bool { return k.Firing && here(k) },
 			func(k *known) { k.Told = at }},

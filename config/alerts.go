@@ -13,6 +13,7 @@ import (
 // message holds the address: whoever knows that of a webhook can post there.
 func (c checker) alerts() {
 	a := &c.Alerts
+	a.Given = a.URLFile != "" || !a.URL.IsZero()
 	const here, file = "alerts.url", "alerts.url_file"
 	switch {
 	case c.env.NoSecrets:

@@ -183,6 +183,7 @@ type Alerts struct {
 	URL     Secret `toml:"url"`
 	URLFrom string `toml:"-"`
 	URLFile string `toml:"url_file"`
+	Given   bool   `toml:"-"` // one of the two was written, also when loaded without secrets
 	Format  string `toml:"format" enum:"auto json slack"`
 	Name    string `toml:"name"` // of this installation; "" = the host's
 
