@@ -2,14 +2,16 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"ampcio/admin"
 	"ampcio/alerts"
 	"ampcio/config"
+	"ampcio/logbook"
 )
 
 // alertsFile is in the storage folder: which alerts are firing, and what is to be posted.
@@ -23,12 +25,10 @@ const (
 	lookWithin = 5 * time.Second
 )
 
-// alerting posts alerts while the configuration has an address for them.
+// alerting decides what is wrong, and posts that where the configuration has an address.
 type alerting struct {
-	follow chan struct{} // the configuration has changed
-
-	mu   sync.Mutex
-	desk *alerts.Desk // nil = there is no address
+	follow chan struct{}               // the configuration has changed
+	desk   atomic.Pointer[alerts.Desk] // nil = not begun yet
 }
 
 func newAlerting() *alerting { return &alerting{follow: make(chan struct{}, 1)} }
@@ -39,12 +39,6 @@ func (a *alerting) reloaded() {
 	case a.follow <- struct{}{}:
 	default:
 	}
-}
-
-func (a *alerting) current() *alerts.Desk {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.desk
 }
 
 // alertOptions are how alerts are posted, by the configuration.
@@ -66,62 +60,69 @@ func alertOptions(cfg *config.Config) alerts.Options {
 // keepAlerts looks whether something is wrong, and posts that, until ctx ends. Nothing
 // of it ends the daemon or holds up events.
 func (d *daemon) keepAlerts(ctx context.Context) {
-	tick := time.NewTicker(looksLeast)
+	options := func() alerts.Options {
+		o := alertOptions(d.config())
+		o.Log, o.Book, o.Heard = d.log, d.repeats, d.logTrouble
+		return o
+	}
+	desk := alerts.Open(options())
+	d.alerting.desk.Store(desk)
+	ended := make(chan struct{})
+	go func() { defer close(ended); desk.Run(ctx) }()
+	tick := time.NewTicker(looksEvery(d.config()))
 	defer tick.Stop()
 	looks := &looker{d: d}
-	var stop func()
-	follow := func() {
-		cfg := d.config()
-		o := alertOptions(cfg)
-		o.Log, o.Book = d.log, d.repeats
-		tick.Reset(min(max(o.After/4, looksMost), looksLeast))
-		desk := d.alerting.current()
-		switch {
-		case o.URL == "" && desk == nil: // nobody is to be told, of what the last process knew either
-			d.forgetAlerts(o.Path)
-		case o.URL == "":
-			stop()
-			d.alerting.set(nil)
-			d.forgetAlerts(o.Path)
-		case desk == nil:
-			desk = alerts.Open(o)
-			d.alerting.set(desk)
-			running, cancel := context.WithCancel(ctx)
-			ended := make(chan struct{})
-			go func() { defer close(ended); desk.Run(running) }()
-			stop = func() { cancel(); <-ended }
-		default:
-			desk.Set(o)
-		}
-	}
-	follow()
 	for {
 		select {
 		case <-ctx.Done():
-			if d.alerting.current() != nil {
-				stop()
-			}
+			<-ended
 			looks.end()
 			return
 		case <-d.alerting.follow:
-			follow()
+			desk.Set(options())
+			tick.Reset(looksEvery(d.config()))
 		case <-tick.C:
 		}
-		if desk := d.alerting.current(); desk != nil {
-			desk.Look(looks.look(ctx, desk))
-		}
+		desk.Look(looks.look(ctx, desk))
 	}
 }
 
-func (a *alerting) set(desk *alerts.Desk) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.desk = desk
+func looksEvery(cfg *config.Config) time.Duration {
+	return min(max(time.Duration(cfg.Alerts.After)/4, looksMost), looksLeast)
 }
 
-func (d *daemon) forgetAlerts(path string) {
-	if err := alerts.Forget(path); err != nil {
-		d.log.Warn("the file of alerts was not deleted", "file", path, "error", err)
+// loggedElsewhere are the kinds of trouble of which those who meet it have lines of their
+// own, at once.
+var loggedElsewhere = map[string]bool{"blocked": true, "dead_letters": true}
+
+// logTrouble logs what was decided: also where nobody is posted to.
+func (d *daemon) logTrouble(m alerts.Message) {
+	if loggedElsewhere[m.Kind] {
+		return
+	}
+	level := slog.LevelWarn
+	switch {
+	case m.Event == alerts.Over:
+		level = slog.LevelInfo
+	case m.Level == alerts.Critical:
+		level = slog.LevelError
+	}
+	for _, t := range m.Troubles {
+		var attrs []any
+		switch {
+		case t.Of == "":
+		case m.Kind == troubleNoTraffic:
+			attrs = append(attrs, "project", t.Of)
+		default:
+			attrs = append(attrs, "sync", t.Of)
+		}
+		attrs = append(attrs, "what", t.What)
+		if t.Until != nil {
+			attrs = append(attrs, "lasted", logbook.Short(t.Until.Sub(t.Since)))
+		} else {
+			attrs = append(attrs, "for", logbook.Short(m.At.Sub(t.Since)), "do", t.Do)
+		}
+		d.log.Log(context.Background(), level, m.Title(), attrs...)
 	}
 }
 
@@ -178,7 +179,7 @@ func (l *looker) end() {
 
 // alertNotes are sentences for queue-stats about alerts that do not get through.
 func (d *daemon) alertNotes() []string {
-	desk := d.alerting.current()
+	desk := d.alerting.desk.Load()
 	if desk == nil {
 		return nil
 	}

@@ -128,9 +128,9 @@ func alertsListVerb(_ context.Context, h house, in json.RawMessage, out io.Write
 	if !runs {
 		return errors.New("alerts-list is for the daemon")
 	}
-	l := alertList{Source: "daemon", List: alerts.List{Firing: []alerts.Firing{}, Waiting: []alerts.Message{}}}
-	if desk := d.alerting.current(); desk != nil {
-		l.Configured, l.List = true, desk.List()
+	l := alertList{Source: "daemon", Configured: d.config().Alerts.Given, List: alerts.List{Firing: []alerts.Firing{}, Waiting: []alerts.Message{}}}
+	if desk := d.alerting.desk.Load(); desk != nil {
+		l.List = desk.List()
 	}
 	return tell(out, l)
 }
@@ -162,10 +162,6 @@ func alertsList(c *cli.Context) error {
 }
 
 func (l *alertList) print(w io.Writer, now time.Time) {
-	if !l.Configured {
-		fmt.Fprintln(w, errNoAlerts)
-		return
-	}
 	if l.Source == "files" {
 		fmt.Fprintln(w, "ampcio is stopped: this is how it was when it ran last")
 	}
@@ -183,6 +179,8 @@ func (l *alertList) print(w io.Writer, now time.Time) {
 		}
 	}
 	switch {
+	case !l.Configured:
+		fmt.Fprintln(w, errNoAlerts)
 	case len(l.Waiting) == 0 && l.Posted != nil:
 		fmt.Fprintf(w, "nothing waits to be posted; the last message was posted %s ago\n", logbook.Short(now.Sub(*l.Posted)))
 	case len(l.Waiting) == 0:

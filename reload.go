@@ -125,7 +125,7 @@ func (d *daemon) reload(ctx context.Context, force bool) (reloadReport, error) {
 		d.log.Warn("these keys have changed and stay as they were until ampcio is restarted", "keys", strings.Join(report.Restart, ", "))
 	}
 	for _, w := range report.Warnings {
-		d.log.Warn(w)
+		d.log.Warn("the configuration is taken, but may not be what is meant", "what", w)
 	}
 	return report, nil
 }

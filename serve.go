@@ -117,7 +117,7 @@ func (d *daemon) serve(ctx context.Context, hup <-chan os.Signal) error {
 		debug.SetGCPercent(gcPercent)
 	}
 	for _, w := range d.config().Warnings {
-		d.log.Warn(w)
+		d.log.Warn("the configuration is taken, but may not be what is meant", "what", w)
 	}
 	if s := d.config().Server; s.TLSCert != "" {
 		c, err := openCertificate(s.TLSCert, s.TLSKey, time.Now, d.log)
@@ -162,7 +162,7 @@ func (d *daemon) openStorage() error {
 	}
 	d.door = ingest.New(ingest.Options{Projects: apiKeys(d.config()), CORSOrigins: d.config().Server.CORSOrigins,
 		TrustedProxies: d.config().Server.TrustedProxies,
-		InFlightBytes:  appendBytes, Log: d.log}, d.users)
+		InFlightBytes:  appendBytes, Log: d.log, Repeats: d.repeats}, d.users)
 	d.door.SetWebhookSecrets(webhookSecrets(d.config()))
 	return nil
 }
@@ -333,7 +333,7 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 	for _, l := range ls.public {
 		d.addresses = append(d.addresses, l.Addr())
 	}
-	public := ingest.NewServer(d.door, d.log)
+	public := ingest.NewServer(d.door, d.log, d.repeats)
 	for _, l := range ls.public {
 		watch(&flow, exitUnavailable, func() error { return serveHTTP(public, l) })
 	}
@@ -371,8 +371,10 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 		err = errors.Join(flowErr, storageErr)
 	}
 	if err != nil {
+		d.repeats.Close()
 		return fmt.Errorf("stopped; what was accepted is on disk, and the next start goes on from there: %w", roomMaker(d.config().Storage.Dir, err))
 	}
+	d.repeats.Close()
 	d.log.Info("ampcio has stopped; what is pending stays in the queue")
 	return nil
 }

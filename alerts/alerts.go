@@ -51,7 +51,7 @@ type Sight struct {
 type Options struct {
 	Path string // of the file
 
-	URL       string // where to post; a secret
+	URL       string // where to post; a secret. "" = nowhere: then it is only decided what is wrong
 	Format    string // auto | json | slack
 	Instance  string // who is speaking: a host's name
 	Version   string
@@ -59,6 +59,8 @@ type Options struct {
 	OverAfter time.Duration // and its end once it has been gone so long; longer where it comes and goes
 	Repeat    time.Duration // told again while it lasts; 0 = never
 
+	// Heard is told of each message when it is decided. It may not call the desk.
+	Heard     func(m Message)
 	Transport http.RoundTripper // nil = the network
 	Now       func() time.Time  // nil = time.Now
 	Log       *slog.Logger      // nil = nobody hears
@@ -71,6 +73,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Heard == nil {
+		o.Heard = func(Message) {}
 	}
 	if o.Book == nil {
 		o.Book = logbook.New(o.Log, o.Now)
@@ -112,7 +117,32 @@ func open(o Options, s shelf) *Desk {
 	if problem += damage; problem != "" {
 		o.Log.Warn("what alerts were firing is not known; they begin anew", "file", o.Path, "why", problem)
 	}
+	d.mute(d.state.Mute)
 	return d
+}
+
+// mute lets the state fit to whether somebody is told; was says whether nobody was.
+// Whoever is told from now on hears of all that is firing, and nobody of what waited for
+// nobody. With mu held, or before others know the desk.
+func (d *Desk) mute(was bool) {
+	if d.state.Mute = d.o.URL == ""; d.state.Mute {
+		d.state.Waiting, d.state.Dropped = nil, nil
+	}
+	if was != d.state.Mute {
+		if was {
+			d.tellAll()
+		}
+		d.changed()
+	}
+}
+
+// tellAll lets all that is firing be told at the next look.
+func (d *Desk) tellAll() {
+	for _, k := range d.state.Known {
+		if k.Firing {
+			k.Told = time.Time{}
+		}
+	}
 }
 
 // Set changes how it is told, and to whom. Another address hears at once of all that is
@@ -122,19 +152,15 @@ func (d *Desk) Set(o Options) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	another := o.URL != d.o.URL || o.Format != d.o.Format
-	tellAll := o.URL != d.o.URL
-	o.Path = d.o.Path
-	d.o = o
-	if tellAll {
-		for _, k := range d.state.Known {
-			if k.Firing {
-				k.Told = time.Time{} // due, at the next look
-			}
-		}
+	if was := d.o.URL; o.URL != was && was != "" && o.URL != "" {
+		d.tellAll()
 		d.changed()
 	}
+	o.Path = d.o.Path
+	d.o = o
+	d.mute(d.state.Mute)
 	if another {
-		d.post.failed(0, time.Time{}) // what the old address did says nothing of this one
+		d.post = postState{} // what the old address did says nothing of this one
 		wake(d.kick)
 	}
 }
@@ -157,14 +183,15 @@ func (d *Desk) Look(s Sight) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	news, changed := d.state.look(s, rules{after: d.o.After, overAfter: d.o.OverAfter, repeat: d.o.Repeat})
-	for i := range news {
-		d.o.Log.Info("an alert is to be posted", "event", news[i].Event, "kind", news[i].Kind, "of", news[i].names(), "id", news[i].ID)
+	for _, m := range news {
+		d.o.Heard(m)
 	}
-	if d.state.add(news) || changed {
-		d.changed()
-	}
-	if len(news) > 0 {
+	if d.o.URL != "" {
+		d.state.add(news)
 		wake(d.kick)
+	}
+	if changed {
+		d.changed()
 	}
 }
 
@@ -355,6 +382,3 @@ func (d *Desk) kept(ctx context.Context) {
 }
 
 const keptWithin = 5 * time.Second
-
-// Forget deletes the file: nobody is to be told any more.
-func Forget(path string) error { return fileShelf{path}.remove() }

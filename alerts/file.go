@@ -22,6 +22,7 @@ type state struct {
 	Format     int                  `json:"format"`
 	Known      map[string]*known    `json:"known"`   // by key
 	Waiting    []Message            `json:"waiting"` // to be posted, oldest first
+	Mute       bool                 `json:"mute"`    // nobody was told of all this
 	Marks      map[string]time.Time `json:"marks"`
 	MarksSaved time.Time            `json:"marks_saved"`
 	Posted     *time.Time           `json:"posted"`  // when a message was last posted
@@ -132,11 +133,4 @@ func (f fileShelf) write(b []byte) error {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
-}
-
-func (f fileShelf) remove() error {
-	if err := os.Remove(f.path); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }

@@ -60,6 +60,8 @@ type Earlier struct {
 	To    time.Time `json:"to"`
 }
 
+const diskFull = "the disk is full, and new events are refused"
+
 // titles of what is wrong, and of its end, by kind. The words of a kind that is not here
 // are its own.
 var titles = map[string][2]string{
@@ -67,6 +69,8 @@ var titles = map[string][2]string{
 	"age":          {"events wait too long", "events no longer wait too long"},
 	"late":         {"events are about to be late", "events are no longer about to be late"},
 	"disk":         {"the disk is filling", "the disk has room again"},
+	"damaged":      {"a part of the log is damaged", "nothing of the log is damaged any more"},
+	"discarding":   {"the oldest events are discarded", "no more events are discarded"},
 	"dead_letters": {"events are refused for good", "no more events are refused for good"},
 	"no_traffic":   {"no requests come in", "requests come in again"},
 	"books":        {"the books do not balance", "the books balance again"},
@@ -76,7 +80,8 @@ var titles = map[string][2]string{
 	"test":         {"this is a test", "this is a test"},
 }
 
-func (m *Message) title() string {
+// Title is what is wrong, or is no longer, in some words that are always the same.
+func (m *Message) Title() string {
 	t, known := titles[m.Kind]
 	if !known {
 		t = [2]string{m.Kind, m.Kind + ": over"}
@@ -86,7 +91,7 @@ func (m *Message) title() string {
 		title = t[1]
 	}
 	if m.Kind == "disk" && m.Event != Over && m.Level == Critical {
-		title = "the disk is full, and new events are refused"
+		title = diskFull
 	}
 	return title
 }
@@ -110,7 +115,7 @@ func (m *Message) names() string {
 func (m *Message) summary(instance string) string {
 	tag := map[string]string{Began: strings.ToUpper(m.Level), Worse: strings.ToUpper(m.Level) + ", worse than before",
 		Still: "STILL " + strings.ToUpper(m.Level), Over: "OVER", Test: "TEST"}[m.Event]
-	line := fmt.Sprintf("[%s] ampcio on %s: %s", tag, instance, m.title())
+	line := fmt.Sprintf("[%s] ampcio on %s: %s", tag, instance, m.Title())
 	if names := m.names(); names != "" {
 		line += ": " + names
 	}
@@ -239,7 +244,7 @@ func (m *Message) body(o *Options, now time.Time) []byte {
 
 // Line is the message in one line, for whoever knows which installation is meant.
 func (m *Message) Line() string {
-	line := m.Event + " " + m.Level + ": " + m.title()
+	line := m.Event + " " + m.Level + ": " + m.Title()
 	if names := m.names(); names != "" {
 		line += ": " + names
 	}

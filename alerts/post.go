@@ -44,8 +44,6 @@ type postState struct {
 	bad   int // answers that say that the message itself is at fault
 }
 
-func (p *postState) failed(tries int, next time.Time) { p.Tries, p.Next = tries, next }
-
 // Answer is what came of one post, in words that hold neither the address nor a secret.
 type Answer struct {
 	To     string        `json:"to"` // the host
@@ -284,8 +282,8 @@ func (d *Desk) postFirst(ctx context.Context) {
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if o.URL != d.o.URL && !a.OK {
-		return // the new address has its own chance
+	if o.URL != d.o.URL && (!a.OK || d.o.URL == "") {
+		return // the new address has its own chance; without one nothing waits
 	}
 	now := d.o.Now()
 	switch {
@@ -309,7 +307,7 @@ func (d *Desk) postFirst(ctx context.Context) {
 		d.leave()
 		return
 	}
-	d.post.failed(d.post.Tries+1, now.Add(delay(d.post.Tries, a.retryAfter)))
+	d.post.Tries, d.post.Next = d.post.Tries+1, now.Add(delay(d.post.Tries, a.retryAfter))
 	d.post.Why = a.Words
 	d.o.Book.Note(notPosted, "", 1, "answer", a.Words, "to", a.To, "do", a.Advice, "waiting", len(d.state.Waiting), "next_try", d.post.Next.UTC().Truncate(time.Second))
 }

@@ -163,7 +163,7 @@ func (s *state) firing() []Ref {
 
 // add puts messages at the end of those that wait. Beyond mostWaiting those behind the
 // first, which may be on its way, are collapsed into the one behind them.
-func (s *state) add(news []Message) bool {
+func (s *state) add(news []Message) {
 	if len(news) > 0 && s.Dropped != nil {
 		news[0].Earlier, s.Dropped = s.Dropped, nil
 	}
@@ -172,7 +172,6 @@ func (s *state) add(news []Message) bool {
 		collapse(&s.Waiting[1], &s.Waiting[2])
 		s.Waiting = slices.Delete(s.Waiting, 1, 2)
 	}
-	return len(news) > 0
 }
 
 // collapse lets m tell that there was one more before it.

@@ -39,6 +39,7 @@ type Book struct {
 
 	mu      sync.Mutex
 	entries map[entryKey]*entry
+	books   map[string]*Book // of For
 }
 
 type entryKey struct{ message, key string }
@@ -59,6 +60,21 @@ type entry struct {
 // New is an empty book that writes to log.
 func New(log *slog.Logger, now func() time.Time) *Book {
 	return &Book{log: log, now: now, entries: map[entryKey]*entry{}}
+}
+
+// For is the book of one thing of several, a sync say: all its lines have the
+// attributes. Close closes it, too.
+func (b *Book) For(attrs ...any) *Book {
+	name := fmt.Sprint(attrs...)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.books == nil {
+		b.books = map[string]*Book{}
+	}
+	if b.books[name] == nil {
+		b.books[name] = New(b.log.With(attrs...), b.now)
+	}
+	return b.books[name]
 }
 
 // Note enters that it has happened n times more. key tells kinds of it apart, so that
@@ -152,6 +168,9 @@ func (b *Book) Close() {
 			b.tell(e)
 		}
 		b.end(k, e, false)
+	}
+	for _, of := range b.books {
+		of.Close()
 	}
 }
 
