@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -42,6 +43,8 @@ const (
 
 	ageCritical = 6 // times alerts.age
 	lateShare   = 6 // the part of late_after that alerts.late is at most
+
+	fillingFrom = 0.5 // share of the space from which on it counts that it will be full in some hours
 )
 
 // judge says what of a snapshot is told. What is wrong with a sync, and what to do, is
@@ -125,11 +128,16 @@ func (j *judge) thresholds(lenient bool) admin.Thresholds {
 
 // kindOf is what a finding is told as; "" = it is not.
 func kindOf(s *admin.Snapshot, f admin.Finding) string {
-	y := syncIn(s, f.Of)
-	if f.Word == "unreachable" && (y == nil || !strings.Contains(f.Why, "the oldest event waits")) {
+	kind := kinds[f.Word]
+	switch y := syncIn(s, f.Of); {
+	case f.Word == "unreachable" && !strings.Contains(f.Why, "the oldest event waits"):
 		return "" // for a short time
+	case kind == "age" && y != nil && y.Status == admin.StatusBlocked:
+		return "" // that it is blocked is told
+	case f.Word == "disk" && s.Disk.Share < fillingFrom && strings.HasPrefix(f.Why, "new events are refused in"):
+		return "" // a burst, in a disk with much room
 	}
-	return kinds[f.Word]
+	return kind
 }
 
 func syncIn(s *admin.Snapshot, name string) *admin.Sync {
@@ -167,7 +175,7 @@ func (j *judge) trouble(kind string, f admin.Finding, s *admin.Snapshot) alerts.
 		if y.OldestAge != nil {
 			t.Since = j.now.Add(-time.Duration(*y.OldestAge) * time.Second)
 		}
-		t.What = fmt.Sprintf("%s; %s, and nothing is lost", f.Why, waits)
+		t.What = fmt.Sprintf("%s; %s, and nothing is lost", limitInWords.ReplaceAllString(f.Why, ""), waits)
 	case "checkpoint":
 		t.Cause = y.NoCheckpoint
 	case "books":
@@ -199,10 +207,10 @@ func (j *judge) houseTrouble(t *alerts.Trouble, f admin.Finding, s *admin.Snapsh
 				}
 			}
 		case f.Word == "refusing":
-			t.What += "; " + figures + "; SDKs keep them for a while, and try again"
+			t.What += "; SDKs keep them for a while, and try again"
 			t.Do = d.Advice
 		default:
-			t.What += "; " + figures + "; when it is full new events are refused"
+			t.What = limitInWords.ReplaceAllString(t.What, "") + "; " + figures + "; when it is full new events are refused"
 			t.Do = fmt.Sprintf("see what waits (ampcio queue-stats); free space on the disk of %s (df -h %[1]s), or raise storage.max_bytes, then: ampcio reload", d.Dir)
 		}
 	case "certificate":
@@ -214,6 +222,10 @@ func (j *judge) houseTrouble(t *alerts.Trouble, f admin.Finding, s *admin.Snapsh
 		t.Do = "see what was lost (ampcio audit), and whether the disk is dying (dmesg, smartctl); what could be read goes on"
 	}
 }
+
+// limitInWords is the limit in a finding's sentence: of what is firing it is not the one
+// of the configuration.
+var limitInWords = regexp.MustCompile(` \(from [^)]*\)`)
 
 func numbersOf(y *admin.Sync) map[string]int64 {
 	n := map[string]int64{"pending": int64(y.Books.Pending), "pending_bytes": y.PendingBytes, "dead_letters": int64(y.Kept.Count)}

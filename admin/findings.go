@@ -10,14 +10,10 @@ type Finding struct {
 // Findings are all that is wrong by t, those of the house first, in no other order.
 func (s *Snapshot) Findings(t Thresholds) []Finding {
 	all := []Finding{}
-	add := func(of string, found []finding) {
-		for _, f := range found {
-			all = append(all, Finding{of, Health{f.level, f.word, f.why}})
-		}
-	}
-	add("", s.houseFindings(t))
+	s.judgeHouse(t, func(h Health) { all = append(all, Finding{"", h}) })
 	for i := range s.Syncs {
-		add(s.Syncs[i].Name, s.Syncs[i].findings(s, t))
+		y := &s.Syncs[i]
+		y.judge(s, t, func(h Health) { all = append(all, Finding{y.Name, h}) })
 	}
 	return all
 }

@@ -22,8 +22,8 @@ type Detail struct {
 
 func (d *Detail) wanted() bool { return len(d.Bounds) > 0 }
 
-// class says into which of the bounds, or behind the last, a record falls.
-func (d *Detail) class(receivedMillis int64) int {
+// Class says into which of the bounds, or behind the last, a record falls.
+func (d *Detail) Class(receivedMillis int64) int {
 	age := d.Now.Sub(time.UnixMilli(receivedMillis))
 	return sort.Search(len(d.Bounds), func(i int) bool { return age < d.Bounds[i] })
 }
@@ -34,12 +34,12 @@ func (d *Detail) class(receivedMillis int64) int {
 func (c *Consumer) addInMemory(st *ConsumerStats, d *Detail) {
 	for i := range c.window {
 		if e := c.window[i].e; e != nil {
-			st.Ages[d.class(e.rec.Received)]++
+			st.Ages[d.Class(e.rec.Received)]++
 			st.Newest = max(st.Newest, e.rec.Received)
 		}
 	}
 	for _, l := range c.side.lanes {
-		st.Ages[d.class(l.aside.oldest)] += l.aside.count
+		st.Ages[d.Class(l.aside.oldest)] += l.aside.count
 		st.Newest = max(st.Newest, l.aside.oldest)
 		st.Approximate = st.Approximate || l.aside.count > 1
 	}
