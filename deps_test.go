@@ -13,12 +13,14 @@ import (
 // arrows says which rooms a room may know. Whoever adds one says so here, and in
 // DESIGN.md why. Tests may know more: they put rooms together.
 var arrows = map[string][]string{
-	"ampcio":            {"admin", "archive", "config", "delivery", "ingest", "mapping", "metrics", "queue", "recordings", "sandbox", "users"},
+	"ampcio":            {"admin", "alerts", "archive", "config", "delivery", "ingest", "logbook", "mapping", "metrics", "queue", "recordings", "sandbox", "users"},
 	"ampcio/admin":      nil,
+	"ampcio/alerts":     {"logbook"},
 	"ampcio/archive":    nil,
 	"ampcio/config":     nil,
-	"ampcio/delivery":   {"mapping", "queue"},
-	"ampcio/ingest":     {"mapping", "queue"},
+	"ampcio/delivery":   {"logbook", "mapping", "queue"},
+	"ampcio/ingest":     {"logbook", "mapping", "queue"},
+	"ampcio/logbook":    nil,
 	"ampcio/mapping":    nil,
 	"ampcio/metrics":    {"admin"},
 	"ampcio/queue":      nil,

@@ -97,7 +97,7 @@ func app(stdout, stderr io.Writer) *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		Commands: []*cli.Command{
-			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), doctorCommand(), queueStatsCommand(), sendTestCommand(), syncCommand(), deadLettersCommand(),
+			serveCommand(), demoCommand(), checkConfigCommand(), reloadCommand(), doctorCommand(), queueStatsCommand(), sendTestCommand(), alertsCommand(), syncCommand(), deadLettersCommand(),
 			dryRunCommand(), explainCommand(), auditCommand(), traceCommand(), userCommand(), drainCommand(), backupCommand(), restoreCommand(), importCommand(),
 			sandboxCommand(), manCommand(), completionCommand(), completeCommand(), packageCommand(), versionCommand(),
 		},

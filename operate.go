@@ -146,7 +146,7 @@ func changesNothing(name string, in json.RawMessage) bool {
 		DryRun bool `json:"dry_run"`
 	}
 	_ = json.Unmarshal(in, &asked) // what is none of JSON has been refused
-	return asked.DryRun || readsOnly[name] || name == "check-pending" || name == "sync-export"
+	return asked.DryRun || readsOnly[name] || name == "check-pending" || name == "sync-export" || name == "alerts-list"
 }
 
 // asWords are the attributes of a log line about a verb: which syncs were meant, and the

@@ -127,7 +127,7 @@ func (d *daemon) reload(ctx context.Context, force bool) (reloadReport, error) {
 		d.log.Warn("these keys have changed and stay as they were until ampcio is restarted", "keys", strings.Join(report.Restart, ", "))
 	}
 	for _, w := range report.Warnings {
-		d.log.Warn(w)
+		d.log.Warn("the configuration is taken, but may not be what is meant", "what", w)
 	}
 	return report, nil
 }
@@ -388,6 +388,7 @@ func (d *daemon) follow(c *change) error {
 	d.level.Set(levelOf(cfg.Log))
 	d.records.SetLimits(logLimits(cfg.Storage))
 	d.certificate.follow(cfg.Server.TLSCert, cfg.Server.TLSKey)
+	d.alerting.reloaded()
 	to := map[*stream]*settings{}
 	for _, s := range c.streams {
 		if s.now == nil {

@@ -25,6 +25,7 @@ import (
 	"ampcio/config"
 	"ampcio/delivery"
 	"ampcio/ingest"
+	"ampcio/logbook"
 	"ampcio/queue"
 	"ampcio/users"
 )
@@ -68,7 +69,7 @@ func serveCommand() *cli.Command {
 				return exit(exitUsage, fmt.Errorf("--config: %w", err))
 			}
 			log, level := newLog(c.App.ErrWriter, cfg.Log)
-			d := &daemon{log: log, level: level, configFile: file, started: time.Now(), pulse: newPulse(), streams: map[string]*stream{}}
+			d := &daemon{log: log, level: level, configFile: file, started: time.Now(), pulse: newPulse(), alerting: newAlerting(), repeats: logbook.New(log, time.Now), streams: map[string]*stream{}}
 			d.inForce.Store(first)
 			return d.serve(c.Context, hup)
 		},
@@ -84,6 +85,8 @@ type daemon struct {
 	pulse      *pulse
 	rates      admin.Rates
 	history    admin.History
+	repeats    *logbook.Book // what happens again and again, in log
+	alerting   *alerting
 	filling    admin.Filling
 	lastLooks  lastLooks
 
@@ -118,7 +121,7 @@ func (d *daemon) serve(ctx context.Context, hup <-chan os.Signal) error {
 		debug.SetGCPercent(gcPercent)
 	}
 	for _, w := range d.config().Warnings {
-		d.log.Warn(w)
+		d.log.Warn("the configuration is taken, but may not be what is meant", "what", w)
 	}
 	if s := d.config().Server; s.TLSCert != "" {
 		c, err := openCertificate(s.TLSCert, s.TLSKey, time.Now, d.log)
@@ -163,7 +166,7 @@ func (d *daemon) openStorage() error {
 	}
 	d.door = ingest.New(ingest.Options{Projects: apiKeys(d.config()), CORSOrigins: d.config().Server.CORSOrigins,
 		TrustedProxies: d.config().Server.TrustedProxies,
-		InFlightBytes:  appendBytes, Log: d.log}, d.users)
+		InFlightBytes:  appendBytes, Log: d.log, Repeats: d.repeats}, d.users)
 	d.door.SetWebhookSecrets(webhookSecrets(d.config()))
 	return nil
 }
@@ -334,7 +337,7 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 	for _, l := range ls.public {
 		d.addresses = append(d.addresses, l.Addr())
 	}
-	public := ingest.NewServer(d.door, d.log)
+	public := ingest.NewServer(d.door, d.log, d.repeats)
 	for _, l := range ls.public {
 		watch(&flow, exitUnavailable, func() error { return serveHTTP(public, l) })
 	}
@@ -346,6 +349,7 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 	storage.Go(func() error { d.keepFilling(storing); return nil })
 	storage.Go(func() error { d.keepDoorBook(storing); return nil })
 	storage.Go(func() error { d.keepDryRuns(storing); return nil })
+	storage.Go(func() error { d.keepAlerts(storing); return nil })
 	storage.Go(func() error { d.notify(storing); return nil })
 	flow.Go(func() error { d.watchWorkspaces(ctx); return nil })
 
@@ -371,8 +375,10 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 		err = errors.Join(flowErr, storageErr)
 	}
 	if err != nil {
+		d.repeats.Close()
 		return fmt.Errorf("stopped; what was accepted is on disk, and the next start goes on from there: %w", roomMaker(d.config().Storage.Dir, err))
 	}
+	d.repeats.Close()
 	d.log.Info("ampcio has stopped; what is pending stays in the queue")
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"math"
 	"net"
@@ -20,6 +21,7 @@ import (
 	"ampcio/config"
 	"ampcio/delivery"
 	"ampcio/ingest"
+	"ampcio/logbook"
 	"ampcio/queue"
 )
 
@@ -97,6 +99,7 @@ func (d *daemon) snapshot(ages []time.Duration) (admin.Snapshot, error) {
 	if d.door.Refusing() {
 		snap.Notes = append(snap.Notes, "new events are refused (503) while an operator drains the queue: ampcio drain --refuse")
 	}
+	snap.Notes = append(snap.Notes, d.alertNotes()...)
 	snap.Door = doorOf(d.address, d.certificate != nil, d.door.Door())
 	snap.Door.Certificate = d.certificate.show(now)
 	snap.Disk.FullETA = d.filling.ETA(snap.Disk)
@@ -387,9 +390,8 @@ func (d *daemon) keepRates(ctx context.Context) {
 				d.rates.Note(name, now, st.Books.Taken, st.Books.Taken-st.Books.Pending)
 				levels[name] = admin.Level{In: st.Books.Taken, Out: st.Books.Taken + st.Books.Rewound - st.Books.Pending,
 					Pending: st.Books.Pending, Oldest: ageOf(st.Oldest, now)}
-				if n := given.since(name, now, st.Tallies["record/discarded/max_pending_bytes"].N); n > 0 {
-					d.log.Warn("the oldest events were given up, since more waits than max_pending_bytes", "sync", name, "count", n)
-				}
+				n := given.since(name, st.Tallies["record/discarded/max_pending_bytes"].N)
+				d.repeats.For("sync", name).Note(oldestGivenUp, "max_pending_bytes", n, "do", "let it deliver (ampcio sync status "+name+"), or raise max_pending_bytes, then: ampcio reload")
 			}
 		}
 		d.history.Note(time.Now(), levels)
@@ -405,28 +407,22 @@ func (d *daemon) keepRates(ctx context.Context) {
 	}
 }
 
-// givenUp remembers of each sync how many events that were given up have been told of.
-type givenUp map[string]toldOf
+// givenUp remembers of each sync how many events that were given up are told of.
+type givenUp map[string]uint64
 
-type toldOf struct {
-	at    time.Time // zero: nothing was told yet
-	count uint64
-}
-
-// since is how many of count are to be told of now: those since the last time, once a
-// minute at most. What there was when a sync is first seen was told of by another process.
-func (g givenUp) since(name string, now time.Time, count uint64) uint64 {
-	last, known := g[name]
-	switch {
-	case !known || count < last.count:
-		g[name] = toldOf{count: count}
-		return 0
-	case count == last.count || now.Sub(last.at) < time.Minute:
+// since is how many of count are to be told of now. What there was when a sync is first
+// seen was told of by another process.
+func (g givenUp) since(name string, count uint64) uint64 {
+	before, known := g[name]
+	g[name] = count
+	if !known || count < before {
 		return 0
 	}
-	g[name] = toldOf{now, count}
-	return count - last.count
+	return count - before
 }
+
+var oldestGivenUp = logbook.Line{Level: slog.LevelWarn, Message: "the oldest events were given up, since more waits than max_pending_bytes",
+	Over: "no more events are given up", Quiet: 10 * time.Minute}
 
 // The door's book is what queue-stats tells of the door when ampcio is stopped. It
 // is for people: it is written every few seconds, and a crash may lose the newest.

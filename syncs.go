@@ -236,7 +236,7 @@ func (d *daemon) openStreams() error {
 		d.log.Error("a damaged log file was set aside; what could be read of it was taken over", "file", a.Path, "records", a.Saved, "reason", a.Reason)
 	}
 	if earlier := d.earlierDamage(); earlier != "" {
-		d.log.Warn(earlier)
+		d.log.Warn("files that were damaged are kept", "what", earlier)
 	}
 	return nil
 }
@@ -495,7 +495,7 @@ func (d *daemon) watchWorkspaces(ctx context.Context) {
 		shared := map[string]bool{}
 		for _, sentence := range d.sharedWorkspaces() {
 			if shared[sentence] = true; !told[sentence] {
-				d.log.Warn(sentence)
+				d.log.Warn("several syncs deliver to one workspace", "what", sentence)
 			}
 		}
 		told = shared

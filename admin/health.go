@@ -63,10 +63,10 @@ func DefaultThresholds() Thresholds {
 // Judge fills in the Health of a Snapshot and of its syncs. It looks at nothing but the
 // Snapshot, so the same Snapshot is always judged alike.
 func (s *Snapshot) Judge(t Thresholds) {
-	s.Health = s.judgeHouse(t) // first of those that are as bad: it concerns all syncs
+	s.Health = s.judgeHouse(t, nil) // first of those that are as bad: it concerns all syncs
 	for i := range s.Syncs {
 		y := &s.Syncs[i]
-		y.Health = y.judge(s, t)
+		y.Health = y.judge(s, t, nil)
 		if y.Health.Worse(s.Health) {
 			s.Health = y.Health
 			s.Health.Why = y.Name + ": " + y.Health.Why
@@ -75,12 +75,19 @@ func (s *Snapshot) Judge(t Thresholds) {
 }
 
 // findings are what is wrong, the first of those that are as bad the one to be told.
-type findings struct{ worst Health }
+type findings struct {
+	worst Health
+	each  func(Health) // told of every one; nil = nobody is
+}
 
 // add tells of something by a level, a word, what to do, and why.
 func (f *findings) add(level, word, todo, why string, args ...any) {
-	if h := (Health{level, word, fmt.Sprintf(why, args...), todo}); h.Worse(f.worst) {
+	h := Health{level, word, fmt.Sprintf(why, args...), todo}
+	if h.Worse(f.worst) {
 		f.worst = h
+	}
+	if f.each != nil {
+		f.each(h)
 	}
 }
 
@@ -93,8 +100,8 @@ func (f *findings) or(word string) Health {
 }
 
 // judgeHouse is of what all syncs share.
-func (s *Snapshot) judgeHouse(t Thresholds) Health {
-	var f findings
+func (s *Snapshot) judgeHouse(t Thresholds, each func(Health)) Health {
+	f := findings{each: each}
 	d := s.Disk
 	space := "see what fills the disk: df -h " + d.Dir
 	if d.Full != "" {
@@ -161,8 +168,8 @@ func (s *Snapshot) judgeStopped(f *findings) {
 const start = "start it: systemctl start ampcio"
 
 // judge is of one sync.
-func (y *Sync) judge(s *Snapshot, t Thresholds) Health {
-	var f findings
+func (y *Sync) judge(s *Snapshot, t Thresholds, each func(Health)) Health {
+	f := findings{each: each}
 	if y.LedgerDamaged {
 		f.add(LevelCritical, "damaged", start, "its ledger is damaged, so what is pending is unknown")
 		return f.worst

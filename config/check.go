@@ -29,6 +29,7 @@ func (c checker) all() {
 	c.projects()
 	c.syncs()
 	c.relayMarks()
+	c.alerts()
 }
 
 func within[T cmp.Ordered](c checker, path string, value, low, high T) {

@@ -26,6 +26,7 @@ type Config struct {
 	Project     Projects    `toml:"project"` // at least one
 	Sync        Syncs       `toml:"sync"`    // at least one, unless a project is relayed
 	DeadLetters DeadLetters `toml:"dead_letters"`
+	Alerts      Alerts      `toml:"alerts"`
 	Log         Log         `toml:"log"`
 
 	// Warnings name what is allowed but unwise, one line each, with file and line.
@@ -173,6 +174,30 @@ type DeadLetters struct {
 	MaxBytes ByteSize `toml:"max_bytes"`
 }
 
+// Alerts are posted to one address when something is wrong, and when it is over.
+// Thresholds of 0 are never met.
+type Alerts struct {
+	// URL is where, after Load wherever it came from; URLFrom says where that was ("url",
+	// "/etc/ampcio/alerts_url"). Both are empty when there is none, or when the
+	// configuration was loaded without secrets: many an address is one.
+	URL     Secret `toml:"url"`
+	URLFrom string `toml:"-"`
+	URLFile string `toml:"url_file"`
+	Given   bool   `toml:"-"` // one of the two was written, also when loaded without secrets
+	Format  string `toml:"format" enum:"auto json slack"`
+	Name    string `toml:"name"` // of this installation; "" = the host's
+
+	After     Duration `toml:"after"`      // a trouble lasts so long before it is told
+	OverAfter Duration `toml:"over_after"` // and is gone so long before its end is
+	Repeat    Duration `toml:"repeat"`     // told again while it lasts
+
+	Age         Duration `toml:"age"`          // of the oldest event that waits
+	Disk        Percent  `toml:"disk"`         // of storage.max_bytes, or of the disk but for min_free
+	DeadLetters int      `toml:"dead_letters"` // that are kept of one sync, when a new one came
+	NoTraffic   Duration `toml:"no_traffic"`   // no request of a project
+	Late        Duration `toml:"late"`         // that an event still has before it is late
+}
+
 // Log is how ampcio writes its log to stderr.
 type Log struct {
 	Level  string `toml:"level" enum:"debug info warn error"`
@@ -203,6 +228,11 @@ func Default() Config {
 		DeadLetters: DeadLetters{
 			Keep:     Duration(90 * 24 * time.Hour),
 			MaxBytes: 2 * GiB,
+		},
+		Alerts: Alerts{
+			Format: "auto",
+			After:  Duration(time.Minute), OverAfter: Duration(5 * time.Minute), Repeat: Duration(24 * time.Hour),
+			Age: Duration(time.Hour), Disk: 90, DeadLetters: 1, NoTraffic: Duration(24 * time.Hour), Late: Duration(12 * time.Hour),
 		},
 		Log: Log{Level: "info", Format: "auto"},
 	}

@@ -149,7 +149,7 @@ func (p *problems) joined() error {
 
 // secretKey finds lines on which a secret may stand, also when its name is misspelt
 // or it was written in place of the name of its file.
-var secretKey = regexp.MustCompile(`(?i)(^|[^a-z0-9_-])(api[_-]?key(_file)?|secret|password|token)([^a-z0-9_-]|$)`)
+var secretKey = regexp.MustCompile(`(?i)(^|[^a-z0-9_-])(api[_-]?key(_file)?|secret|password|token|url(_file)?)([^a-z0-9_-]|$)`)
 
 // broken turns the toml library's syntax error into an Error that shows the line and
 // where in it, but not if that line may hold a secret.

@@ -149,3 +149,20 @@ func (b OptionalByteSize) String() string {
 }
 
 func (b OptionalByteSize) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
+// Percent is a share, written "90%": a whole number from 0 to 100.
+type Percent int
+
+func (p *Percent) UnmarshalText(text []byte) error {
+	digits, written := strings.CutSuffix(string(text), "%")
+	n, err := strconv.ParseUint(digits, 10, 8)
+	if err != nil || !written || n > 100 {
+		return errors.New(`not a share: write "90%", from "0%" to "100%"`)
+	}
+	*p = Percent(n)
+	return nil
+}
+
+func (p Percent) String() string { return strconv.Itoa(int(p)) + "%" }
+
+func (p Percent) MarshalText() ([]byte, error) { return []byte(p.String()), nil }

@@ -7,12 +7,37 @@ import (
 	"time"
 )
 
-const remindEvery = 10 * time.Minute // in the log, of what is still wrong
+// What is still wrong is in the log again after remindFirst, and then each time after
+// twice as long, up to remindMost.
+const (
+	remindFirst = 10 * time.Minute
+	remindMost  = 4 * time.Hour
+)
+
+// reminders says when something that lasts is worth another line.
+type reminders struct {
+	last  time.Time
+	lines int // so far
+}
+
+// due says whether a line is due, and counts it.
+func (r *reminders) due(now time.Time) bool {
+	distance := remindFirst
+	for i := 1; i < r.lines && distance < remindMost; i++ {
+		distance *= 2
+	}
+	if r.lines > 0 && now.Sub(r.last) < min(distance, remindMost) {
+		return false
+	}
+	r.last = now
+	r.lines++
+	return true
+}
 
 // door is what the workers pass before they claim: open once the region endpoint
 // has agreed, closed by an answer that says that keys, region or endpoint are
 // wrong. Every request's answer passes here as well, so it is also what keeps
-// Status and what logs: when something changes, and every ten minutes for as long
+// Status and what logs: when something changes, and more and more seldom for as long
 // as it lasts. Behind it stands the gate, which minds failures of the destination
 // itself. Safe for concurrent use.
 type door struct {
@@ -28,7 +53,7 @@ type door struct {
 	shut     chan struct{} // closed while the door is shut
 	openedAt time.Time
 	status   Status // all but Rate, InFlight and what the gate adds
-	logged   time.Time
+	logged   reminders
 	why      *AccountError // of Blocked
 	left     *left         // how the generation before ended, if it was blocked, by the same account; then how this one did
 }
@@ -71,11 +96,10 @@ func (d *door) enter(state State, reason, detail, advice string) (news bool) {
 	s.Reason, s.Detail, s.Advice = reason, detail, advice
 	s.OtherWorkspace = OtherWorkspace{}
 	d.mayRefuse(state == Delivering || state == Unreachable)
-	if now := d.now(); news || now.Sub(d.logged) >= remindEvery {
-		d.logged = now
-		return true
+	if news {
+		d.logged = reminders{}
 	}
-	return false
+	return d.logged.due(d.now())
 }
 
 func (d *door) close() {
@@ -202,7 +226,7 @@ func (d *door) block(e *AccountError, began time.Time) {
 	news := d.enter(Blocked, e.Reason, e.Detail, e.Advice)
 	d.status.OtherWorkspace = e.other
 	if news {
-		d.log.Error("delivery is blocked; events are kept", "reason", e.Reason, "detail", e.Detail, "do", e.Advice, "since", d.status.Since)
+		d.log.Error("delivery is blocked; events are kept", "reason", e.Reason, "detail", e.Detail, "do", e.Advice, "since", d.status.Since.UTC().Truncate(time.Second))
 	}
 }
 
@@ -216,7 +240,7 @@ func (d *door) noAnswer(e *AccountError) {
 	}
 	d.status.Failures++
 	if d.enter(Unreachable, e.Reason, e.Detail, e.Advice) {
-		d.log.Warn(d.service+" does not confirm the account; events are kept", "reason", e.Reason, "detail", e.Detail, "tries", d.status.Failures)
+		d.log.Warn(d.service+" does not confirm the account; events are kept", "reason", e.Reason, "detail", e.Detail, "do", "nothing: it is asked again by itself; if it lasts: ampcio check-config --online", "tries", d.status.Failures)
 	}
 }
 

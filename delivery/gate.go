@@ -1,10 +1,19 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"ampcio/logbook"
 )
 
 // GateState is what a sync's gate is, in one word.
@@ -56,7 +65,8 @@ type gate struct {
 	probes  int  // that have failed
 	next    time.Time
 	tried   map[string]bool // lanes whose probes have failed
-	logged  time.Time
+	logged  reminders
+	answers map[string]uint64 // requests that failed since the first of those that closed it, by reason
 }
 
 // A pass lets a worker claim, and send what it has claimed.
@@ -210,6 +220,12 @@ func (g *gate) answered(t told) news {
 	n := news{worked: g.works && (g.failures == 0 || g.lane != "" && g.lane == t.lane)}
 	old := t.pass.era != g.era
 	r := &t.reading
+	if r.verdict == retry {
+		if g.answers == nil {
+			g.answers = map[string]uint64{}
+		}
+		g.answers[r.reason]++
+	}
 	switch {
 	case r.verdict != retry && g.state == GateClosed:
 		if old && g.patient {
@@ -219,6 +235,7 @@ func (g *gate) answered(t told) news {
 		g.open()
 	case r.verdict != retry:
 		g.works, g.failures, g.blamed = true, 0, 0
+		g.answers = nil
 		if g.state == GateOpening {
 			if g.limit *= 2; g.limit >= g.o.Concurrency {
 				g.enterState(GateOpen, g.o.Now())
@@ -301,16 +318,17 @@ func (g *gate) shut(r *reading) {
 	g.reason, g.patient = r.reason, r.asksToWait()
 	g.tried = map[string]bool{}
 	g.next = g.o.Now().Add(g.o.delay(0, r.wait))
-	g.logged = time.Time{}
+	g.logged = reminders{}
 	g.remind()
 	g.wake()
 }
 
 func (g *gate) open() {
 	now := g.o.Now()
-	if !g.logged.IsZero() {
-		g.log.Info(g.o.service()+" takes data again", "after", now.Sub(g.since).Round(time.Second), "probes", g.probes+1)
+	if g.logged.lines > 0 {
+		g.log.Info(g.o.service()+" takes data again", "after", logbook.Short(now.Sub(g.since)), "probes", g.probes+1, "failed", g.failed(now))
 	}
+	g.answers = nil
 	g.enterState(GateOpening, now)
 	g.limit = 1
 	g.works, g.failures, g.blamed = true, 0, 0
@@ -321,16 +339,26 @@ func (g *gate) open() {
 	g.wake()
 }
 
-// remind logs a gate that is closed for long: once, and again every ten minutes.
+// failed sums up the requests that failed: "3 × http_503, 1 × timeout in 41m".
+func (g *gate) failed(now time.Time) string {
+	var parts []string
+	for _, reason := range slices.SortedFunc(maps.Keys(g.answers), func(a, b string) int {
+		return cmp.Or(cmp.Compare(g.answers[b], g.answers[a]), cmp.Compare(a, b))
+	}) {
+		parts = append(parts, fmt.Sprintf("%s × %s", humanize.Comma(int64(g.answers[reason])), reason))
+	}
+	return strings.Join(parts, ", ") + " in " + logbook.Short(now.Sub(g.since))
+}
+
+// remind logs a gate that is closed for long: once, and again more and more seldom.
 func (g *gate) remind() {
 	now := g.o.Now()
-	if g.next.Sub(g.since) < longAfter || !g.logged.IsZero() && now.Sub(g.logged) < remindEvery {
+	if g.next.Sub(g.since) < longAfter || !g.logged.due(now) {
 		return
 	}
-	g.logged = now
 	e := g.why()
 	g.log.Warn(g.o.service()+" does not take data; one user at a time is tried", "reason", e.Reason, "detail", e.Detail, "do", e.Advice,
-		"since", g.since, "next_probe", g.next, "probes", g.probes)
+		"since", g.since.UTC().Truncate(time.Second), "next_probe", g.next.UTC().Truncate(time.Second), "failed", g.failed(now))
 }
 
 // why is what a closed gate tells people.
@@ -364,4 +392,5 @@ func (g *gate) takeOver(before *gate) {
 	g.state, g.since, g.limit, g.works = before.state, before.since, before.limit, before.works
 	g.failures, g.first, g.lane = before.failures, before.first, before.lane
 	g.reason, g.patient, g.probes, g.next, g.tried, g.logged = before.reason, before.patient, before.probes, before.next, before.tried, before.logged
+	g.answers = maps.Clone(before.answers)
 }

@@ -2,7 +2,10 @@ package delivery
 
 import (
 	"encoding/json"
+	"log/slog"
+	"time"
 
+	"ampcio/logbook"
 	"ampcio/mapping"
 	"ampcio/queue"
 )
@@ -180,11 +183,10 @@ func clipExample(name string) string {
 	return name
 }
 
-// buried logs dead letters: the first few at once, a flood of them summarised.
+var buried = logbook.Line{Level: slog.LevelWarn, Message: "event refused for good, kept as a dead letter",
+	Over: "no more events are refused for good", Quiet: 10 * time.Minute}
+
+// buried logs a dead letter, by its reason.
 func (s *Sync) buried(p *part, reason string) {
-	n := s.unlogged.Add(1)
-	s.burials.Do(func() {
-		s.unlogged.Add(-n)
-		s.o.Log.Warn("event refused for good, kept as a dead letter", "reason", reason, "sequence", p.seq, "count", n)
-	})
+	s.repeats.Note(buried, reason, 1, "reason", reason, "sequence", p.seq, "do", "see it: ampcio dead-letters list --sync "+s.o.Name)
 }

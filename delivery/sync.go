@@ -32,8 +32,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 
+	"ampcio/logbook"
 	"ampcio/mapping"
 	"ampcio/queue"
 )
@@ -138,8 +138,7 @@ type Sync struct {
 	inFlight atomic.Int64
 	ledger   []atomic.Int64 // per worker: since when it is in the ledger's hands (Unix ns), 0 = it is not
 
-	burials  rate.Sometimes
-	unlogged atomic.Int64 // dead letters since the last line about them
+	repeats *logbook.Book // of dead letters
 }
 
 // New prepares a sync; nothing is sent or claimed before Run. A relay has no rules: nil.
@@ -152,7 +151,7 @@ func New(source *queue.Consumer, rules *mapping.Rules, o Options) *Sync {
 	s.desk.turn = make(chan struct{}, 1)
 	s.desk.turn <- struct{}{}
 	s.ledger = make([]atomic.Int64, o.Concurrency)
-	s.burials = rate.Sometimes{First: 5, Interval: 10 * time.Second}
+	s.repeats = logbook.New(s.o.Log, s.o.Now)
 	s.door.mayRefuse = source.MayRefuse
 	s.gate = newGate(&s.o, s.client.shown)
 	s.flow.tell = source.Flowing
@@ -210,6 +209,7 @@ func (s *Sync) Run(ctx context.Context) error {
 	defer hangUp()
 	s.cut = cut
 	defer s.client.close()
+	defer s.repeats.Close()
 	s.door.begin()
 	s.gate.begin()
 	defer close(s.ended)

@@ -231,8 +231,10 @@ func TestTroubleIsLoggedOnceAndWithoutSecrets(t *testing.T) {
 		post(t, h, "/2/httpapi", batch(good))
 		post(t, h, "/2/httpapi", `{"api_key":"wrong-key","events":[`+good+`]}`)
 	}
-	if n := strings.Count(log.String(), "\n"); n != 1 {
-		t.Errorf("%d lines, want 1:\n%s", n, &log)
+	for _, kind := range []string{"events refused, senders will try again", "requests refused, and most senders drop what was in them"} {
+		if n := strings.Count(log.String(), kind); n != 1 || strings.Count(log.String(), "\n") != 2 {
+			t.Errorf("%d lines of %q, want 1:\n%s", n, kind, &log)
+		}
 	}
 	for _, secret := range []string{key, "wrong-key", "user-1", "Order"} {
 		if strings.Contains(log.String(), secret) {

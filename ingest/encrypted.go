@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"ampcio/logbook"
 )
 
 // Encrypted is l with TLS. Somebody who speaks plain HTTP there is told so in a way that
@@ -81,16 +83,21 @@ func (k *knock) Close() error {
 
 // errorLog is where net/http says what it has to say. Failed handshakes are what anybody
 // can cause, port scanners and load balancers every few seconds.
-func errorLog(to *slog.Logger) *log.Logger { return log.New(netHTTP{to}, "", 0) }
+func errorLog(to *slog.Logger, repeats *logbook.Book) *log.Logger {
+	return log.New(netHTTP{to, repeats}, "", 0)
+}
 
-type netHTTP struct{ log *slog.Logger }
+type netHTTP struct {
+	log     *slog.Logger
+	repeats *logbook.Book
+}
 
 func (n netHTTP) Write(b []byte) (int, error) {
 	line := strings.TrimSpace(string(b))
 	if strings.HasPrefix(line, "http: TLS handshake error") {
-		n.log.Debug(line)
+		n.log.Debug("a TLS handshake failed", "what", line)
 	} else {
-		n.log.Warn(line)
+		n.repeats.Note(httpProblem, "", 1, "what", line)
 	}
 	return len(b), nil
 }

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ampcio/logbook"
 )
 
 // selfSigned is a certificate for 127.0.0.1.
@@ -43,7 +45,7 @@ func serveEncrypted(t *testing.T, h *Handler, http2 bool, change ...func(*http.S
 		t.Fatal(err)
 	}
 	pair := selfSigned(t)
-	server = NewServer(h, slog.New(slog.DiscardHandler))
+	server = NewServer(h, slog.New(slog.DiscardHandler), logbook.New(slog.New(slog.DiscardHandler), time.Now))
 	for _, f := range change {
 		f(&server.http)
 	}

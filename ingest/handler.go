@@ -23,8 +23,8 @@ import (
 
 	"github.com/rs/cors"
 	"golang.org/x/sync/semaphore"
-	"golang.org/x/time/rate"
 
+	"ampcio/logbook"
 	"ampcio/mapping"
 	"ampcio/queue"
 )
@@ -52,7 +52,9 @@ type Options struct {
 	InFlightBytes int64 // bytes of all bodies held at one time; 64 MiB. Above: 503
 
 	Now func() time.Time // time.Now when nil
-	Log *slog.Logger     // slog.Default() when nil; hears of 5xx answers only, never of bodies or keys
+	Log *slog.Logger     // slog.Default() when nil; never hears of bodies or keys
+	// Repeats hears of refused requests. nil = a book of its own, in Log.
+	Repeats *logbook.Book
 }
 
 // answerWithin is how long a request may wait for its turn to be stored; a 503 in time makes
@@ -70,11 +72,9 @@ type Handler struct {
 	limits   limits
 	door     *door
 	now      func() time.Time
-	log      *slog.Logger
-	logged   map[string]*rate.Sometimes // by reason, so that one kind of trouble never hides another
+	repeats  *logbook.Book // of refused requests, by reason
 
-	webhooks   atomic.Pointer[[]webhookSecret]
-	webhookLog map[string]*rate.Sometimes // by reason, "" = the others
+	webhooks atomic.Pointer[[]webhookSecret]
 }
 
 // admitted is who may send, which Change replaces as a whole.
@@ -102,19 +102,14 @@ func New(o Options, a Appender) *Handler {
 		o.Log = slog.Default()
 	}
 	h := &Handler{
-		appender: a, limits: newLimits(o), now: o.Now, log: o.Log,
-		logged: map[string]*rate.Sometimes{},
+		appender: a, limits: newLimits(o), now: o.Now, repeats: o.Repeats,
+	}
+	if h.repeats == nil {
+		h.repeats = logbook.New(o.Log, o.Now)
 	}
 	h.door = newDoor()
 	h.storing = semaphore.NewWeighted(storingMost)
 	h.inFlight = semaphore.NewWeighted(h.limits.inFlight)
-	h.webhookLog = map[string]*rate.Sometimes{}
-	for _, reason := range []string{reasonSecret, reasonJSON, reasonEvents, reasonTooLarge, ""} {
-		h.webhookLog[reason] = &rate.Sometimes{First: 1, Interval: 10 * time.Second}
-	}
-	for _, reason := range []string{reasonBusy, reasonFull, reasonClosed, reasonStore, reasonSlowStore, reasonDraining} {
-		h.logged[reason] = &rate.Sometimes{First: 1, Interval: 10 * time.Second}
-	}
 	h.admitted.Store(h.admit(o.Projects, o.CORSOrigins))
 	h.Trust(o.TrustedProxies)
 	return h
@@ -356,12 +351,7 @@ func refuseAppend(err error) *refusal {
 // refuse writes the answer, counts it at the door, and logs what became a 5xx.
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused *refusal) {
 	h.door.refuse(refused.reason, h.now(), h.sender(r))
-	if sometimes := h.logged[refused.reason]; sometimes != nil {
-		sometimes.Do(func() {
-			h.log.Error("events refused, senders will try again",
-				"status", refused.status, "reason", refused.reason, "cause", fmt.Sprint(refused.cause))
-		})
-	}
+	h.log(refused, path.Clean("/"+r.URL.Path) == WebhookPath)
 	if refused.reason == reasonSlow || refused.reason == reasonAborted {
 		// The read deadline has passed and the write deadline is due at the same moment.
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(5 * time.Second))

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"ampcio/logbook"
 )
 
 // Server is the public HTTP server. Unlike http.Server it leaves nobody unanswered
@@ -38,7 +40,7 @@ const linger = 500 * time.Millisecond
 // a request has 5 s for its header and 30 s in all, an idle connection is kept for 120 s.
 // It holds for TLS too: the handshake has 5 s, and of HTTP/2 each request counts for itself, of which
 // a connection has at most 100 at a time. What net/http has to say goes to log as warnings.
-func NewServer(h http.Handler, log *slog.Logger) *Server {
+func NewServer(h http.Handler, log *slog.Logger, repeats *logbook.Book) *Server {
 	s := &Server{open: map[net.Conn]bool{}}
 	s.http = http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -54,7 +56,7 @@ func NewServer(h http.Handler, log *slog.Logger) *Server {
 		IdleTimeout:       120 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 100, SendPingTimeout: 30 * time.Second, WriteByteTimeout: 30 * time.Second},
-		ErrorLog:          errorLog(log),
+		ErrorLog:          errorLog(log, repeats),
 	}
 	return s
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"ampcio/logbook"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -28,7 +30,7 @@ func serve(t *testing.T, h http.Handler, change ...func(*http.Server)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewServer(h, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	server := NewServer(h, slog.New(slog.NewTextHandler(io.Discard, nil)), logbook.New(slog.New(slog.DiscardHandler), time.Now))
 	for _, f := range change {
 		f(&server.http)
 	}
@@ -305,7 +307,7 @@ func TestStopAnswersWhoHasConnected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewServer(New(options(), store), slog.New(slog.DiscardHandler))
+	server := NewServer(New(options(), store), slog.New(slog.DiscardHandler), logbook.New(slog.New(slog.DiscardHandler), time.Now))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	c := dial(t, listener.Addr().String())
@@ -341,7 +343,7 @@ func TestStopServesIdleConnectionsForAMoment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewServer(New(options(), &memory{}), slog.New(slog.DiscardHandler))
+	server := NewServer(New(options(), &memory{}), slog.New(slog.DiscardHandler), logbook.New(slog.New(slog.DiscardHandler), time.Now))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	c := dial(t, listener.Addr().String())

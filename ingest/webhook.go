@@ -206,15 +206,8 @@ func (h *Handler) complain(refused *refusal, detail string) {
 	if refused.status >= 500 || refused.reason == reasonSlow || refused.reason == reasonAborted {
 		return
 	}
-	sometimes := h.webhookLog[refused.reason]
-	if sometimes == nil {
-		sometimes = h.webhookLog[""]
+	if detail == "" {
+		detail = refused.message
 	}
-	sometimes.Do(func() {
-		if detail == "" {
-			detail = refused.message
-		}
-		h.log.Warn("a request of Amplitude's webhook was refused; Amplitude repeats it for about four hours, and then drops it",
-			"status", refused.status, "reason", refused.reason, "why", detail)
-	})
+	h.repeats.Note(webhookRefused, refused.reason, 1, "status", refused.status, "reason", refused.reason, "why", detail)
 }
