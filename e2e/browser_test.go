@@ -189,6 +189,15 @@ const checks = `(() => {
 // shots is where pictures go; "" = nowhere.
 var shots = os.Getenv("AMPCIO_E2E_SHOTS")
 
+// settled waits until the charts have followed the window and everything is drawn.
+func (b *tab) settled() {
+	b.t.Helper()
+	eventually(b.t, "the charts are as wide as their place", func() bool {
+		return evaluate[bool](b, `[...document.querySelectorAll(".uplot")].every((u) => u.clientWidth === u.parentNode.clientWidth)`)
+	})
+	b.do(chromedp.Sleep(50 * time.Millisecond))
+}
+
 // picture checks the page at both widths and in both colour schemes, and keeps what it
 // looks like.
 func (b *tab) picture(name string) {
@@ -196,7 +205,7 @@ func (b *tab) picture(name string) {
 	for _, scheme := range []string{"light", "dark"} {
 		for _, width := range []int64{390, 1440} {
 			b.look(width, 1000, scheme)
-			b.do(chromedp.Sleep(150 * time.Millisecond)) // the charts follow the window
+			b.settled()
 			b.fine()
 			if shots == "" {
 				continue

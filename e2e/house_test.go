@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -73,11 +74,18 @@ func (p *process) end(t *testing.T, s os.Signal) {
 	}
 }
 
+// given are the ports that freeAddress has given: whoever got one may not listen yet.
+var given sync.Map
+
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	for range 100 {
-		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000))); err == nil {
-			defer l.Close()
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000)))
+		if err != nil {
+			continue
+		}
+		l.Close()
+		if _, before := given.LoadOrStore(l.Addr().String(), true); !before {
 			return l.Addr().String()
 		}
 	}

@@ -55,6 +55,7 @@ func TestPictures(t *testing.T) {
 	b.says("#rates-legend", "in ")
 	save := func(name string, width, height int64, scheme string) {
 		b.look(width, height, scheme)
+		b.settled()
 		b.do(chromedp.Sleep(time.Second))
 		b.fine()
 		png, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())

@@ -82,7 +82,7 @@
 
 	async function ask() {
 		const mine = ++asking;
-		if (Date.now() - answered > every + patience) silence(notAsked); // it was hidden, or the machine slept
+		if (byId("silence").hidden && Date.now() - answered > every + patience) silence(notAsked); // it was hidden, or the machine slept
 		let why = "", said = "";
 		try {
 			const answer = await fetch("./", {cache: "no-store", signal: AbortSignal.timeout(patience)});
