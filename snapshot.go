@@ -342,7 +342,11 @@ func doorOf(address string, encrypted bool, s ingest.DoorStats) admin.Door {
 	if encrypted {
 		scheme = "https://"
 	}
-	door := admin.Door{URL: scheme + address + "/2/httpapi", Requests: s.Requests, Events: s.Events, Duplicates: s.Duplicates,
+	url := scheme + address + "/2/httpapi"
+	if strings.HasPrefix(address, "/") || strings.HasPrefix(address, "@") { // a unix socket that systemd has passed
+		url = "unix:" + address
+	}
+	door := admin.Door{URL: url, Requests: s.Requests, Events: s.Events, Duplicates: s.Duplicates,
 		LastSeen: map[string]string{}, Refused: []admin.Refused{}}
 	for project, at := range s.LastSeen {
 		door.LastSeen[project] = at.UTC().Format(time.RFC3339)

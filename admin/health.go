@@ -15,12 +15,13 @@ const (
 	LevelCritical = "critical"
 )
 
-// Health is how well something is: a level, a word for what is worst, and one sentence
-// that says why, "" when all is well.
+// Health is how well something is: a level, a word for what is worst, one sentence that
+// says why, and what to do about it; both are "" when all is well.
 type Health struct {
 	Level string `json:"level"` // ok | warning | critical | unknown
 	Word  string `json:"word"`
 	Why   string `json:"why"`
+	ToDo  string `json:"to_do"`
 }
 
 // severity orders levels: what is unknown is worse than well, and less urgent than what
@@ -73,55 +74,50 @@ func (s *Snapshot) Judge(t Thresholds) {
 	}
 }
 
-// finding is what is wrong, in the order of how much it matters.
-type finding struct {
-	level, word, why string
+// findings are what is wrong, the first of those that are as bad the one to be told.
+type findings struct{ worst Health }
+
+// add tells of something by a level, a word, what to do, and why.
+func (f *findings) add(level, word, todo, why string, args ...any) {
+	if h := (Health{level, word, fmt.Sprintf(why, args...), todo}); h.Worse(f.worst) {
+		f.worst = h
+	}
 }
 
-// worst gives the worst of findings, the first of those that are alike.
-func worst(well Health, findings []finding) Health {
-	h := well
-	for _, f := range findings {
-		if found := (Health{f.level, f.word, f.why}); found.Worse(h) {
-			h = found
-		}
+// or is the worst that was found, or, if nothing was, that all is well.
+func (f *findings) or(word string) Health {
+	if f.worst.Level == "" {
+		return Health{Level: LevelOK, Word: word}
 	}
-	return h
+	return f.worst
 }
 
 // judgeHouse is of what all syncs share.
 func (s *Snapshot) judgeHouse(t Thresholds) Health {
-	var fs []finding
-	add := func(level, word, format string, args ...any) {
-		fs = append(fs, finding{level, word, fmt.Sprintf(format, args...)})
-	}
+	var f findings
 	d := s.Disk
+	space := "see what fills the disk: df -h " + d.Dir
 	if d.Full != "" {
-		add(LevelCritical, "refusing", "new events are refused: %s", d.Full)
+		todo := cmp.Or(d.Advice, space)
+		for i := range s.Syncs {
+			if y := &s.Syncs[i]; y.refused(d.Full) {
+				todo = y.Advice
+			}
+		}
+		f.add(LevelCritical, "refusing", todo, "new events are refused: %s", d.Full)
 	}
 	if s.Source == "files" {
-		pending, unknown := uint64(0), false
-		for _, y := range s.Syncs {
-			pending += y.Books.Pending
-			unknown = unknown || y.LedgerDamaged
-		}
-		switch {
-		case pending > 0:
-			add(LevelCritical, "stopped", "ampcio is stopped: no events are taken, and %s wait", many(pending, "event", "events"))
-		case unknown:
-			add(LevelCritical, "stopped", "ampcio is stopped: no events are taken, and what waits is unknown")
-		default:
-			add(LevelWarning, "stopped", "ampcio is stopped: no events are taken; nothing waits")
-		}
+		s.judgeStopped(&f)
 	}
 	if c := s.Door.Certificate; c != nil {
+		const renew = "renew it: certbot renew"
 		switch {
 		case c.DaysLeft < 0:
-			add(LevelCritical, "certificate", "the certificate has expired: SDKs are turned away")
+			f.add(LevelCritical, "certificate", renew, "the certificate has expired: SDKs are turned away")
 		case c.Problem != "":
-			add(LevelWarning, "certificate", "the certificate on disk cannot be used: %s", c.Problem)
+			f.add(LevelWarning, "certificate", renew, "the certificate on disk cannot be used: %s", c.Problem)
 		case c.DaysLeft < renewWithin:
-			add(LevelWarning, "certificate", "the certificate expires in %d days", c.DaysLeft)
+			f.add(LevelWarning, "certificate", renew, "the certificate expires in %s", many(uint64(c.DaysLeft), "day", "days"))
 		}
 	}
 	for _, share := range []struct {
@@ -129,128 +125,149 @@ func (s *Snapshot) judgeHouse(t Thresholds) Health {
 		from  float64
 	}{{LevelCritical, t.CritDisk}, {LevelWarning, t.WarnDisk}} {
 		if share.from > 0 && d.Share >= share.from {
-			add(share.level, "disk", "%.0f %% of the space is used (from %.0f %%)", d.Share*100, share.from*100)
+			f.add(share.level, "disk", space+"; or raise storage.max_bytes, then: ampcio reload",
+				"%.0f %% of the space for events is used (from %.0f %%)", d.Share*100, share.from*100)
 			break
 		}
 	}
 	if d.FullETA != nil && t.WarnFull > 0 && *d.FullETA < seconds(t.WarnFull) {
-		add(LevelWarning, "disk", "new events are refused in %s, if it goes on like this", age(d.FullETA))
+		f.add(LevelWarning, "disk", space, "new events are refused in %s, if it goes on like this", age(d.FullETA))
 	}
 	if s.Reload != nil && !s.Reload.OK {
-		add(LevelWarning, "reload", "the last reload failed, the configuration before stays in force: %s", s.Reload.Error)
+		f.add(LevelWarning, "reload", "see what is wrong with the file: ampcio check-config", "the last reload failed, and the configuration before stays in force: %s", s.Reload.Error)
 	}
 	if d.Damaged > 0 {
-		add(LevelWarning, "damaged", "%s of the log could not be read", many(uint64(d.Damaged), "chunk", "chunks"))
+		f.add(LevelWarning, "damaged", "see what was lost: ampcio audit", "%s of the log could not be read", many(uint64(d.Damaged), "chunk", "chunks"))
 	}
-	return worst(Health{LevelOK, "well", ""}, fs)
+	return f.or("well")
 }
+
+func (s *Snapshot) judgeStopped(f *findings) {
+	pending, unknown := uint64(0), false
+	for _, y := range s.Syncs {
+		pending += y.Books.Pending
+		unknown = unknown || y.LedgerDamaged
+	}
+	switch {
+	case pending > 0:
+		f.add(LevelCritical, "stopped", start, "ampcio is stopped: no events are taken, and %s", waiting(pending))
+	case unknown:
+		f.add(LevelCritical, "stopped", start, "ampcio is stopped: no events are taken, and what waits is unknown")
+	default:
+		f.add(LevelWarning, "stopped", start, "ampcio is stopped: no events are taken; nothing waits")
+	}
+}
+
+const start = "start it: systemctl start ampcio"
 
 // judge is of one sync.
 func (y *Sync) judge(s *Snapshot, t Thresholds) Health {
-	var fs []finding
-	add := func(level, word, format string, args ...any) {
-		fs = append(fs, finding{level, word, fmt.Sprintf(format, args...)})
-	}
+	var f findings
 	if y.LedgerDamaged {
-		return Health{LevelCritical, "damaged", "its ledger is damaged, so what is pending is unknown"}
+		f.add(LevelCritical, "damaged", start, "its ledger is damaged, so what is pending is unknown")
+		return f.worst
 	}
 	pending := y.Books.Pending
 	// What somebody knows of is worth a warning, and wakes nobody any more.
-	outage := LevelCritical
-	known := ""
+	outage, known := LevelCritical, ""
 	if a := y.Acknowledged; a != nil && s.At.Before(a.Until) {
 		outage = LevelWarning
 		left := int64(a.Until.Sub(s.At) / time.Second)
 		known = fmt.Sprintf(" (known to %s for another %s: %s)", a.By, age(&left), a.Reason)
 	}
-	if !y.Books.Balanced || !y.Audit.Balanced {
-		add(LevelCritical, "unbalanced", "the books do not balance: %s", y.outBy())
+	if !y.Books.Balanced || y.Audit.At != nil && !y.Audit.Balanced {
+		f.add(LevelCritical, "unbalanced", "see what is wrong: ampcio audit, and tell us what it says", "the books do not balance: %s", y.outBy())
 	}
 	if y.NoCheckpoint != "" {
-		add(LevelCritical, "full", "nothing is sent, since the disk could not remember that it was: %s", y.NoCheckpoint)
+		f.add(LevelCritical, "full", "free space: df -h "+s.Disk.Dir, "nothing is sent, since the disk could not remember that it was: %s", y.NoCheckpoint)
 	}
-	mustDeliver := false
+	delivers := false
 	switch y.Status {
 	case StatusBlocked:
-		add(outage, "blocked", "%s%s", cmp.Or(y.Detail, y.Reason), known)
-		mustDeliver = true
+		f.add(outage, "blocked", y.Advice, "%s%s", cmp.Or(y.Detail, y.Reason), known)
+		delivers = true
 	case StatusUnreachable:
-		add(LevelWarning, "unreachable", "%s%s", cmp.Or(y.Detail, y.Reason, "no answer"), known)
-		mustDeliver = true
+		if y.OldestAge == nil || t.CritAge <= 0 || *y.OldestAge < seconds(t.CritAge) { // else it is told of below
+			f.add(LevelWarning, "unreachable", y.Advice, "%s%s", y.unreachable(), known)
+		}
+		delivers = true
 	case StatusPaused:
-		add(LevelWarning, "paused", "paused by an operator%s", waits(pending))
+		f.add(LevelWarning, "paused", y.Advice, "paused by an operator%s", waits(pending))
 	case StatusOrphaned:
 		if pending > 0 || y.Depth.Dead > 0 {
-			add(LevelWarning, "orphaned", "no longer in the configuration%s", waits(pending))
+			f.add(LevelWarning, "orphaned", y.Advice, "no longer in the configuration%s", waits(pending))
 		}
 	case StatusDisabled:
 		if pending > 0 {
-			add(LevelWarning, "off", "switched off%s", waits(pending))
+			f.add(LevelWarning, "off", y.Advice, "switched off%s", waits(pending))
 		}
 	case StatusStopped:
 		if pending > 0 {
-			add(LevelCritical, "stopped", "ampcio is stopped%s", waits(pending))
+			f.add(LevelCritical, "stopped", start, "ampcio is stopped%s", waits(pending))
 		} else {
-			add(LevelWarning, "stopped", "ampcio is stopped")
+			f.add(LevelWarning, "stopped", start, "ampcio is stopped")
 		}
 	case StatusOK, StatusChecking:
-		mustDeliver = true
+		delivers = true
 	}
-	if (mustDeliver || y.Status == StatusPaused) && y.Late.OldestLeft != nil && y.Late.Limit != nil && t.CritLate > 0 && !y.isRelay() {
-		if old := *y.Late.Limit - *y.Late.OldestLeft; old >= seconds(t.CritLate) {
-			add(LevelCritical, "late", "the oldest event waits %s: from %s on it starts no campaigns", age(&old), age(y.Late.Limit))
+	if l := y.Late; !y.catchesUp(t) && (delivers || y.Status == StatusPaused) && l.OldestLeft != nil && l.Limit != nil && t.CritLate > 0 && !y.isRelay() {
+		if old := *l.Limit - *l.OldestLeft; old >= seconds(t.CritLate) {
+			f.add(LevelCritical, "late", y.Advice, "the oldest event waits %s: from %s on it starts no campaigns", age(&old), age(l.Limit))
 		}
 	}
-	if mustDeliver {
-		y.judgeQueue(t, outage, known, add, s.At)
+	if delivers {
+		y.judgeQueue(&f, t, outage, known, s.At)
 	}
 	for _, bound := range []struct {
 		level string
 		from  uint64
 	}{{LevelCritical, t.CritDead}, {LevelWarning, t.WarnDead}} {
 		if bound.from > 0 && y.Depth.Dead >= bound.from {
-			add(bound.level, "refused", "%s", many(y.Depth.Dead, "dead letter is kept", "dead letters are kept"))
+			f.add(bound.level, "refused", "see why, then replay or drop: ampcio dead-letters list --sync "+y.Name, "%s", y.deadKept())
 			break
 		}
 	}
 	if y.MaxPending > 0 && y.PendingBytes >= y.MaxPending && y.WhenFull == "discard_oldest" {
-		add(LevelCritical, "discarding", "more waits than max_pending_bytes: the oldest are discarded")
-	} else if y.overfull() && mustDeliver {
-		add(LevelWarning, "filling", "%s of max_pending_bytes %s wait", size(y.PendingBytes), size(y.MaxPending))
+		f.add(LevelCritical, "discarding", y.Advice, "more waits than max_pending_bytes: the oldest are discarded")
+	} else if y.overfull() && delivers {
+		f.add(LevelWarning, "filling", y.Advice, "%s of max_pending_bytes %s wait", size(y.PendingBytes), size(y.MaxPending))
 	}
-	return worst(y.well(), fs)
+	return f.or(y.wellWord())
 }
 
 // judgeQueue is of what waits and how long, in a sync that is meant to deliver.
-func (y *Sync) judgeQueue(t Thresholds, outage, known string, add func(level, word, format string, args ...any), now time.Time) {
-	pending := y.Books.Pending
-	oldest := int64(0)
+func (y *Sync) judgeQueue(f *findings, t Thresholds, outage, known string, now time.Time) {
+	pending, oldest := y.Books.Pending, int64(0)
 	if y.OldestAge != nil {
 		oldest = *y.OldestAge
 	}
-	// While others get through, one user who waits for a retry is not a queue that stands.
-	others := y.OldestAge != nil && y.Status == StatusOK && y.Depth.Retry == pending
-	if y.Status == StatusOK && y.Depth.Ready > 0 && t.CritIdle > 0 && oldest >= seconds(t.CritIdle) && y.idleSince(now) >= t.CritIdle {
-		add(LevelCritical, "stuck", "%s could be sent, and none was for %s", many(y.Depth.Ready, "event", "events"), age(ptrSeconds(y.idleSince(now))))
+	if idle := y.idleSince(now); y.Status == StatusOK && y.Depth.Ready > 0 && t.CritIdle > 0 && oldest >= seconds(t.CritIdle) && idle >= t.CritIdle {
+		long := age(ptrSeconds(idle))
+		if y.LastDelivered == nil {
+			long = age(y.OldestAge) + " or ever"
+		}
+		f.add(LevelCritical, "stuck", "see why: journalctl -u ampcio; then: systemctl restart ampcio (nothing is lost)",
+			"%s could be sent, and none was for %s", many(y.Depth.Ready, "event", "events"), long)
 	}
+	// While others get through, who waits for a retry does not make the queue stand.
+	others := y.Status == StatusOK && y.Depth.Retry == pending
 	for _, bound := range []struct {
 		level string
 		from  time.Duration
-	}{{LevelCritical, t.CritAge}, {LevelWarning, t.WarnAge}} {
+	}{{outage, t.CritAge}, {LevelWarning, t.WarnAge}} {
 		if bound.from <= 0 || y.OldestAge == nil || oldest < seconds(bound.from) {
 			continue
 		}
-		level := bound.level
-		if level == LevelCritical {
-			level = outage
-		}
 		switch {
 		case others:
-			add(LevelWarning, "waiting", "%s, the oldest %s%s; all others are delivered", waiting(y.Depth.Retry), age(y.OldestAge), y.whyWaiting())
+			f.add(LevelWarning, "waiting", "nothing, it is tried again by itself; to try at once: ampcio sync retry "+y.Name,
+				"%s, the oldest for %s%s; all others are delivered", waiting(y.Depth.Retry), age(y.OldestAge), y.whyWaiting())
+		case y.catchesUp(t):
+			f.add(LevelWarning, "catching up", y.behind(), "the oldest event waits %s, and all are sent in %s", age(y.OldestAge), age(y.DrainETA))
 		case y.Status == StatusUnreachable:
-			add(level, "unreachable", "%s; the oldest event waits %s%s", cmp.Or(y.Detail, y.Reason, "no answer"), age(y.OldestAge), known)
+			f.add(bound.level, "unreachable", y.Advice, "%s; the oldest event waits %s%s", y.unreachable(), age(y.OldestAge), known)
 		default:
-			add(level, "behind", "the oldest event waits %s (from %s)%s", age(y.OldestAge), age(ptrSeconds(bound.from)), known)
+			f.add(bound.level, "behind", y.behind(), "the oldest event waits %s (from %s)%s", age(y.OldestAge), age(ptrSeconds(bound.from)), known)
 		}
 		break
 	}
@@ -259,10 +276,36 @@ func (y *Sync) judgeQueue(t Thresholds, outage, known string, add func(level, wo
 		from  uint64
 	}{{outage, t.CritDepth}, {LevelWarning, t.WarnDepth}} {
 		if bound.from > 0 && pending >= bound.from {
-			add(bound.level, "behind", "%s (from %s)%s", waiting(pending), count(bound.from), known)
+			f.add(bound.level, "behind", y.behind(), "%s (from %s)%s", waiting(pending), count(bound.from), known)
 			break
 		}
 	}
+}
+
+// catchesUp says whether what is pending is sent soon, as after an outage or a rewind.
+func (y *Sync) catchesUp(t Thresholds) bool {
+	return y.Status == StatusOK && y.DrainETA != nil && *y.DrainETA < seconds(t.CritAge)
+}
+
+func (y *Sync) unreachable() string { return cmp.Or(y.Detail, y.Reason, "no answer") }
+
+func (y *Sync) deadKept() string {
+	s := many(y.Depth.Dead, "dead letter is kept", "dead letters are kept")
+	if y.Kept.OldestAge != nil {
+		s += ", the oldest for " + age(y.Kept.OldestAge)
+	}
+	return s
+}
+
+// behind is what to do about a queue that is not empty in time.
+func (y *Sync) behind() string {
+	if y.Status != StatusOK {
+		return y.Advice
+	}
+	if y.DrainETA != nil {
+		return fmt.Sprintf("nothing: at this speed all is sent in %s", age(y.DrainETA))
+	}
+	return "if it grows: raise requests_per_second or concurrency below sync." + y.Name + ".delivery, then: ampcio reload"
 }
 
 // idleSince is for how long nothing was delivered.
@@ -292,20 +335,35 @@ func (y *Sync) whyWaiting() string {
 	return " (" + strings.Join(reasons, ", ") + ")"
 }
 
-// well is the Health of a sync of which there is nothing to complain.
-func (y *Sync) well() Health {
-	word := "well"
+// wellWord is the word for a sync of which there is nothing to complain.
+func (y *Sync) wellWord() string {
 	switch y.Status {
 	case StatusChecking:
-		word = "starting"
+		return "starting"
 	case StatusDisabled:
-		word = "off"
+		return "off"
 	case StatusDryRun:
-		word = "dry run"
+		return "dry run"
 	case StatusOrphaned:
-		word = "orphaned"
+		return "orphaned"
 	}
-	return Health{LevelOK, word, ""}
+	return "well"
+}
+
+// AlsoTroubled are the syncs that are not well, the worst first, but for the one that the
+// Snapshot's Health tells of, and those that are merely stopped as all of it is.
+func (s *Snapshot) AlsoTroubled() (syncs []Sync) {
+	told := false
+	for _, y := range byTrouble(s.Syncs) {
+		switch {
+		case y.Health.Level == LevelOK, y.Health.Word == "stopped" && s.Health.Word == "stopped":
+		case !told && s.Health.Why == y.Name+": "+y.Health.Why:
+			told = true
+		default:
+			syncs = append(syncs, y)
+		}
+	}
+	return syncs
 }
 
 func waiting(n uint64) string { return many(n, "event waits", "events wait") }

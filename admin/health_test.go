@@ -27,6 +27,11 @@ func TestHealth(t *testing.T) {
 			y.waiting(90_000, time.Hour)
 			y.Depth.Ready, y.LastDelivered = 90_000, ago(0)
 		}, LevelCritical, "behind", "the oldest event waits 1h (from 1h)"},
+		{"catching up", func(_ *Snapshot, y *Sync) {
+			y.waiting(90_000, 70*time.Hour)
+			y.Depth.Ready, y.LastDelivered, y.DrainETA = 90_000, ago(0), ptr(int64(300))
+			y.Late.Limit, y.Late.OldestLeft = ptr(int64(72*3600)), ptr(int64(2*3600))
+		}, LevelWarning, "catching up", "the oldest event waits 2d22h, and all are sent in 5m"},
 		{"stuck", func(_ *Snapshot, y *Sync) {
 			y.waiting(9, 11*time.Minute)
 			y.Depth.Ready = 9
@@ -39,7 +44,7 @@ func TestHealth(t *testing.T) {
 			y.waiting(12, 7*24*time.Hour)
 			y.Depth.Retry, y.LastDelivered, y.Late = 12, ago(0), Late{}
 			y.Waiting = []Waiting{{Reason: "http_500", Users: 1}}
-		}, LevelWarning, "waiting", "12 events wait, the oldest 7d (http_500); all others are delivered"},
+		}, LevelWarning, "waiting", "12 events wait, the oldest for 7d (http_500); all others are delivered"},
 		{"unreachable for a moment", func(_ *Snapshot, y *Sync) {
 			y.Status, y.Detail = StatusUnreachable, "api.example does not take data (http_503)"
 			y.waiting(9, 20*time.Second)
@@ -113,12 +118,13 @@ func TestHealth(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := well()
 			test.set(&s, &s.Syncs[0])
+			s.Advise()
 			s.Judge(DefaultThresholds())
 			h := s.Health
 			if h.Level == LevelOK {
 				h = s.Syncs[0].Health
 			}
-			if h.Level != test.level || h.Word != test.word || !strings.Contains(h.Why, test.says) || (h.Why == "") != (h.Level == LevelOK) {
+			if h.Level != test.level || h.Word != test.word || !strings.Contains(h.Why, test.says) || (h.Why == "") != (h.Level == LevelOK) || (h.ToDo == "") != (h.Level == LevelOK) {
 				t.Errorf("%+v", h)
 			}
 		})
@@ -132,12 +138,12 @@ func TestHealthOfSeveral(t *testing.T) {
 	second.Name, second.Status, second.Detail = "mobile", StatusBlocked, "the key is wrong"
 	s.Syncs = append(s.Syncs, second)
 	s.Judge(DefaultThresholds())
-	if s.Health != (Health{LevelCritical, "blocked", "mobile: the key is wrong"}) || s.Syncs[0].Health.Level != LevelOK || s.Syncs[1].Health.Why != "the key is wrong" {
+	if s.Health != (Health{LevelCritical, "blocked", "mobile: the key is wrong", ""}) || s.Syncs[0].Health.Level != LevelOK || s.Syncs[1].Health.Why != "the key is wrong" {
 		t.Errorf("%+v, %+v, %+v", s.Health, s.Syncs[0].Health, s.Syncs[1].Health)
 	}
 	s.Syncs = nil
 	s.Judge(DefaultThresholds())
-	if s.Health != (Health{LevelOK, "well", ""}) {
+	if s.Health != (Health{Level: LevelOK, Word: "well"}) {
 		t.Errorf("without syncs: %+v", s.Health)
 	}
 }

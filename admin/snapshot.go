@@ -102,6 +102,7 @@ type Sync struct {
 	// NewestAge, are reckoned from samples of what is on disk.
 	AgeBuckets  []AgeBucket `json:"age_buckets"`
 	Approximate bool        `json:"approximate"`
+	Groups      *Groups     `json:"groups,omitempty"` // where somebody asked for them
 	Late        Late        `json:"late"`
 	Latency     *Latency    `json:"latency_s"` // null: nothing was delivered in the last minutes
 	// LatencyBuckets and LatencySum count every delivery since the process began: they
@@ -150,6 +151,24 @@ type Acknowledged struct {
 type AgeBucket struct {
 	LE    *int64 `json:"le_s"` // null: of the last, which has no bound
 	Count uint64 `json:"count"`
+}
+
+// Groups are what is pending, put together by what it has in common.
+type Groups struct {
+	By   string  `json:"by"` // reason | event | status | user
+	Rows []Group `json:"rows"`
+	// Of what is in no row: how many groups, and how much.
+	LeftOut      int    `json:"left_out"`
+	LeftOutCount uint64 `json:"left_out_count"`
+	Approximate  bool   `json:"approximate"` // reckoned from a sample
+}
+
+// Group is one of them.
+type Group struct {
+	Key        string      `json:"key"` // a reason, an event's name, a status, or the keyed hash of a user
+	Count      uint64      `json:"count"`
+	OldestAge  *int64      `json:"oldest_age_s"` // of those that were looked at
+	AgeBuckets []AgeBucket `json:"age_buckets"`
 }
 
 // Late is of delivery.late_after, by when events were received: what is older starts no
@@ -280,7 +299,7 @@ type Books struct {
 // Door is what came in, and what was turned away. Counts are those of the process,
 // or of the last one when ampcio is stopped; null when there was none.
 type Door struct {
-	URL        string            `json:"url"` // for an SDK's server URL
+	URL        string            `json:"url"` // for an SDK's server URL; unix:PATH where a proxy is in front
 	Requests   uint64            `json:"requests"`
 	Events     uint64            `json:"events"`
 	Duplicates uint64            `json:"duplicates"`

@@ -17,7 +17,7 @@ func agesAt(last uint64) Detail {
 func exactAges(d Detail, done, last uint64) []uint64 {
 	ages := make([]uint64, len(d.Bounds)+1)
 	for seq := done + 1; seq <= last; seq++ {
-		ages[d.class(int64(seq)*1000)]++
+		ages[d.Class(int64(seq)*1000)]++
 	}
 	return ages
 }
