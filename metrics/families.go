@@ -124,17 +124,17 @@ var (
 	discarded  = counter("events_discarded_total", "Records that were given up, by reason; max_pending_bytes is always there.", ofSync("reason")...)
 	operations = counter("operations_total", "Events and user updates apart (kind: event, user) by outcome: delivered, filtered, dead; and of these two by reason.", ofSync("kind", "outcome", "reason")...)
 
-	attempts = family("counter", "delivery_attempts_total", "Requests with data to the destination, by the class of the answer: 2xx, 3xx, 4xx, 429, 5xx, timeout, network, garbled.", "while it runs", ofSync("code_class")...)
+	attempts = family("counter", "delivery_attempts_total", "Requests with data to the destination, by the class of the answer: 2xx, 3xx, 4xx, 429, 5xx, timeout, network, garbled.", "not from queue-stats", ofSync("code_class")...)
 	latency  = family("histogram", "delivery_latency_seconds", "From when a record was stored to when the destination had accepted it.", "while it runs", ofSync()...)
 )
 
 // The users.
 var (
-	usersCached      = gaugeWhen("while it runs", "users_cached", "Users and devices in memory.")
-	usersBytes       = gaugeWhen("while it runs", "users_db_bytes", "Size of users.db.")
-	usersPartial     = family("counter", "users_partial_total", "Records that carry only part of a very large set of properties.", "while it runs")
-	usersOversize    = family("counter", "users_oversize_total", "Property updates that were not applied, as the set would have become too large.", "while it runs")
-	usersUnappliable = family("counter", "users_unappliable_total", "Property updates that could not be applied to what was stored.", "while it runs")
+	usersCached      = gaugeWhen("not from queue-stats", "users_cached", "Users and devices in memory.")
+	usersBytes       = gaugeWhen("not from queue-stats", "users_db_bytes", "Size of users.db.")
+	usersPartial     = family("counter", "users_partial_total", "Records that carry only part of a very large set of properties.", "not from queue-stats")
+	usersOversize    = family("counter", "users_oversize_total", "Property updates that were not applied, as the set would have become too large.", "not from queue-stats")
+	usersUnappliable = family("counter", "users_unappliable_total", "Property updates that could not be applied to what was stored.", "not from queue-stats")
 )
 
 // Families lists all that there are, but for those of Go and of the process.
