@@ -46,7 +46,9 @@ var (
 	buildInfo = gauge("build_info", "1; what it is that runs.", "version", "commit", "goversion")
 
 	running = gauge("running", "1 when the daemon has told this, 0 when it is stopped and the files were read.")
-	houseIs = gauge("health", "1 for how well the house and its syncs are, by the default thresholds of queue-stats --check: ok, warning, critical, unknown; 0 for the others.", "level")
+	// process_start_time_seconds is not there under the hardened unit, which hides /proc/stat.
+	startedAt = gaugeWhen("not from queue-stats", "start_time_seconds", "When the process started.")
+	houseIs   = gauge("health", "1 for how well the house and its syncs are, by the default thresholds of queue-stats --check: ok, warning, critical, unknown; 0 for the others.", "level")
 
 	reloadOK = gaugeWhen("while it runs", "config_last_reload_successful", "1 when the last reload took the configuration file, or there was none since the start; 0 when it was refused and the one before stays in force.")
 	reloadAt = gaugeWhen("since the first reload", "config_last_reload_timestamp_seconds", "When the configuration was last reloaded, or a reload was refused.")
