@@ -32,7 +32,7 @@ func (d *daemon) Measure(ctx context.Context) (admin.Snapshot, metrics.Process, 
 		}
 	}
 	u := d.users.Stats()
-	p := metrics.Process{Attempts: map[string]map[string]uint64{}, Users: metrics.Users{
+	p := metrics.Process{Started: d.started, Attempts: map[string]map[string]uint64{}, Users: metrics.Users{
 		Cached: u.Cached, Bytes: u.FileBytes, Partial: u.Partial, Oversize: u.Oversize, Unappliable: u.Unappliable,
 	}}
 	for name, m := range d.allMeters() {

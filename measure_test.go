@@ -35,8 +35,13 @@ func scrape(t *testing.T, client *http.Client, url string) (series map[string]fl
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("%s: %s %s (%v)", url, resp.Status, text, err)
 	}
+	return seriesOf(t, string(text))
+}
+
+func seriesOf(t *testing.T, text string) (series map[string]float64, families map[string]string) {
+	t.Helper()
 	series, families = map[string]float64{}, map[string]string{}
-	for _, line := range strings.Split(string(text), "\n") {
+	for _, line := range strings.Split(text, "\n") {
 		if typed := strings.Fields(line); len(typed) == 4 && typed[1] == "TYPE" {
 			families[typed[2]] = typed[3]
 		}
@@ -44,9 +49,11 @@ func scrape(t *testing.T, client *http.Client, url string) (series map[string]fl
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		if series[line[:at]], err = strconv.ParseFloat(line[at+1:], 64); err != nil {
+		value, err := strconv.ParseFloat(line[at+1:], 64)
+		if err != nil {
 			t.Fatal(err)
 		}
+		series[line[:at]] = value
 	}
 	return series, families
 }
@@ -68,6 +75,9 @@ func someEvents(users, from, to int) []byte {
 	return b.Bytes()
 }
 
+// durable are the counters that come from a ledger.
+var durable = regexp.MustCompile(`^ampcio_(events|operations)_[a-z_]*total\{`)
+
 // What is counted of a sync comes from its ledger: however the daemon ends, the next one
 // goes on from no less, and in the end everything has been counted once.
 func TestCountersGoOnAfterACrash(t *testing.T) {
@@ -79,8 +89,6 @@ func TestCountersGoOnAfterACrash(t *testing.T) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	socket := admin.Client(r.socket)
 	defer socket.CloseIdleConnections()
-	durable := regexp.MustCompile(`^ampcio_(events|operations)_[a-z_]*total\{`)
-
 	const rounds, each = 4, 200
 	before := map[string]float64{}
 	for round := range rounds {
@@ -119,6 +127,7 @@ func TestCountersGoOnAfterACrash(t *testing.T) {
 			if got := now[`ampcio_events_delivered_total{attempt="first",`+demo] + now[`ampcio_events_delivered_total{attempt="retry",`+demo]; got != now[ended("delivered")] {
 				t.Errorf("%v by attempt, %v delivered", got, now[ended("delivered")])
 			}
+			atTheEnd(t, r, now)
 			return
 		}
 		select {
@@ -126,6 +135,31 @@ func TestCountersGoOnAfterACrash(t *testing.T) {
 		case <-ctx.Done():
 			t.Fatalf("%v were counted as delivered, and %v as filtered", now[ended("delivered")], now[ended("filtered")])
 		}
+	}
+}
+
+// atTheEnd stops the daemon: what queue-stats counts in its files is what /metrics has said.
+func atTheEnd(t *testing.T, r *rehearsal, last map[string]float64) {
+	t.Helper()
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	got := run(t, "queue-stats", "--format", "prometheus", "--config", r.configPath)
+	if got.code != 0 {
+		t.Fatal(got.stderr)
+	}
+	written, _ := seriesOf(t, got.stdout)
+	compared := 0
+	for name, was := range last {
+		if !durable.MatchString(name) {
+			continue
+		}
+		if compared++; written[name] != was {
+			t.Errorf("stopped: %s is %v, and was %v", name, written[name], was)
+		}
+	}
+	if compared < 10 || written["ampcio_running"] != 0 || written["ampcio_door_events_total"] == 0 {
+		t.Errorf("%d series compared, in\n%s", compared, got.stdout)
 	}
 }
 

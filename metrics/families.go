@@ -46,7 +46,9 @@ var (
 	buildInfo = gauge("build_info", "1; what it is that runs.", "version", "commit", "goversion")
 
 	running = gauge("running", "1 when the daemon has told this, 0 when it is stopped and the files were read.")
-	houseIs = gauge("health", "1 for how well the house and its syncs are, by the default thresholds of queue-stats --check: ok, warning, critical, unknown; 0 for the others.", "level")
+	// process_start_time_seconds is not there under the hardened unit, which hides /proc/stat.
+	startedAt = gaugeWhen("not from queue-stats", "start_time_seconds", "When the process started.")
+	houseIs   = gauge("health", "1 for how well the house and its syncs are, by the default thresholds of queue-stats --check: ok, warning, critical, unknown; 0 for the others.", "level")
 
 	reloadOK = gaugeWhen("while it runs", "config_last_reload_successful", "1 when the last reload took the configuration file, or there was none since the start; 0 when it was refused and the one before stays in force.")
 	reloadAt = gaugeWhen("since the first reload", "config_last_reload_timestamp_seconds", "When the configuration was last reloaded, or a reload was refused.")
@@ -124,17 +126,17 @@ var (
 	discarded  = counter("events_discarded_total", "Records that were given up, by reason; max_pending_bytes is always there.", ofSync("reason")...)
 	operations = counter("operations_total", "Events and user updates apart (kind: event, user) by outcome: delivered, filtered, dead; and of these two by reason.", ofSync("kind", "outcome", "reason")...)
 
-	attempts = family("counter", "delivery_attempts_total", "Requests with data to the destination, by the class of the answer: 2xx, 3xx, 4xx, 429, 5xx, timeout, network, garbled.", "while it runs", ofSync("code_class")...)
+	attempts = family("counter", "delivery_attempts_total", "Requests with data to the destination, by the class of the answer: 2xx, 3xx, 4xx, 429, 5xx, timeout, network, garbled.", "not from queue-stats", ofSync("code_class")...)
 	latency  = family("histogram", "delivery_latency_seconds", "From when a record was stored to when the destination had accepted it.", "while it runs", ofSync()...)
 )
 
 // The users.
 var (
-	usersCached      = gaugeWhen("while it runs", "users_cached", "Users and devices in memory.")
-	usersBytes       = gaugeWhen("while it runs", "users_db_bytes", "Size of users.db.")
-	usersPartial     = family("counter", "users_partial_total", "Records that carry only part of a very large set of properties.", "while it runs")
-	usersOversize    = family("counter", "users_oversize_total", "Property updates that were not applied, as the set would have become too large.", "while it runs")
-	usersUnappliable = family("counter", "users_unappliable_total", "Property updates that could not be applied to what was stored.", "while it runs")
+	usersCached      = gaugeWhen("not from queue-stats", "users_cached", "Users and devices in memory.")
+	usersBytes       = gaugeWhen("not from queue-stats", "users_db_bytes", "Size of users.db.")
+	usersPartial     = family("counter", "users_partial_total", "Records that carry only part of a very large set of properties.", "not from queue-stats")
+	usersOversize    = family("counter", "users_oversize_total", "Property updates that were not applied, as the set would have become too large.", "not from queue-stats")
+	usersUnappliable = family("counter", "users_unappliable_total", "Property updates that could not be applied to what was stored.", "not from queue-stats")
 )
 
 // Families lists all that there are, but for those of Go and of the process.

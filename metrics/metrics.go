@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -31,6 +32,7 @@ type Source interface {
 
 // Process is what is known while ampcio runs, and is not in its Snapshot.
 type Process struct {
+	Started  time.Time
 	Attempts map[string]map[string]uint64 // requests with data by sync and class of the answer
 	Users    Users
 }
@@ -111,6 +113,6 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	t := teller{to: to, c: c}
 	t.house(&snap, process)
 	for i := range snap.Syncs {
-		t.sync(&snap.Syncs[i], process)
+		t.sync(&snap.Syncs[i], snap.At, process)
 	}
 }

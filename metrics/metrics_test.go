@@ -64,6 +64,7 @@ func full() (admin.Snapshot, Process) {
 		Disk: admin.Disk{Used: 212 << 20, Max: 20 << 30, Free: 900 << 20, MinFree: 1 << 30, LogFiles: 3, LogBytes: 200 << 20, Full: "…", Damaged: 2, Share: 0.97, FullETA: ptr(int64(600))},
 	}
 	return snap, Process{
+		Started:  noon.Add(-time.Hour),
 		Attempts: map[string]map[string]uint64{"production": {"2xx": 40, "5xx": 2}},
 		Users:    Users{Cached: 12, Bytes: 65_536, Partial: 1, Oversize: 2, Unappliable: 3},
 	}

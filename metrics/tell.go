@@ -93,6 +93,7 @@ func (t *teller) house(s *admin.Snapshot, process *Process) {
 	if process == nil {
 		return
 	}
+	t.gauge(startedAt, seconds(process.Started))
 	u := &process.Users
 	t.gauge(usersCached, float64(u.Cached))
 	t.gauge(usersBytes, float64(u.Bytes))
@@ -109,7 +110,7 @@ var (
 )
 
 // sync tells how one sync is, and what it has done.
-func (t *teller) sync(y *admin.Sync, process *Process) {
+func (t *teller) sync(y *admin.Sync, at time.Time, process *Process) {
 	is := []string{y.Name, y.Destination}
 	with := func(more ...string) []string { return append(slices.Clone(is), more...) }
 	t.gauge(syncInfo, 1, with(y.Project)...)
@@ -125,7 +126,7 @@ func (t *teller) sync(y *admin.Sync, process *Process) {
 		t.gauge(syncBlocked, 0, with("")...)
 	}
 	t.gauge(syncPaused, truth(y.PausedSince != nil), is...)
-	t.gauge(syncKnown, truth(y.Acknowledged != nil), is...)
+	t.gauge(syncKnown, truth(y.Acknowledged != nil && at.Before(y.Acknowledged.Until)), is...)
 	if y.Gate != "" {
 		t.oneOf(syncGate, gates, y.Gate, is...)
 	}

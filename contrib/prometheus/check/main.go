@@ -310,7 +310,7 @@ func (h *house) crash(ctx context.Context) (err error) {
 	if h.daemon, err = h.start("daemon", h.ampcio, "serve", "--config", h.config); err != nil {
 		return err
 	}
-	if err := h.until(`changes(process_start_time_seconds{job="ampcio"}[1m])`, 1)(ctx); err != nil {
+	if err := h.until(`changes(ampcio_start_time_seconds[1m])`, 1)(ctx); err != nil {
 		return err
 	}
 	if err := h.look(ctx); err != nil {
