@@ -167,22 +167,28 @@ func (p *printer) state(y Sync) {
 
 // ages tells how old what is pending is, and how long it is in time.
 func (p *printer) ages(y Sync) {
-	var buckets []string
-	before := "0s"
+	var buckets []string // each in one piece
 	for _, b := range y.AgeBuckets {
 		if b.LE == nil {
 			buckets = append(buckets, "older "+count(b.Count))
 			continue
 		}
-		before = age(b.LE)
-		buckets = append(buckets, "<"+before+" "+count(b.Count))
+		buckets = append(buckets, "<"+age(b.LE)+" "+count(b.Count))
 	}
 	if y.Books.Pending > 0 && len(buckets) > 0 {
 		about := ""
 		if y.Approximate {
 			about = "about "
 		}
-		p.long("ages", about+strings.Join(buckets, ", "))
+		for i := range buckets[:len(buckets)-1] {
+			buckets[i] += ","
+		}
+		buckets[0] = about + buckets[0]
+		name := "ages"
+		for _, row := range wrapPieces(buckets, p.columns-13) {
+			p.line("  %-10s %s", name, row)
+			name = ""
+		}
 	}
 	l := y.Late
 	switch {
