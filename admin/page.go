@@ -212,9 +212,7 @@ const openUpTo = 2
 
 func writePage(w *bytes.Buffer, s Snapshot) error {
 	v := pageView{Snapshot: s, Headline: headlineOf(&s), Total: totalsOf(s.Syncs), Build: pageBuild}
-	syncs := slices.Clone(s.Syncs)
-	slices.SortStableFunc(syncs, func(a, b Sync) int { return severity(b.Health.Level) - severity(a.Health.Level) })
-	for _, y := range syncs {
+	for _, y := range byTrouble(s.Syncs) {
 		sv := streamView{Sync: y, now: s.At, To: "Customer.io", Open: len(s.Syncs) <= openUpTo || y.Health.Level != LevelOK,
 			Told: y.Name == v.Headline.Who,
 			Safe: (y.Status == StatusBlocked || y.Status == StatusUnreachable) && !y.gaveUp()}

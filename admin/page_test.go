@@ -183,6 +183,11 @@ func checkPage(t *testing.T, snap Snapshot) {
 	if snap.Disk.Full != "" {
 		says("New events are refused: " + snap.Disk.Full)
 	}
+	if snap.House == snap.Health {
+		says(sentence(snap.House.Why))
+	} else {
+		says(snap.House.Why)
+	}
 	for _, n := range snap.Notes {
 		says(sentence(n))
 	}

@@ -37,6 +37,7 @@ type houseSync struct {
 	fault  string // of its sandbox
 	key    string // "" = the right one
 	events string // those that it takes; "" = "*"
+	limits string // lines of its [delivery]
 }
 
 const (
@@ -142,7 +143,7 @@ properties = ["*"]
 retry_initial = "200ms"
 retry_max = "1s"
 max_pending_bytes = "200MiB"
-`, y.name, y.name+".key", h.control[y.name], events)
+%[5]s`, y.name, y.name+".key", h.control[y.name], events, y.limits)
 	}
 	if err := os.WriteFile(h.config, []byte(c.String()), 0o600); err != nil {
 		t.Fatal(err)

@@ -21,7 +21,8 @@ func TestPictures(t *testing.T) {
 	if folder == "" {
 		t.Skip("AMPCIO_E2E_PICTURES names no folder")
 	}
-	h := newHouse(t, houseSync{name: "production", fault: "latency=40ms,jitter=30ms"}, houseSync{name: "loyalty", fault: "latency=40ms,jitter=30ms", events: "Order *"})
+	const slow = "requests_per_second = 3\nbatch_operations = 30\n" // so that one can see it drain
+	h := newHouse(t, houseSync{name: "production", fault: "latency=40ms,jitter=30ms", limits: slow}, houseSync{name: "staging", fault: "latency=40ms,jitter=30ms", events: "Order *"})
 	begin := time.Now()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

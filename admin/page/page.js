@@ -235,8 +235,8 @@
 			axis({space: 64, values: (u, ts) => ts.map((t) => date(new Date(t * 1000)).slice(-5))}),
 			axis({size: 52, space: 36, values: (u, ns) => ns.map((n) => compact(n))}),
 		];
-		if (second === "age") axes.push(axis({scale: "age", side: 1, size: 60, space: 36, grid: {show: false}, values: (u, ns) => ns.map(age),
-			incrs: [1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800]}));
+		if (second === "age") axes.push(axis({scale: "age", side: 1, size: 60, space: 26, grid: {show: false}, values: (u, ns) => ns.map(age),
+			incrs: [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800]}));
 		mine.u = new uPlot({
 			width: box.clientWidth, height: box.clientHeight, legend: {show: false}, pxAlign: 0, padding: [8, second === "age" ? 0 : 60, 0, 0],
 			cursor: {y: false, drag: {x: false, y: false}, points: {size: 7}},
