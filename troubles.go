@@ -161,7 +161,7 @@ func (j *judge) trouble(kind string, f admin.Finding, s *admin.Snapshot) alerts.
 		return t
 	}
 	t.Numbers = numbersOf(y)
-	t.Do, t.Cause = y.Advice, y.Reason
+	t.Do, t.Cause = cmp.Or(f.ToDo, y.Advice), y.Reason
 	t.Known = y.Acknowledged != nil && j.now.Before(y.Acknowledged.Until)
 	waits := "1 event waits"
 	if y.Books.Pending != 1 {
