@@ -82,6 +82,8 @@ type daemon struct {
 	started    time.Time
 	pulse      *pulse
 	rates      admin.Rates
+	filling    admin.Filling
+	lastLooks  lastLooks
 
 	records   *queue.Log
 	users     *users.Store
@@ -337,6 +339,7 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 	}
 	watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.socket, operatorHandler(d)) })
 	storage.Go(func() error { d.keepRates(storing); return nil })
+	storage.Go(func() error { d.keepFilling(storing); return nil })
 	storage.Go(func() error { d.keepDoorBook(storing); return nil })
 	storage.Go(func() error { d.keepDryRuns(storing); return nil })
 	storage.Go(func() error { d.notify(storing); return nil })

@@ -65,6 +65,7 @@ type Consumer struct {
 	held        int    // who wants that nothing is claimed
 	flowing     bool   // Customer.io takes deliveries
 	delivered   uint64 // records, since the open
+	latencies   latencies
 	read        uint64 // everything up to here has been read
 	readCount   uint64 // the project's records in the log up to read
 	discardTo   uint64 // what is read up to here ends as Discarded

@@ -169,6 +169,9 @@ func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
 		noted.Tries = 0
 	case Delivered:
 		c.delivered++
+		if !e.replay && e.rec.Seq > c.state.rewindTail {
+			c.latencies.note(now, e.rec.Received)
+		}
 		if head {
 			noted.Reason = l.retry.reason
 		}
