@@ -26,12 +26,10 @@ func init() { verbs["backup"] = backupVerb }
 func backupCommand() *cli.Command {
 	return &cli.Command{
 		Name: "backup", Usage: "copy everything that is stored into one file, while the daemon runs or not",
-		UsageText: "ampcio backup FILE|- [--force]",
+		UsageText: "ampcio backup FILE|- [--force] [--json]",
 		Description: "FILE is a tar; - is stdout. Events are taken and delivered meanwhile. It holds what was accepted before it began;\n" +
-			"after a restore, deliveries of the time around it may repeat, under the same ids. The configuration is not in it.\n\n" +
-			"Examples: ampcio backup /backup/ampcio.tar\n" +
-			"          ampcio backup - | zstd | ssh elsewhere 'cat > ampcio.tar.zst'",
-		Flags: []cli.Flag{configFlag, &cli.BoolFlag{Name: "force", Usage: "replace a FILE that is there"}},
+			"after a restore, deliveries of the time around it may repeat, under the same ids. The configuration is not in it.",
+		Flags: []cli.Flag{configFlag, &cli.BoolFlag{Name: "force", Usage: "replace a FILE that is there"}, &cli.BoolFlag{Name: "json", Usage: "one JSON object; not with -"}},
 		Action: func(c *cli.Context) error {
 			if c.Args().Len() != 1 {
 				return exit(exitUsage, errors.New("backup takes one argument: the file to write, or - for stdout"))
@@ -41,21 +39,28 @@ func backupCommand() *cli.Command {
 				return err
 			}
 			ctx := c.Context
+			bar := newProgress(c, "copied", "", 0)
+			bar.count = func(n uint64) string { return humanize.IBytes(n) }
 			if name := c.Args().First(); name != "-" {
-				return o.backupToFile(ctx, name, c.Bool("force"), c.App.Writer)
+				return o.backupToFile(c, name, bar)
+			}
+			if c.Bool("json") {
+				return exit(exitUsage, errors.New("--json wants a file: with - the backup itself is what is written"))
 			}
 			if f, ok := c.App.Writer.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 				return exit(exitUsage, errors.New("a backup is no text for a terminal: name a file, or send it somewhere"))
 			}
-			_, err = o.makeBackup(ctx, c.App.Writer)
-			return err
+			_, err = o.makeBackup(ctx, &counting{w: c.App.Writer, bar: o.expectBackup(ctx, bar)})
+			bar.whole(err)
+			return endedBackup(ctx, err, "what was written is no whole backup, and a restore refuses it")
 		},
 	}
 }
 
 // backupToFile writes a backup under another name and, once all of it is on the disk,
 // gives it its own: a file of that name is a whole backup.
-func (o *operator) backupToFile(ctx context.Context, name string, force bool, say io.Writer) error {
+func (o *operator) backupToFile(c *cli.Context, name string, bar *progress) error {
+	ctx, force, say := c.Context, c.Bool("force"), c.App.Writer
 	if _, err := os.Lstat(name); err == nil && !force {
 		return exit(exitCantCreate, fmt.Errorf("%s is there already: give another name, or --force to replace it", name))
 	}
@@ -64,7 +69,9 @@ func (o *operator) backupToFile(ctx context.Context, name string, force bool, sa
 	if err != nil {
 		return exit(exitCantCreate, err)
 	}
-	m, err := o.makeBackup(ctx, &syncedFile{f: f})
+	m, err := o.makeBackup(ctx, &counting{w: &syncedFile{f: f}, bar: o.expectBackup(ctx, bar)})
+	bar.whole(err)
+	err = endedBackup(ctx, err, name+" was not written, and nothing was changed; the same command begins again")
 	err = errors.Join(err, exit(exitIO, errors.Join(f.Sync(), f.Close())))
 	if err == nil {
 		err = exit(exitIO, renameSynced(partial, name))
@@ -76,11 +83,53 @@ func (o *operator) backupToFile(ctx context.Context, name string, force bool, sa
 	for _, file := range m.Files {
 		size += file.Bytes
 	}
+	if c.Bool("json") {
+		return tell(say, struct {
+			File  string `json:"file"`
+			Bytes int64  `json:"bytes"`
+			queue.Manifest
+		}{name, size, m})
+	}
 	fmt.Fprintf(say, "%s: %s in %s, up to record %s.\n", name, humanize.IBytes(uint64(size)), counted(uint64(len(m.Files)), "file", "files"), humanize.Comma(int64(m.Tail)))
 	for _, y := range m.Syncs {
 		fmt.Fprintf(say, "  %s: %s pending\n", y.Name, humanize.Comma(int64(y.Pending)))
 	}
 	return nil
+}
+
+// expectBackup tells a backup's progress how much is to come, about: as much as is stored.
+func (o *operator) expectBackup(ctx context.Context, bar *progress) *progress {
+	if snap, err := o.takeSnapshot(ctx); err == nil {
+		bar.total = uint64(max(snap.Disk.Used, 0))
+	}
+	return bar
+}
+
+// endedBackup says what is left of a backup, or a restore, that its operator has ended.
+func endedBackup(ctx context.Context, err error, left string) error {
+	if err != nil && ctx.Err() != nil {
+		return exit(exitTemporary, fmt.Errorf("%w: %s", errEndedByOperator, left))
+	}
+	return err
+}
+
+// counting tells how much goes through it.
+type counting struct {
+	w   io.Writer
+	r   io.Reader
+	bar *progress
+}
+
+func (t *counting) Write(b []byte) (int, error) {
+	n, err := t.w.Write(b)
+	t.bar.add(uint64(n))
+	return n, err
+}
+
+func (t *counting) Read(b []byte) (int, error) {
+	n, err := t.r.Read(b)
+	t.bar.add(uint64(n))
+	return n, err
 }
 
 // syncedFile is synced again and again while it is written: if much of it waited for the
@@ -229,12 +278,10 @@ func (l *backupLines) flush() error {
 func restoreCommand() *cli.Command {
 	return &cli.Command{
 		Name: "restore", Usage: "make the storage folder of a backup, where there is none",
-		UsageText: "ampcio restore FILE|-",
+		UsageText: "ampcio restore FILE|- [--json]",
 		Description: "Writes into storage.dir of the configuration, which must be empty or not there yet. A backup that is not whole changes\n" +
-			"nothing. Stop ampcio before; start it afterwards, and it delivers what was pending.\n\n" +
-			"Examples: ampcio restore /backup/ampcio.tar\n" +
-			"          zstd -dc ampcio.tar.zst | ampcio restore -",
-		Flags: []cli.Flag{configFlag},
+			"nothing. Stop ampcio before; start it afterwards, and it delivers what was pending.",
+		Flags: []cli.Flag{configFlag, &cli.BoolFlag{Name: "json", Usage: "one JSON object"}},
 		Action: func(c *cli.Context) error {
 			if c.Args().Len() != 1 {
 				return exit(exitUsage, errors.New("restore takes one argument: the backup, or - for stdin"))
@@ -243,6 +290,8 @@ func restoreCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			bar := newProgress(c, "read", "", 0)
+			bar.count = func(n uint64) string { return humanize.IBytes(n) }
 			from := io.Reader(os.Stdin)
 			if name := c.Args().First(); name != "-" {
 				f, err := os.Open(name)
@@ -251,16 +300,23 @@ func restoreCommand() *cli.Command {
 				}
 				defer f.Close()
 				from = f
+				if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
+					bar.total = uint64(st.Size())
+				}
 			}
-			return restore(c.Context, cfg, from, c.App.Writer)
+			return restore(c, cfg, &counting{r: from, bar: bar})
 		},
 	}
 }
 
-func restore(ctx context.Context, cfg *config.Config, from io.Reader, say io.Writer) error {
-	dir := cfg.Storage.Dir
+func restore(c *cli.Context, cfg *config.Config, from *counting) error {
+	dir, ctx, say := cfg.Storage.Dir, c.Context, c.App.Writer
 	m, err := queue.Restore(ctx, from, dir, func(folder string) error { return users.Check(filepath.Join(folder, "users.db")) })
+	from.bar.whole(err)
+	err = endedBackup(ctx, err, "nothing was written to "+dir+"; the same command begins again")
 	switch {
+	case errors.Is(err, errEndedByOperator):
+		return err
 	case err == nil:
 	case errors.Is(err, queue.ErrNotEmpty):
 		return exit(exitCantCreate, fmt.Errorf("storage.dir %s is not empty, and nothing in it was changed: stop ampcio, move the folder away (mv %s %s.old), and restore again", dir, dir, dir))
@@ -272,6 +328,13 @@ func restore(ctx context.Context, cfg *config.Config, from io.Reader, say io.Wri
 		return exit(exitCantCreate, fmt.Errorf("%w: restore as root, or as a user that may create %s", err, dir))
 	default:
 		return exit(exitIO, err)
+	}
+	if c.Bool("json") {
+		return tell(say, struct {
+			Dir string `json:"dir"`
+			queue.Manifest
+			Note string `json:"note"`
+		}{dir, m, ownerNote(dir)})
 	}
 	fmt.Fprintf(say, "%s is as it was on %s, up to record %s.\n", dir, m.Time.Format("2006-01-02 15:04:05 UTC"), humanize.Comma(int64(m.Tail)))
 	for _, y := range m.Syncs {

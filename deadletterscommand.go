@@ -38,15 +38,13 @@ func deadLettersCommand() *cli.Command {
 	}
 	return &cli.Command{
 		Name: "dead-letters", Usage: "see, keep, send again or drop what Customer.io, or Amplitude, has refused for good",
-		UsageText: "ampcio dead-letters list|show|export|replay|drop [ID…|-] [FLAGS]",
-		Description: "The running daemon is asked; when it is stopped its files are. Flags may stand before or behind ids.\n\n" +
-			"Examples: ampcio dead-letters list --reason invalid --newer-than 24h\n" +
-			"          ampcio dead-letters list --limit 0 | grep 'Order' | ampcio dead-letters replay -",
+		UsageText:   "ampcio dead-letters list|show|export|replay|drop [ID…|-] [FLAGS]",
+		Description: "The running daemon is asked; when it is stopped its files are. Flags may stand before or behind ids.",
 		Subcommands: []*cli.Command{
 			{
 				Name: "list", Usage: "one a line, the oldest records first",
 				UsageText:   "ampcio dead-letters list [ID…|-] [FLAGS]",
-				Description: whichText + "\nExample: ampcio dead-letters list --sync production --event 'Order *'",
+				Description: whichText,
 				Flags: with(&cli.IntFlag{Name: "limit", Usage: "show `N`; 0 = all, as with --json", Value: 50}, showIDsFlag,
 					&cli.BoolFlag{Name: "json", Usage: "JSON, one object a line"}),
 				Action: deadList,
@@ -54,32 +52,28 @@ func deadLettersCommand() *cli.Command {
 			{
 				Name: "show", Usage: "all about one: what was sent, what was answered",
 				UsageText:   "ampcio dead-letters show ID [--show-ids] [--json]",
-				Description: "Users, properties and the event itself are shown with --show-ids only.\n\nExample: ampcio dead-letters show production/1234",
+				Description: "Users, properties and the event itself are shown with --show-ids only.",
 				Flags:       []cli.Flag{configFlag, showIDsFlag, jsonFlag},
 				Action:      deadShow,
 			},
 			{
 				Name: "export", Usage: "whole, as JSON lines, to stdout; users and events in clear",
-				UsageText: "ampcio dead-letters export [ID…|-] [--http-v2] [FLAGS]",
-				Description: whichText + "\nExamples: ampcio dead-letters export --sync production > dead.jsonl\n" +
-					"          ampcio dead-letters export --http-v2 > events.jsonl",
-				Flags: with(&cli.BoolFlag{Name: "http-v2", Usage: "the events alone, as Amplitude's HTTP V2 API takes them"}), Action: deadExport,
+				UsageText:   "ampcio dead-letters export [ID…|-] [--http-v2] [FLAGS]",
+				Description: whichText,
+				Flags:       with(&cli.BoolFlag{Name: "http-v2", Usage: "the events alone, as Amplitude's HTTP V2 API takes them"}), Action: deadExport,
 			},
 			{
 				Name: "replay", Usage: "send again what was refused, after the cause was mended",
 				UsageText: "ampcio dead-letters replay [ID…|-] [FLAGS] [--dry-run] [--yes]",
 				Description: whichText + "They go first in their user's queue, under the same ids, and only what was refused of them; what is refused again is a\n" +
-					"dead letter again. It asks when events younger than 72 h are among them, since these may start campaigns.\n\n" +
-					"Examples: ampcio dead-letters replay production/1234\n" +
-					"          ampcio dead-letters replay --reason invalid --dry-run",
+					"dead letter again. It asks when events younger than 72 h are among them, since these may start campaigns.",
 				Flags: with(allFlag, dryRunFlag, yesFlag, jsonFlag), Action: deadChange("dead-letters-replay", "replayed"),
 			},
 			{
 				Name: "drop", Usage: "give them up for good; counted as discarded",
-				UsageText: "ampcio dead-letters drop [ID…|-] [FLAGS] [--dry-run] [--yes]",
-				Description: whichText + "\nExamples: ampcio dead-letters drop --older-than 30d --dry-run\n" +
-					"          ampcio dead-letters drop production/1234 production/1235",
-				Flags: with(allFlag, dryRunFlag, yesFlag, jsonFlag), Action: deadChange("dead-letters-drop", "dropped"),
+				UsageText:   "ampcio dead-letters drop [ID…|-] [FLAGS] [--dry-run] [--yes]",
+				Description: whichText,
+				Flags:       with(allFlag, dryRunFlag, yesFlag, jsonFlag), Action: deadChange("dead-letters-drop", "dropped"),
 			},
 		},
 	}
@@ -421,7 +415,7 @@ func (o *operator) changeDead(c *cli.Context, verb, done string, q deadQuery, to
 	bar.end()
 	switch {
 	case errors.Is(err, errEndedByOperator):
-		return sum, exit(exitTemporary, fmt.Errorf("%w: %s%s %s, the others are dead letters as before; the same command goes on with them", err, many(sum.Done), of, done))
+		return sum, exit(exitTemporary, fmt.Errorf("%w: %s%s %s, the others are dead letters as before; the same command goes on with them", errEndedByOperator, many(sum.Done), of, done))
 	case err != nil && sum.Done > 0:
 		return sum, exit(codeOf(err), fmt.Errorf("%s%s %s, then: %w", many(sum.Done), of, done, err))
 	case err == nil && !sum.End:

@@ -40,18 +40,27 @@ func demoCommand() *cli.Command {
 			"sandbox down for some seconds, kills the daemon twice, lets the queue drain, and compares what\n" +
 			"was acknowledged with what arrived. It ends within a minute, with exit code 0 only when nothing\n" +
 			"was lost, doubled or out of order.",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "keep", Usage: "leave everything running afterwards, to play with"}},
+		UsageText: "ampcio demo [--keep] [--json]",
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "keep", Usage: "leave everything running afterwards, to play with"},
+			&cli.BoolFlag{Name: "json", Usage: "one JSON object at the end, instead of the story"}},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return exit(exitUsage, fmt.Errorf("demo takes no arguments: %q", c.Args().First()))
 			}
-			return demo(c.Context, c.App.Writer, c.Bool("keep"))
+			if c.Bool("json") && c.Bool("keep") {
+				return exit(exitUsage, errors.New("--keep is for people, and --json is for machines: give one of them"))
+			}
+			return demo(c.Context, c.App.Writer, c.Bool("keep"), c.Bool("json"))
 		},
 	}
 }
 
-func demo(ctx context.Context, out io.Writer, keep bool) (err error) {
+func demo(ctx context.Context, out io.Writer, keep, asJSON bool) (err error) {
 	began := time.Now()
+	machine := out
+	if asJSON {
+		out = io.Discard
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -92,6 +101,11 @@ func demo(ctx context.Context, out io.Writer, keep bool) (err error) {
 		return err
 	}
 	s.sayVerdict(v)
+	if asJSON {
+		if err := tell(machine, v.show(time.Since(began))); err != nil {
+			return err
+		}
+	}
 	if keep {
 		err = s.stay(ctx)
 	}
@@ -276,6 +290,23 @@ func (s *stage) sayVerdict(v verdict) {
 	for _, problem := range v.problems {
 		fmt.Fprintln(s.out, "WRONG:", problem)
 	}
+}
+
+// demoVerdict is what a demo tells a machine.
+type demoVerdict struct {
+	OK         bool     `json:"ok"`
+	Took       int64    `json:"took_s"`
+	Checked    int64    `json:"checked"` // events, one by one
+	Delivered  int64    `json:"delivered"`
+	Lost       int64    `json:"lost"`
+	Doubled    int64    `json:"doubled"`
+	OutOfOrder int64    `json:"out_of_order"`
+	Repeats    int64    `json:"repeats_ignored"`
+	Problems   []string `json:"problems"`
+}
+
+func (v *verdict) show(took time.Duration) demoVerdict {
+	return demoVerdict{len(v.problems) == 0, seconds(took), v.acknowledged, v.delivered, v.lost, v.doubled, v.outOfOrder, v.repeats, append([]string{}, v.problems...)}
 }
 
 // stay keeps everything running until the user ends it.

@@ -28,9 +28,7 @@ func doctorCommand() *cli.Command {
 			"its certificate and proxy, the last requests, every sync, and asks Customer.io and Amplitude whether region and keys are right,\n" +
 			"as check-config --online does. It changes nothing; the disk is tried with less than a second of small writes to a file without\n" +
 			"a name. It works while ampcio runs and when it is stopped. What only root may see is skipped for others, and said.\n\n" +
-			"Exit code: 0 all is well; 1 there are warnings; 78 something is wrong; 64 wrong usage.\n\n" +
-			"Examples: sudo ampcio doctor\n" +
-			"          sudo ampcio doctor --offline --json",
+			"Exit code: 0 all is well; 1 there are warnings; 78 something is wrong; 64 wrong usage.",
 		Flags: []cli.Flag{configFlag,
 			&cli.BoolFlag{Name: "offline", Usage: "ask nobody but the daemon: neither Customer.io nor Amplitude"},
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object"},

@@ -22,10 +22,7 @@ func drainCommand() *cli.Command {
 			"At a timeout, after Ctrl-C, and after that minute events are taken as before.\n\n" +
 			"A sync that is blocked, paused or disabled is named at once; the others are waited for. Dead letters count as delivered,\n" +
 			"and stay: ampcio dead-letters export. What is known of users goes along in a backup (ampcio backup, ampcio restore).\n\n" +
-			"Exit code: 0 empty; 75 not empty.\n\n" +
-			"Examples: ampcio drain --until-empty --timeout 10m\n" +
-			"          ampcio drain --until-empty --refuse && systemctl stop ampcio.socket ampcio.service\n" +
-			"          ampcio drain --sync production",
+			"Exit code: 0 empty; 75 not empty.",
 		Flags: []cli.Flag{configFlag,
 			&cli.BoolFlag{Name: "until-empty", Usage: "wait until nothing is pending"},
 			&cli.DurationFlag{Name: "timeout", Usage: "wait no longer than this `DURATION`, such as 10m"},

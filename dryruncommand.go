@@ -25,8 +25,7 @@ func dryRunCommand() *cli.Command {
 			Description: "To be held against what Amplitude's own destination delivers (GET /api/2/event-streaming/delivery-metrics-summary,\n" +
 				"eventsDelivered for time_period=CUSTOM with start and end of an hour). Hours are UTC. Counts are kept for 15 days, and after the\n" +
 				"dry run has ended; the requests themselves are in dry-run/NAME.jsonl of storage.dir, one a line, for example:\n" +
-				"  jq -r '.operations[] | select(.action!=\"identify\") | [.received[:13], .name] | @tsv' NAME.jsonl | sort | uniq -c\n\n" +
-				"Example: ampcio dry-run report --by hour --since 24h",
+				"  jq -r '.operations[] | select(.action!=\"identify\") | [.received[:13], .name] | @tsv' NAME.jsonl | sort | uniq -c",
 			Flags: []cli.Flag{configFlag,
 				&cli.StringSliceFlag{Name: "sync", Usage: "only of this sync `NAME`; may be given several times"},
 				&cli.StringFlag{Name: "by", Value: "hour,event", Usage: "`WHAT` a line stands for: hour, event, or both"},

@@ -27,11 +27,7 @@ func explainCommand() *cli.Command {
 			"--expect checks a folder of pairs, so that a mapping can be tested like a program. NAME.in.json: an input as above, or\n" +
 			"  {\"story\": \"…\", \"events\": [{\"received\": \"2026-11-25T10:00:00Z\", \"note\": \"…\", \"event\": {…}}]}\n" +
 			"NAME.out.json: for each event its user_properties_after and, for each sync, verdict, reasons and requests; --update writes\n" +
-			"these anew. It needs nothing but the configuration, no storage and no keys. Exit 1 and a difference when one does not agree.\n\n" +
-			"Examples: ampcio explain order.json\n" +
-			"          ampcio explain --user anna-17 --sync production order.json\n" +
-			"          ampcio explain --seq 1234\n" +
-			"          ampcio explain --expect mapping-tests",
+			"these anew. It needs nothing but the configuration, no storage and no keys. Exit 1 and a difference when one does not agree.",
 		Flags: []cli.Flag{configFlag,
 			&cli.StringSliceFlag{Name: "sync", Usage: "only this sync `NAME`; may be given several times"},
 			&cli.StringFlag{Name: "project", Usage: "the project `NAME` that the event comes to; needed when several could be meant"},

@@ -33,9 +33,7 @@ func importCommand() *cli.Command {
 			"Archives are looked through first: what is said then is what would happen. Lines that cannot be taken are named and left\n" +
 			"out. After an interruption of any kind the same command goes on where it was; what has been taken is not taken again.\n" +
 			"Hours come in their order, the lines of an hour in that of their event_time. New events always have precedence.\n\n" +
-			"Exit code: 0 all lines are taken; 65 all but the bad ones (with --strict: nothing is); 75 interrupted, do it again.\n\n" +
-			"Examples: ampcio import --state export.zip --dry-run\n" +
-			"          ampcio import export.zip --rate 500",
+			"Exit code: 0 all lines are taken; 65 all but the bad ones (with --strict: nothing is); 75 interrupted, do it again.",
 		Flags: []cli.Flag{configFlag,
 			&cli.BoolFlag{Name: "state", Usage: "take what the lines say of users, and deliver nothing"},
 			&cli.StringFlag{Name: "project", Usage: "the project `P` whose archive it is; may be left out when there is only one"},

@@ -102,19 +102,29 @@ func app(stdout, stderr io.Writer) *cli.App {
 			sandboxCommand(), manCommand(), completionCommand(), completeCommand(), packageCommand(), versionCommand(),
 		},
 	}
-	prepare(a.Commands)
+	readableHelp()
+	prepare("", a.Commands)
 	cli.VersionPrinter = func(c *cli.Context) { fmt.Fprintln(c.App.Writer, version()) }
 	return a
 }
 
 func usageError(c *cli.Context, err error, _ bool) error {
+	if given, is := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); is {
+		return unknownFlag(c, strings.TrimLeft(given, "-"))
+	}
 	return exit(exitUsage, fmt.Errorf("%w (see %s --help)", err, c.Command.HelpName))
 }
 
 // prepare gives all commands, and those below them, what is the same for each.
-func prepare(cs []*cli.Command) {
+func prepare(above string, cs []*cli.Command) {
 	for _, c := range cs {
 		c.OnUsageError, c.HideHelpCommand = usageError, true
+		withExamples(above+c.Name, c)
+		for _, f := range c.Flags {
+			if b, is := f.(*cli.BoolFlag); is {
+				b.DisableDefaultText = true // that it is false is no news
+			}
+		}
 		if len(c.Subcommands) > 0 {
 			c.Action = func(c *cli.Context) error {
 				if c.Args().Present() {
@@ -122,7 +132,7 @@ func prepare(cs []*cli.Command) {
 				}
 				return cli.ShowSubcommandHelp(c)
 			}
-			prepare(c.Subcommands)
+			prepare(above+c.Name+" ", c.Subcommands)
 		}
 	}
 }
@@ -135,10 +145,46 @@ func unknownVerb(c *cli.Context) error {
 		known = append(known, k.Name)
 	}
 	given := c.Args().First()
-	if near := nearest(given, known); near != "" {
-		return exit(exitUsage, fmt.Errorf("no command %q: did you mean %q?", given, near))
+	exact, like := elsewhere(c, given)
+	for _, near := range []string{exact, nearest(given, known), like} {
+		if near != "" {
+			return exit(exitUsage, fmt.Errorf("no command %q: did you mean %q?", given, near))
+		}
 	}
 	return exit(exitUsage, fmt.Errorf("no command %q (see %s --help)", given, c.Command.HelpName))
+}
+
+// elsewhere are the whole of a command of that name, and of one of nearly that name, that are
+// below another command: ampcio sync status, for status.
+func elsewhere(c *cli.Context, given string) (exact, like string) {
+	for _, k := range c.App.Commands {
+		if k.Name == given {
+			exact = c.App.Name + " " + given
+		}
+		for _, below := range k.Subcommands {
+			whole := c.App.Name + " " + k.Name + " " + below.Name
+			switch {
+			case below.Name == given && exact == "":
+				exact = whole
+			case like == "" && nearest(given, []string{below.Name}) != "":
+				like = whole
+			}
+		}
+	}
+	return exact, like
+}
+
+// unknownFlag says which flag may have been meant.
+func unknownFlag(c *cli.Context, given string) error {
+	var known []string
+	for _, f := range c.Command.Flags {
+		known = append(known, f.Names()...)
+	}
+	hint := ""
+	if near := nearest(given, append(known, "help")); near != "" {
+		hint = fmt.Sprintf(": did you mean --%s?", near)
+	}
+	return exit(exitUsage, fmt.Errorf("no flag --%s%s (see %s --help)", given, hint, c.Command.HelpName))
 }
 
 // nearest is the known word that was most likely meant; "" when none is close.

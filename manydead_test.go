@@ -86,7 +86,7 @@ func TestManyDeadLetters(t *testing.T) {
 		t.Fatal(err)
 	}
 	export.Wait()
-	if code := export.ProcessState.ExitCode(); code != exitTemporary || said.String() != "ampcio: ended by you\n" {
+	if code := export.ProcessState.ExitCode(); code != exitTemporary || said.String() != "ampcio: ended by you: this is not all; nothing was changed\n" {
 		t.Errorf("exit %d: %s", code, &said)
 	}
 	eventually(t, 10*time.Second, "the daemon has ended it too", func() bool {

@@ -76,7 +76,11 @@ func (o *operator) do(ctx context.Context, name string, in any, each func(line [
 		err = o.broken
 	}
 	if err != nil && ctx.Err() != nil {
-		return exit(exitTemporary, errEndedByOperator)
+		after := "nothing is half done; the same command goes on"
+		if readsOnly[name] || name == "sync-export" || name == "check-pending" {
+			after = "this is not all; nothing was changed"
+		}
+		return exit(exitTemporary, fmt.Errorf("%w: %s", errEndedByOperator, after))
 	}
 	return err
 }

@@ -152,7 +152,7 @@ func TestVerbEndedByItsOperator(t *testing.T) {
 		t.Fatal(err)
 	}
 	rewind.Wait()
-	if code := rewind.ProcessState.ExitCode(); code != exitTemporary || said.String() != "ampcio: ended by you\n" {
+	if code := rewind.ProcessState.ExitCode(); code != exitTemporary || said.String() != "ampcio: ended by you: nothing is half done; the same command goes on\n" {
 		t.Errorf("exit %d: %s", code, &said)
 	}
 	eventually(t, 10*time.Second, "the daemon does no more", func() bool { return !waits() })

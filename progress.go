@@ -178,6 +178,14 @@ func (p *progress) end() {
 	}
 }
 
+// whole ends it; where all went well it was all there was, whatever had been expected.
+func (p *progress) whole(err error) {
+	if err == nil {
+		p.total = p.done
+	}
+	p.end()
+}
+
 // forPeople is a length of time as one says it: 41s, 3m20s, 2h5m, 3d4h.
 func forPeople(d time.Duration) string {
 	switch d = max(d, 0); {

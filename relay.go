@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
+	"ampcio/admin"
 	"ampcio/config"
 	"ampcio/delivery"
 	"ampcio/queue"
@@ -126,22 +128,26 @@ func takesForSync(name string) bool {
 
 // checkRelays tells of each relay where it goes, and with --online asks Amplitude whether
 // it knows the keys.
-func checkRelays(c *cli.Context, cfg *config.Config) (errs []error) {
+func checkRelays(c *cli.Context, cfg *config.Config, w io.Writer, report *checkReport) (errs []error) {
 	for _, project := range cfg.Project.Relayed() {
 		p := cfg.Project[project]
 		name, to := relayPrefix+project, "Amplitude, region "+p.Relay
 		if p.RelayEndpoint != "" {
 			to = p.RelayEndpoint
 		}
-		fmt.Fprintf(c.App.Writer, "%s: every event of project %s is passed on to %s\n", name, project, to)
+		report.Syncs = append(report.Syncs, checkedSync{Sync: name, Project: project, Destination: admin.ToAmplitude, Region: p.Relay})
+		y := &report.Syncs[len(report.Syncs)-1]
+		fmt.Fprintf(w, "%s: every event of project %s is passed on to %s\n", name, project, to)
 		if !c.Bool("online") {
 			continue
 		}
 		if _, err := delivery.CheckAccount(c.Context, relayOptions(p)); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			y.Agrees, y.Error = new(bool), err.Error()
 			continue
 		}
-		fmt.Fprintf(c.App.Writer, "%s: Amplitude answers, and says nothing against %s\n", name, counted(uint64(len(p.AmplitudeAPIKeys)), "API key", "API keys"))
+		y.Agrees = new(true)
+		fmt.Fprintf(w, "%s: Amplitude answers, and says nothing against %s\n", name, counted(uint64(len(p.AmplitudeAPIKeys)), "API key", "API keys"))
 	}
 	return errs
 }

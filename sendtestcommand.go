@@ -33,9 +33,7 @@ func sendTestCommand() *cli.Command {
 			"start for that person: it asks before, and --dry-run only says what would be sent. By default the event has the\n" +
 			"name that the first rule of the sync sends.\n\n" +
 			"Exit 0: every enabled sync has delivered it. 65: a rule filters it, or Customer.io refuses it. 69: it did not get\n" +
-			"that far; it waits in the queue, and is sent when the sync delivers again.\n\n" +
-			"Examples: ampcio send-test --dry-run\n" +
-			"          ampcio send-test --sync production --event 'Order Completed' --properties '{\"total\": 20}' --yes",
+			"that far; it waits in the queue, and is sent when the sync delivers again.",
 		Flags: []cli.Flag{configFlag,
 			&cli.StringFlag{Name: "project", Usage: "whose API key it carries; needed when there is more than one `PROJECT`"},
 			&cli.StringFlag{Name: "sync", Usage: "look at this `SYNC` only"},

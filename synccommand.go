@@ -27,29 +27,26 @@ func syncCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			{
 				Name: "status", Usage: "what each sync is doing, why, and what to do about it",
-				UsageText:   "ampcio sync status [NAME…] [--json]",
-				Description: "Example: ampcio sync status production",
-				Flags:       []cli.Flag{configFlag, jsonFlag}, Action: syncStatus,
+				UsageText: "ampcio sync status [NAME…] [--json]",
+				Flags:     []cli.Flag{configFlag, jsonFlag}, Action: syncStatus,
 			},
 			{
 				Name: "pause", Usage: "accept new events, but deliver nothing, until it is resumed",
 				UsageText: "ampcio sync pause NAME [--json]",
 				Description: "What is in flight to Customer.io may still arrive. A pause lasts over restarts, and never makes new events refused\n" +
-					"but at storage.max_bytes. Doing it twice changes nothing.\n\nExample: ampcio sync pause production",
+					"but at storage.max_bytes. Doing it twice changes nothing.",
 				Flags: []cli.Flag{configFlag, jsonFlag}, Action: holdAction("sync-pause"),
 			},
 			{
 				Name: "resume", Usage: "deliver again, in order, what a paused sync has held",
-				UsageText:   "ampcio sync resume NAME [--json]",
-				Description: "Example: ampcio sync resume production",
-				Flags:       []cli.Flag{configFlag, jsonFlag}, Action: holdAction("sync-resume"),
+				UsageText: "ampcio sync resume NAME [--json]",
+				Flags:     []cli.Flag{configFlag, jsonFlag}, Action: holdAction("sync-resume"),
 			},
 			{
 				Name: "retry", Usage: "try now what waits, instead of when it is due",
-				UsageText: "ampcio sync retry NAME [--json]",
-				Description: "Asks Customer.io, or Amplitude, at once whether key and region are right, and sends what waits for a retry; requests_per_second holds.\n\n" +
-					"Example: ampcio sync retry production",
-				Flags: []cli.Flag{configFlag, jsonFlag}, Action: syncRetry,
+				UsageText:   "ampcio sync retry NAME [--json]",
+				Description: "Asks Customer.io, or Amplitude, at once whether key and region are right, and sends what waits for a retry; requests_per_second holds.",
+				Flags:       []cli.Flag{configFlag, jsonFlag}, Action: syncRetry,
 			},
 			{
 				Name: "rewind", Usage: "take again what was received since a time, by the rules as they are now",
@@ -60,10 +57,7 @@ func syncCommand() *cli.Command {
 					"What was pending when the wrong rule came was judged by it as well: go back to before the oldest of that came in.\n" +
 					"How far back one can go is storage.keep and keep_bytes.\n" +
 					"With --untaken also what it has not taken, since it was disabled or in a dry run: to begin at a given time,\n" +
-					"pause it, reload without dry_run, rewind, and resume; so everything goes out in order.\n\n" +
-					"Examples: ampcio sync rewind production --since 24h --dry-run\n" +
-					"          ampcio sync rewind production --since 2026-11-20\n" +
-					"          ampcio sync rewind production --since 2026-11-20T10:12:03Z --untaken",
+					"pause it, reload without dry_run, rewind, and resume; so everything goes out in order.",
 				Flags: []cli.Flag{configFlag,
 					&cli.StringFlag{Name: "since", Usage: "take again what was received at or after this `TIME`"},
 					&cli.BoolFlag{Name: "untaken", Usage: "also what came in while it was disabled or in a dry run"},
@@ -74,28 +68,27 @@ func syncCommand() *cli.Command {
 				Name: "export", Usage: "what is pending, as one event a line, to stdout; users and events in clear",
 				UsageText: "ampcio sync export NAME",
 				Description: "Each line is what Amplitude's HTTP V2 API, and so ampcio, takes among its events, with insert_id and time. Those of one user\n" +
-					"are in their order. It changes nothing.\n\nExample: ampcio sync export production > pending.jsonl",
+					"are in their order. It changes nothing.",
 				Flags: []cli.Flag{configFlag}, Action: syncExport,
 			},
 			{
 				Name: "rename", Usage: "give a sync's queue and memory another name",
 				UsageText: "ampcio sync rename OLD NEW [--dry-run] [--json]",
 				Description: "For a sync that was renamed in the configuration: its pending events, dead letters, books and what people were last sent\n" +
-					"go with it. Where NEW has taken events already, both become one, in order.\n\nExample: ampcio sync rename production prod",
+					"go with it. Where NEW has taken events already, both become one, in order.",
 				Flags: []cli.Flag{configFlag, dryRunFlag, jsonFlag}, Action: syncRename,
 			},
 			{
 				Name: "remove", Usage: "give up a sync that is gone from the configuration, with all that it holds",
-				UsageText: "ampcio sync remove NAME [--dry-run] [--yes] [--json]",
-				Description: "Its pending events are never delivered, its dead letters are gone (ampcio dead-letters export keeps them).\n\n" +
-					"Example: ampcio sync remove production --dry-run",
-				Flags: []cli.Flag{configFlag, dryRunFlag, yesFlag, jsonFlag}, Action: syncRemove,
+				UsageText:   "ampcio sync remove NAME [--dry-run] [--yes] [--json]",
+				Description: "Its pending events are never delivered, its dead letters are gone (ampcio dead-letters export keeps them).",
+				Flags:       []cli.Flag{configFlag, dryRunFlag, yesFlag, jsonFlag}, Action: syncRemove,
 			},
 			{
 				Name: "adopt", Usage: "go on in another Customer.io workspace than before",
 				UsageText: "ampcio sync adopt NAME [--dry-run] [--yes] [--json]",
 				Description: "For a sync that is blocked since its keys are now those of another workspace: what is pending is delivered to the\n" +
-					"new one, and what people were last sent is forgotten, so that each is sent whole.\n\nExample: ampcio sync adopt production",
+					"new one, and what people were last sent is forgotten, so that each is sent whole.",
 				Flags: []cli.Flag{configFlag, dryRunFlag, yesFlag, jsonFlag}, Action: syncAdopt,
 			},
 		},

@@ -20,9 +20,7 @@ func traceCommand() *cli.Command {
 		UsageText: "ampcio trace --user U | --device D | --insert-id I | --seq N [--project P] [--sync NAME] [--since TIME] [--limit N] [--json]",
 		Description: "Looks through the kept records (storage.keep, keep_bytes), the side place and the dead letters. Nothing is changed, and\n" +
 			"deliveries go on. U and D may be the hash that other lists show for them. TIME is how long ago the event came in (24h, 3d),\n" +
-			"a date (2026-11-20, in UTC) or 2026-11-20T10:12:03Z. The last lines say for each sync, in a sentence, what became of it all.\n\n" +
-			"Examples: ampcio trace --user anna@example.com\n" +
-			"          ampcio trace --insert-id 0b5ea0c2 --json",
+			"a date (2026-11-20, in UTC) or 2026-11-20T10:12:03Z. The last lines say for each sync, in a sentence, what became of it all.",
 		Flags: []cli.Flag{configFlag,
 			&cli.StringFlag{Name: "user", Usage: "the user_id `U`, or its hash"},
 			&cli.StringFlag{Name: "device", Usage: "the device_id `D`, or its hash"},

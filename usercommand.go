@@ -26,7 +26,7 @@ func userCommand() *cli.Command {
 			{
 				Name: "show", Usage: "properties, devices, what Customer.io was sent, what is pending",
 				UsageText:   "ampcio user show U [--device] [--project P] [--show-ids] [--json]",
-				Description: "Nothing is changed, and deliveries go on.\n\nExample: ampcio user show anna@example.com --show-ids",
+				Description: "Nothing is changed, and deliveries go on.",
 				Flags:       []cli.Flag{configFlag, device, project, ids, jsonFlag}, Action: showUserAction,
 			},
 			{
@@ -37,8 +37,7 @@ func userCommand() *cli.Command {
 					"for. Their requests are erased from the files of dry runs. Their records in the log are never read again, also by a rewind,\n" +
 					"and are erased when their file is deleted.\n" +
 					"What comes in afterwards is of somebody new. An SDK that repeats an event from before is taken for new, too.\n" +
-					"It does not reach: Amplitude, Customer.io (delete the person there), backups, damaged files that were put aside.\n\n" +
-					"Example: ampcio user forget anna@example.com --dry-run",
+					"It does not reach: Amplitude, Customer.io (delete the person there), backups, damaged files that were put aside.",
 				Flags: []cli.Flag{configFlag, device, project, ids, dryRunFlag, yesFlag, jsonFlag}, Action: forgetUserAction,
 			},
 		},

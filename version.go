@@ -41,8 +41,18 @@ func (b build) String() string {
 
 func versionCommand() *cli.Command {
 	return &cli.Command{
-		Name: "version", Usage: "print version, commit and toolchain",
+		Name: "version", Usage: "print version, commit and toolchain", UsageText: "ampcio version [--json]",
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "one JSON object"}},
 		Action: func(c *cli.Context) error {
+			if c.Bool("json") {
+				v := version()
+				return tell(c.App.Writer, struct {
+					Version string `json:"version"`
+					Commit  string `json:"commit"`
+					Time    string `json:"time"`
+					Go      string `json:"go"`
+				}{v.version, v.commit, v.time, v.golang})
+			}
 			_, err := fmt.Fprintln(c.App.Writer, version())
 			return err
 		},
