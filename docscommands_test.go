@@ -28,7 +28,7 @@ func pages(t testing.TB) []string {
 }
 
 // shellLines are the lines of a page's shell blocks, a block with a here-document as one, and shown are the commands of
-// ampcio elsewhere in it: indented, or between backticks.
+// ampcio ranElsewhere in it: indented, or between backticks.
 func shellLines(t testing.TB, page string) (lines, shown []string) {
 	t.Helper()
 	b, err := os.ReadFile(page)
@@ -110,8 +110,8 @@ var asking = regexp.MustCompile(`ampcio (import|send-test|sync (rewind|remove|ad
 // mentioned are commands that a sentence names without what they need. They are there.
 var mentioned = []string{"ampcio explain", "ampcio import --state", "ampcio sync pause"}
 
-// elsewhere are the commands that are not run here: a file that runs them, or why nobody does.
-var elsewhere = []struct{ begin, file, why string }{
+// ranElsewhere are the commands that are not run here: a file that runs them, or why nobody does.
+var ranElsewhere = []struct{ begin, file, why string }{
 	{"go run . demo", ".ci/run", ""},
 	{"go test ./...", ".ci/run", ""},
 	{"ampcio demo", "", "go run . demo is the same"},
@@ -127,7 +127,7 @@ var elsewhere = []struct{ begin, file, why string }{
 var besides = []string{"split -l", "sh -c 'umask 077; head -c 24 /dev/urandom", "for f in part", "curl http://$LISTEN"}
 
 // Each command of the docs is run: those of ampcio in a house that has a sync called production, and people and
-// dead letters as on the pages; the others by what elsewhere names.
+// dead letters as on the pages; the others by what ranElsewhere names.
 func TestCommandsInTheDocs(t *testing.T) {
 	t.Parallel()
 	amplitude := rehearse(t, rehearsalSettings{})
@@ -164,8 +164,8 @@ func TestCommandsInTheDocs(t *testing.T) {
 				continue
 			}
 			done[bare] = true
-			if i := slices.IndexFunc(elsewhere, func(e struct{ begin, file, why string }) bool { return strings.HasPrefix(bare, e.begin) }); i >= 0 && !strings.Contains(bare, "--help") {
-				runElsewhere(t, elsewhere[i].file, elsewhere[i].begin)
+			if i := slices.IndexFunc(ranElsewhere, func(e struct{ begin, file, why string }) bool { return strings.HasPrefix(bare, e.begin) }); i >= 0 && !strings.Contains(bare, "--help") {
+				runElsewhere(t, ranElsewhere[i].file, ranElsewhere[i].begin)
 				continue
 			}
 			if slices.Contains(mentioned, bare) {
