@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +17,7 @@ import (
 	"time"
 
 	"ampcio/recordings"
+	"ampcio/sandbox"
 )
 
 // pages are what a user reads.
@@ -93,22 +96,32 @@ var withHouse = strings.NewReplacer(
 	" NAME", " production", "OLD NEW", "production other", "--user U", "--user anna-123",
 	"--since TIME", "--since 2h", "--since T ", "--since 2h ", "REASON", "http_400", "DIR", "cases", "--config FILE", "", "ID…", "production/9",
 	"/backup/", "", "/etc/ampcio/webhook_secret", "webhook_secret", "/tmp/ampcio.tar", "ampcio.tar", "YOUR KEY", recordings.Key, "https://other.example.com", "http://$LISTEN", "https://events.example.com/healthz", "http://$LISTEN/healthz",
+	"http://127.0.0.1:8081", "http://$ADMIN", "production/1234", "$DEAD", "/mnt/backup/", "",
 )
 
 // endings are commands of the docs that do not end with 0 in this house, and why that is right.
 var endings = map[string]int{
-	"ampcio sync remove production --yes":          exitData, // it is in the configuration
-	"ampcio sync adopt production --yes":           exitData, // it delivers to the workspace that it knows
-	"ampcio dry-run report":                        exitData, // there was none; TestDryRun… have one
-	"ampcio dry-run report --by hour --since 24h":  exitData,
-	"ampcio dry-run report --by event --since 24h": exitData,
+	"ampcio sync remove production --yes":                    exitData, // it is in the configuration
+	"ampcio sync rename production other":                    exitData, // the configuration knows no other
+	"ampcio sync adopt production --yes":                     exitData, // it delivers to the workspace that it knows
+	"ampcio dry-run report":                                  exitData, // there was none
+	"ampcio dry-run report --by hour --since 24h":            exitData,
+	"ampcio dry-run report --by event --since 24h":           exitData,
+	"ampcio queue-stats --check --warn-age 5m --crit-age 1h": 1, // a dead letter is kept
+	"ampcio doctor": 1, // the same, and what a rehearsal is not
+	`ampcio queue-stats --ack-blocked "key ordered, ticket 4711" --sync production --for 8h`: exitData, // it is not blocked
+	`ampcio queue-stats --ack-blocked "outage at Customer.io" --for 4h`:                      exitData,
 }
 
 // asking are commands that ask somebody; here nobody is there, so they are run with --yes, as a script would.
 var asking = regexp.MustCompile(`ampcio (import|send-test|sync (rewind|remove|adopt)|dead-letters (drop|replay)|user forget)\b`)
 
 // mentioned are commands that a sentence names without what they need. They are there.
-var mentioned = []string{"ampcio explain", "ampcio import --state", "ampcio sync pause"}
+var mentioned = []string{"ampcio explain", "ampcio import --state", "ampcio sync pause", "ampcio sync adopt", "ampcio sync rename", "ampcio sync remove",
+	"ampcio sync resume", "ampcio user forget", "ampcio dead-letters replay"}
+
+// sentences begin like commands, and are messages of the log.
+var sentences = []string{"ampcio is stuck", "ampcio takes events", "ampcio has stopped; what is pending stays in the queue"}
 
 // ranElsewhere are the commands that are not run here: a file that runs them, or why nobody does.
 var ranElsewhere = []struct{ begin, file, why string }{
@@ -121,10 +134,17 @@ var ranElsewhere = []struct{ begin, file, why string }{
 	{"curl -su 'API_KEY:SECRET_KEY' 'https://amplitude.com", "", "Amplitude's"},
 	{"ln -s /etc/letsencrypt", "", "certbot's"},
 	{"# ", "", "a comment"},
+	{"make deb", "packaging/check", ""},
+	{"apt install ./dist/ampcio_*_$(dpkg --print-architecture).deb", "", "as packaging/life-test does with dpkg"},
+	{"sudoedit /etc/ampcio/", "", "an editor"},
+	{"systemctl enable --now ampcio.socket ampcio.service", "packaging/life-test", ""},
+	{"systemctl restart ampcio", "contrib/systemd/boot-test", ""},
+	{"df -h", "", "not ours"},
+	{"ampcio queue-stats --watch", "", "ends by Ctrl-C; TestQueueStats… follow it"},
 }
 
 // besides are commands that go with those of ampcio, and are run, too.
-var besides = []string{"split -l", "sh -c 'umask 077; head -c 24 /dev/urandom", "for f in part", "curl http://$LISTEN"}
+var besides = []string{"curl -si http://$LISTEN", "curl -s http://$ADMIN", "split -l", "sh -c 'umask 077; head -c 24 /dev/urandom", "for f in part", "curl http://$LISTEN"}
 
 // Each command of the docs is run: those of ampcio in a house that has a sync called production, and people and
 // dead letters as on the pages; the others by what ranElsewhere names.
@@ -136,12 +156,20 @@ func TestCommandsInTheDocs(t *testing.T) {
 	relayTo(t, r, amplitude, "")
 	edit(t, r, "retry_max = \"2s\"\n", "retry_max = \"2s\"\nmax_pending_bytes = \"1GiB\"\n")
 	renameInConfig(t, r, "production")
+	channel := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer channel.Close()
+	edit(t, r, "[project.app]", fmt.Sprintf("[alerts]\nurl = %q\n\n[project.app]", channel.URL))
+	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Never"}})
 	up(t, r)
 	for _, user := range []string{"anna-123", "u-12345"} {
 		accepted(t, r, fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Order Placed","user_id":%q,"insert_id":%[2]q,"event_properties":{"seq":1,"total":12},"user_properties":{"plan":"pro","email":%q}}]}`,
 			recordings.Key, user, strings.TrimSuffix(user, "-123")+"@example.com"))
 	}
 	drained(t, r)
+
+	accepted(t, r, fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Never","user_id":"u-12345","insert_id":"never"}]}`, recordings.Key))
+	drained(t, r)
+	dead := regexp.MustCompile(`production/\d+`).FindString(did(t, r, "dead-letters", "list"))
 
 	d := deskIn(t, r.dir)
 	if err := os.Mkdir(filepath.Join(d.dir, "cases"), 0o700); err != nil {
@@ -160,7 +188,7 @@ func TestCommandsInTheDocs(t *testing.T) {
 		for _, line := range append(lines, shown...) {
 			bare, _, _ := strings.Cut(withHouse.Replace(line), "  #")
 			bare = strings.TrimSpace(strings.TrimPrefix(bare, "sudo "))
-			if done[bare] || strings.Contains(line, "…") || strings.Contains(line, "<<END") {
+			if done[bare] || slices.Contains(sentences, bare) || strings.Contains(line, "…") || strings.Contains(line, "<<END") {
 				continue
 			}
 			done[bare] = true
@@ -178,6 +206,9 @@ func TestCommandsInTheDocs(t *testing.T) {
 			if asking.MatchString(bare) && !strings.Contains(bare, "--dry-run") {
 				bare += " --yes"
 			}
+			if strings.Contains(bare, "ampcio backup ampcio.tar") {
+				os.Remove(filepath.Join(d.dir, "ampcio.tar"))
+			}
 			config := r.configPath
 			if strings.Contains(bare, "ampcio restore") {
 				config = other
@@ -185,7 +216,7 @@ func TestCommandsInTheDocs(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if code, said := d.typed(t, bare, config, "LISTEN="+r.listen); code != endings[bare] {
+			if code, said := d.typed(t, bare, config, "LISTEN="+r.listen, "ADMIN="+r.admin, "DEAD="+dead); code != endings[bare] {
 				t.Errorf("%s: %q ends with %d, want %d:\n%s", page, bare, code, endings[bare], said)
 			}
 			if strings.Contains(bare, " pause ") {
