@@ -156,9 +156,8 @@ func writeCheck(w io.Writer, s admin.Snapshot, t admin.Thresholds) error {
 	if s.Health.ToDo != "" {
 		fmt.Fprintf(&b, "to do: %s\n", clean(s.Health.ToDo))
 	}
-	for _, y := range s.AlsoTroubled() {
-		h := y.Health
-		fmt.Fprintf(&b, "%s %s: %s; to do: %s\n", strings.ToUpper(h.Level), y.Name, clean(h.Why), clean(cmp.Or(h.ToDo, "nothing")))
+	for _, t := range s.AlsoTroubled() {
+		fmt.Fprintf(&b, "%s %s: %s; to do: %s\n", strings.ToUpper(t.Level), t.Of, clean(t.Why), clean(cmp.Or(t.ToDo, "nothing")))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

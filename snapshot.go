@@ -377,6 +377,7 @@ func (d *daemon) keepRates(ctx context.Context) {
 				}
 			}
 		}
+		d.endAcknowledged(ctx)
 		select {
 		case <-ctx.Done():
 			return

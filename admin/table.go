@@ -121,8 +121,8 @@ func (p *printer) verdict(s Snapshot) {
 		p.line("%s %s", []string{"to do:", "      "}[min(i, 1)], row)
 	}
 	var others []string
-	for _, y := range s.AlsoTroubled() {
-		others = append(others, y.Name+" ("+y.Health.Word+")")
+	for _, t := range s.AlsoTroubled() {
+		others = append(others, t.Of+" ("+t.Word+")")
 	}
 	if len(others) > 0 {
 		for i, row := range wrap(strings.Join(others, ", "), p.columns-7) {
@@ -340,7 +340,7 @@ func (p *printer) door(s Snapshot) {
 		if r.Last != nil {
 			last = fmt.Sprintf(", last %s ago from %s", p.ago(*r.Last), r.LastAddress)
 		}
-		p.long(heading(i, "refused"), fmt.Sprintf("%s: %s%s", r.Reason, count(r.Count), last))
+		p.row(heading(i, "refused"), fmt.Sprintf("%s: %s%s", r.Reason, count(r.Count), last))
 	}
 	taken := uint64(0)
 	for _, y := range s.Syncs {
