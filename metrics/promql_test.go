@@ -74,9 +74,7 @@ func readExpr(expr string) (r read, err error) {
 				return false
 			}
 			space()
-			if strings.HasPrefix(rest, ",") {
-				rest = rest[1:]
-			}
+			rest = strings.TrimPrefix(rest, ",")
 		}
 	}
 	for {
@@ -91,7 +89,7 @@ func readExpr(expr string) (r read, err error) {
 			}
 		case c == '[':
 			inside, behind, ended := strings.Cut(rest[1:], "]")
-			if !ended || strings.Trim(inside, "0123456789smhdwy:$_abcdefghijklmnopqrstuvwxyz") != "" {
+			if !ended || strings.Trim(inside, "0123456789:$_abcdefghijklmnopqrstuvwxyz") != "" {
 				return fail("a range")
 			}
 			rest = behind

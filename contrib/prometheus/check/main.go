@@ -209,10 +209,10 @@ func shortened(rules string) (string, error) {
 		if !found || !ended {
 			return "", fmt.Errorf("alerts.yml has no %s", name)
 		}
-		for _, change := range [][2]string{{"for: 2m", "for: 2s"}, {"for: 5m", "for: 2s"}, {"> 900", "> 2"}} {
+		for _, change := range [][2]string{{"for: 2m", "for: 1s"}, {"for: 5m", "for: 1s"}, {"> 900", "> 1"}} {
 			rule = strings.Replace(rule, change[0], change[1], 1)
 		}
-		if !strings.Contains(rule, "for: 2s") || name == "AmpcioEventsWait" && !strings.Contains(rule, "_seconds > 2\n") {
+		if !strings.Contains(rule, "for: 1s") || name == "AmpcioEventsWait" && !strings.Contains(rule, "_seconds > 1\n") {
 			return "", fmt.Errorf("%s has changed, and check does not know how to shorten it: %s", name, rule)
 		}
 		out += "      - alert: Short" + name + "\n" + rule + "\n"
@@ -233,7 +233,7 @@ func (h *house) flow(ctx context.Context) error {
 		return err
 	}
 	// A series of a reason is seen to grow from its second time on.
-	for n := range 4 {
+	for n := range 2 {
 		err := errors.Join(h.send(ctx, key, 20, "Order Paid"), h.send(ctx, key, 5, "Heartbeat"), h.send(ctx, key, 1, "Refused"))
 		h.sent-- // the same once more
 		err = errors.Join(err, h.send(ctx, key, 1, "Refused"))
@@ -247,7 +247,7 @@ func (h *house) flow(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := h.until(`sum(ampcio_door_duplicates_total)`, 4)(ctx); err != nil {
+	if err := h.until(`sum(ampcio_door_duplicates_total)`, 2)(ctx); err != nil {
 		return err
 	}
 	return h.look(ctx)
@@ -273,7 +273,7 @@ func (h *house) oneFails(ctx context.Context) error {
 	if err := h.fault(ctx, http.MethodDelete, ""); err != nil {
 		return err
 	}
-	return h.until(`sum(ampcio_events_total{outcome="delivered"})`, 135)(ctx)
+	return h.until(`sum(ampcio_events_total{outcome="delivered"})`, 85)(ctx)
 }
 
 func (h *house) outage(ctx context.Context) error {
@@ -296,7 +296,7 @@ func (h *house) back(ctx context.Context) error {
 	if err := h.alert(ctx, "ShortAmpcioEventsWait", ""); err != nil {
 		return err
 	}
-	if err := h.until(`sum(ampcio_events_total{outcome="delivered"})`, 175)(ctx); err != nil {
+	if err := h.until(`sum(ampcio_events_total{outcome="delivered"})`, 125)(ctx); err != nil {
 		return err
 	}
 	return h.look(ctx)
