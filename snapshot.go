@@ -388,6 +388,7 @@ func (d *daemon) keepRates(ctx context.Context) {
 			saved = time.Now()
 			d.saveHistory()
 		}
+		d.endAcknowledged(ctx)
 		select {
 		case <-ctx.Done():
 			return

@@ -340,7 +340,7 @@ func (p *printer) door(s Snapshot) {
 		if r.Last != nil {
 			last = fmt.Sprintf(", last %s ago from %s", p.ago(*r.Last), r.LastAddress)
 		}
-		p.long(heading(i, "refused"), fmt.Sprintf("%s: %s%s", r.Reason, count(r.Count), last))
+		p.row(heading(i, "refused"), fmt.Sprintf("%s: %s%s", r.Reason, count(r.Count), last))
 	}
 	taken := uint64(0)
 	for _, y := range s.Syncs {
