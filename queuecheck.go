@@ -64,7 +64,7 @@ type threshold struct {
 func anAge(to func(*admin.Thresholds) *time.Duration) func(*admin.Thresholds, string) error {
 	return func(t *admin.Thresholds, value string) error {
 		var d config.Duration
-		if err := d.UnmarshalText([]byte(value)); err != nil {
+		if err := d.UnmarshalText([]byte(value)); err != nil && value != "0" {
 			return fmt.Errorf(`%q is no duration, such as 5m, 2h or 3d`, value)
 		}
 		*to(t) = time.Duration(d)
@@ -156,10 +156,8 @@ func writeCheck(w io.Writer, s admin.Snapshot, t admin.Thresholds) error {
 	if s.Health.ToDo != "" {
 		fmt.Fprintf(&b, "to do: %s\n", clean(s.Health.ToDo))
 	}
-	for _, y := range s.Syncs {
-		if h := y.Health; h.Level != admin.LevelOK && s.Health.Why != y.Name+": "+h.Why {
-			fmt.Fprintf(&b, "%s %s: %s; to do: %s\n", strings.ToUpper(h.Level), y.Name, clean(h.Why), clean(cmp.Or(h.ToDo, "nothing")))
-		}
+	for _, t := range s.AlsoTroubled() {
+		fmt.Fprintf(&b, "%s %s: %s; to do: %s\n", strings.ToUpper(t.Level), t.Of, clean(t.Why), clean(cmp.Or(t.ToDo, "nothing")))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

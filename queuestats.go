@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -70,6 +71,10 @@ func queueStatsCommand() *cli.Command {
 	}
 }
 
+// lookBytes is from where on memory is given back sooner: a look at the files reads many
+// chunks one after the other, and is done on machines that have little to spare.
+const lookBytes = 20 << 20
+
 // statsRequest is what the command line asks for.
 type statsRequest struct {
 	statsQuestion
@@ -97,6 +102,7 @@ func queueStats(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	debug.SetMemoryLimit(lookBytes)
 	o, err := statsOperator(c)
 	if err != nil && r.check {
 		return told(c.App.Writer, "QUEUE UNKNOWN - "+err.Error(), checkUnknown)

@@ -379,6 +379,7 @@ func (d *daemon) keepRates(ctx context.Context) {
 				d.repeats.For("sync", name).Note(oldestGivenUp, "max_pending_bytes", n, "do", "let it deliver (ampcio sync status "+name+"), or raise max_pending_bytes, then: ampcio reload")
 			}
 		}
+		d.endAcknowledged(ctx)
 		select {
 		case <-ctx.Done():
 			return

@@ -258,7 +258,6 @@ func (d *daemon) keepFilling(ctx context.Context) {
 			}
 		}
 		d.filling.Note(time.Now(), disk(d.config(), d.records.Stats()), waits)
-		d.endAcknowledged(ctx)
 		select {
 		case <-ctx.Done():
 			return

@@ -69,7 +69,7 @@ func TestTable(t *testing.T) {
 	fresh := Snapshot{Schema: Schema, Source: "files", At: noon, Version: "(devel)",
 		Syncs: []Sync{{Name: "production", Project: "app", Status: StatusStopped, Books: Books{Balanced: true}}},
 		Door:  Door{URL: "http://127.0.0.1:8080/2/httpapi"}, Disk: Disk{Max: 20 << 30, Free: 50 << 30, LogFiles: 1}}
-	for name, snap := range map[string]Snapshot{"night": night(), "fresh": fresh} {
+	for name, snap := range map[string]Snapshot{"night": night(), "fresh": fresh, "outage": outage()} {
 		t.Run(name, func(t *testing.T) {
 			snap.Advise()
 			snap.Judge(DefaultThresholds())

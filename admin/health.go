@@ -63,7 +63,11 @@ func DefaultThresholds() Thresholds {
 // Judge fills in the Health of a Snapshot and of its syncs. It looks at nothing but the
 // Snapshot, so the same Snapshot is always judged alike.
 func (s *Snapshot) Judge(t Thresholds) {
-	s.Health = s.judgeHouse(t, nil) // first of those that are as bad: it concerns all syncs
+	s.House = s.judgeHouse(t, nil)
+	s.Health = s.House
+	if s.Health.Level == LevelWarning && s.Source != "files" {
+		s.Health = Health{Level: LevelOK} // what is wrong with a sync is told of first
+	}
 	for i := range s.Syncs {
 		y := &s.Syncs[i]
 		y.Health = y.judge(s, t, nil)
@@ -71,6 +75,9 @@ func (s *Snapshot) Judge(t Thresholds) {
 			s.Health = y.Health
 			s.Health.Why = y.Name + ": " + y.Health.Why
 		}
+	}
+	if s.House.Worse(s.Health) || s.Health.Level == LevelOK {
+		s.Health = s.House
 	}
 }
 
@@ -355,6 +362,31 @@ func (y *Sync) wellWord() string {
 		return "orphaned"
 	}
 	return "well"
+}
+
+// Trouble is that something is not well.
+type Trouble struct {
+	Of string // a sync, or ampcio as a whole
+	Health
+}
+
+// AlsoTroubled is what is not well, the worst first, but for what the Snapshot's Health
+// tells of, and syncs that are merely stopped as all of it is.
+func (s *Snapshot) AlsoTroubled() (list []Trouble) {
+	told := false
+	for _, y := range byTrouble(s.Syncs) {
+		switch {
+		case y.Health.Level == LevelOK, y.Health.Word == "stopped" && s.Health.Word == "stopped":
+		case !told && s.Health.Why == y.Name+": "+y.Health.Why:
+			told = true
+		default:
+			list = append(list, Trouble{y.Name, y.Health})
+		}
+	}
+	if s.House.Level != LevelOK && s.House != s.Health {
+		list = append(list, Trouble{"ampcio", s.House})
+	}
+	return list
 }
 
 func waiting(n uint64) string { return many(n, "event waits", "events wait") }

@@ -21,6 +21,7 @@ type Snapshot struct {
 	// Versions of what runs or, where it is stopped, of what reads.
 	Versions Versions `json:"versions"`
 	Health   Health   `json:"health"` // the worst there is: of a sync, or of the house itself
+	House    Health   `json:"house"`  // of what all syncs share: the disk, the certificate, the reload, whether it runs
 	Syncs    []Sync   `json:"syncs"`
 	Door     Door     `json:"door"`
 	Disk     Disk     `json:"disk"`

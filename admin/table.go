@@ -121,18 +121,10 @@ func (p *printer) verdict(s Snapshot) {
 		p.line("%s %s", []string{"to do:", "      "}[min(i, 1)], row)
 	}
 	var others []string
-	first := true
-	for _, y := range byTrouble(s.Syncs) {
-		if y.Health.Level == LevelOK {
-			continue
-		}
-		if first && h.Why == y.Name+": "+y.Health.Why {
-			first = false
-			continue
-		}
-		others = append(others, y.Name+" ("+y.Health.Word+")")
+	for _, t := range s.AlsoTroubled() {
+		others = append(others, t.Of+" ("+t.Word+")")
 	}
-	if len(others) > 0 && (len(s.Syncs) > 1 || s.Source != "files") {
+	if len(others) > 0 {
 		for i, row := range wrap(strings.Join(others, ", "), p.columns-7) {
 			p.line("%s %s", []string{"also: ", "      "}[min(i, 1)], row)
 		}
@@ -348,7 +340,7 @@ func (p *printer) door(s Snapshot) {
 		if r.Last != nil {
 			last = fmt.Sprintf(", last %s ago from %s", p.ago(*r.Last), r.LastAddress)
 		}
-		p.long(heading(i, "refused"), fmt.Sprintf("%s: %s%s", r.Reason, count(r.Count), last))
+		p.row(heading(i, "refused"), fmt.Sprintf("%s: %s%s", r.Reason, count(r.Count), last))
 	}
 	taken := uint64(0)
 	for _, y := range s.Syncs {

@@ -18,28 +18,28 @@ func (p *printer) sync(y Sync) {
 		return
 	}
 	for i, r := range y.Filtered {
-		p.long(heading(i, "not sent"), fmt.Sprintf("%s %s: %s%s", r.Kind, r.Reason, count(r.Count), p.newest(r)))
+		p.row(heading(i, "not sent"), fmt.Sprintf("%s %s: %s%s", r.Kind, r.Reason, count(r.Count), p.newest(r)))
 	}
 	for i, r := range y.Dead {
-		p.long(heading(i, "refused"), fmt.Sprintf("%s %s: %s%s", r.Kind, r.Reason, count(r.Count), p.newest(r)))
+		p.row(heading(i, "refused"), fmt.Sprintf("%s %s: %s%s", r.Kind, r.Reason, count(r.Count), p.newest(r)))
 	}
 	for i, r := range y.Discarded {
-		p.long(heading(i, "given up"), fmt.Sprintf("%s: %s%s", r.Reason, count(r.Count), p.newest(r)))
+		p.row(heading(i, "given up"), fmt.Sprintf("%s: %s%s", r.Reason, count(r.Count), p.newest(r)))
 	}
 	t, b := y.Totals, y.Books
 	sent := count(t.EventsDelivered) + " events"
 	if !y.isRelay() { // which passes everything on as events
 		sent += ", " + count(t.UsersDelivered) + " user updates"
 	}
-	p.long("sent", fmt.Sprintf("%s (first try %s, after retry %s)", sent, count(t.FirstAttempt), count(t.AfterRetry)))
+	p.row("sent", fmt.Sprintf("%s (first try %s, after retry %s)", sent, count(t.FirstAttempt), count(t.AfterRetry)))
 	if y.LastDelivered != nil {
-		p.long("last sent", p.ago(*y.LastDelivered)+" ago")
+		p.row("last sent", p.ago(*y.LastDelivered)+" ago")
 	}
 	if l := y.Latency; l != nil {
-		p.long("took", fmt.Sprintf("half within %s, 95 %% within %s, 99 %% within %s", short(l.P50), short(l.P95), short(l.P99)))
+		p.row("took", fmt.Sprintf("half within %s, 95 %% within %s, 99 %% within %s", short(l.P50), short(l.P95), short(l.P99)))
 	}
 	if y.LastRewind != nil {
-		p.long("rewound", fmt.Sprintf("%s ago; %s records were taken once more so far", p.ago(*y.LastRewind), count(b.Rewound)))
+		p.row("rewound", fmt.Sprintf("%s ago; %s records were taken once more so far", p.ago(*y.LastRewind), count(b.Rewound)))
 	}
 	verdict := p.paint(text.FgGreen, "balanced")
 	if !b.Balanced {
@@ -93,21 +93,21 @@ func (p *printer) state(y Sync) {
 	}
 	p.long("to do", y.Advice)
 	if a := y.Acknowledged; a != nil {
-		p.long("known", fmt.Sprintf("to %s since %s, until %s: %s", a.By, a.At.Format("2006-01-02 15:04"), a.Until.Format("2006-01-02 15:04 UTC"), a.Reason))
+		p.row("known", fmt.Sprintf("to %s since %s, until %s: %s", a.By, a.At.Format("2006-01-02 15:04"), a.Until.Format("2006-01-02 15:04 UTC"), a.Reason))
 	}
 	if y.NextProbe != nil {
 		with := ""
 		if y.Gate == "closed" && y.Status == StatusUnreachable {
 			with = ", with what one user has; all go on when that gets through"
 		}
-		p.long("next probe", "in "+age(y.NextProbe)+with)
+		p.row("next probe", "in "+age(y.NextProbe)+with)
 	}
 	if y.PausedSince != nil && y.Status != StatusPaused {
 		held := ""
 		if y.Status != StatusDisabled && y.Status != StatusDryRun && y.Status != StatusOrphaned && y.Status != StatusStopped { // else they are not
 			held = "; new events are accepted and held"
 		}
-		p.long("paused", "for "+p.ago(*y.PausedSince)+held)
+		p.row("paused", "for "+p.ago(*y.PausedSince)+held)
 	}
 	if pending := y.Books.Pending; !y.LedgerDamaged && (pending > 0 || y.MaxPending > 0) {
 		line := count(pending) + " records"
@@ -143,7 +143,7 @@ func (p *printer) state(y Sync) {
 		if w.NextAttempt != nil {
 			line += ", next try in " + age(w.NextAttempt)
 		}
-		p.long(heading(i, "waiting"), line)
+		p.row(heading(i, "waiting"), line)
 		p.example(w)
 	}
 	if y.Groups != nil {
@@ -161,36 +161,38 @@ func (p *printer) state(y Sync) {
 		if k.OldestAge != nil {
 			oldest = ", the oldest for " + age(k.OldestAge)
 		}
-		p.long("dead", fmt.Sprintf("%s kept, %s%s; kept %s, and %s", count(k.Count), size(k.Bytes), oldest, long, most))
+		p.row("dead", fmt.Sprintf("%s kept, %s%s; kept %s, and %s", count(k.Count), size(k.Bytes), oldest, long, most))
 	}
 }
 
 // ages tells how old what is pending is, and how long it is in time.
 func (p *printer) ages(y Sync) {
-	var buckets []string
-	before := "0s"
+	var buckets []string // each in one piece
 	for _, b := range y.AgeBuckets {
 		if b.LE == nil {
 			buckets = append(buckets, "older "+count(b.Count))
 			continue
 		}
-		before = age(b.LE)
-		buckets = append(buckets, "<"+before+" "+count(b.Count))
+		buckets = append(buckets, "<"+age(b.LE)+" "+count(b.Count))
 	}
 	if y.Books.Pending > 0 && len(buckets) > 0 {
 		about := ""
 		if y.Approximate {
 			about = "about "
 		}
-		p.long("ages", about+strings.Join(buckets, ", "))
+		for i := range buckets[:len(buckets)-1] {
+			buckets[i] += ","
+		}
+		buckets[0] = about + buckets[0]
+		p.pieces("ages", buckets)
 	}
 	l := y.Late
 	switch {
 	case l.Limit == nil || l.OldestLeft == nil || y.isRelay():
 	case l.Over > 0:
-		p.long("late", fmt.Sprintf("%s than %s: they start no campaigns any more", many(l.Over, "event is older", "events are older"), age(l.Limit)))
+		p.row("late", fmt.Sprintf("%s than %s: they start no campaigns any more", many(l.Over, "event is older", "events are older"), age(l.Limit)))
 	case *l.OldestLeft < *l.Limit/2:
-		p.long("late", fmt.Sprintf("in %s the oldest is older than %s, and starts no campaigns any more", age(l.OldestLeft), age(l.Limit)))
+		p.row("late", fmt.Sprintf("in %s the oldest is older than %s, and starts no campaigns any more", age(l.OldestLeft), age(l.Limit)))
 	}
 }
 
@@ -202,9 +204,9 @@ func (p *printer) example(w Waiting) {
 		if x.User != "" {
 			of = " of user " + x.User
 		}
-		p.long("", fmt.Sprintf("answered: %s; e.g. %q%s, %s old", w.LastAnswer, x.Event, of, age(&x.AgeS)))
+		p.row("", fmt.Sprintf("answered: %s; e.g. %q%s, %s old", w.LastAnswer, x.Event, of, age(&x.AgeS)))
 	} else if w.LastAnswer != "" {
-		p.long("", "answered: "+w.LastAnswer)
+		p.row("", "answered: "+w.LastAnswer)
 	}
 }
 
@@ -280,10 +282,10 @@ func (p *printer) dryRun(d *DryRun) {
 		p.long("", count(d.LeftOut)+" requests are counted and not in the file: the disk had no space to spare")
 	}
 	for i, r := range d.Filtered {
-		p.long(heading(i, "would not"), fmt.Sprintf("%s %s: %s%s", r.Kind, r.Reason, count(r.Count), p.newest(r)))
+		p.row(heading(i, "would not"), fmt.Sprintf("%s %s: %s%s", r.Kind, r.Reason, count(r.Count), p.newest(r)))
 	}
 	for i, r := range d.Refused {
-		p.long(heading(i, "would die"), fmt.Sprintf("%s %s: %s%s", r.Kind, r.Reason, count(r.Count), p.newest(r)))
+		p.row(heading(i, "would die"), fmt.Sprintf("%s %s: %s%s", r.Kind, r.Reason, count(r.Count), p.newest(r)))
 	}
 }
 
@@ -298,10 +300,18 @@ func plural(n int, one, more string) string {
 // stands a semicolon, begins a new one.
 func (p *printer) long(name, s string) {
 	for _, part := range strings.SplitAfter(s, "; ") {
-		for _, row := range wrap(strings.TrimRight(part, " "), p.columns-13) {
-			p.line("  %-10s %s", name, row)
-			name = ""
-		}
+		p.row(name, strings.TrimRight(part, " "))
+		name = ""
+	}
+}
+
+// row prints a text that is broken where the line ends.
+func (p *printer) row(name, s string) { p.pieces(name, pieces(s)) }
+
+func (p *printer) pieces(name string, pieces []string) {
+	for _, row := range wrapPieces(pieces, p.columns-13) {
+		p.line("  %-10s %s", name, row)
+		name = ""
 	}
 }
 

@@ -55,9 +55,11 @@ func (c *Consumer) addUnread(st *ConsumerStats, d *Detail, s *ledgerState, after
 		}
 		return n
 	}
+	look := logLook{l: c.log}
+	defer look.end()
 	older := uint64(0)
 	for i := len(d.Bounds) - 1; i >= 0; i-- {
-		ord, err := c.log.receivedBefore(s.project, after, before, count, d.Now.Add(-d.Bounds[i]).UnixMilli())
+		ord, err := look.receivedBefore(s.project, after, before, count, d.Now.Add(-d.Bounds[i]).UnixMilli())
 		if err != nil {
 			return fmt.Errorf("sync %s: %w", c.o.Name, err)
 		}
@@ -66,7 +68,7 @@ func (c *Consumer) addUnread(st *ConsumerStats, d *Detail, s *ledgerState, after
 		older = n
 	}
 	st.Ages[0] += upTo(count) - min(older, upTo(count))
-	m, err := c.log.markAt(c.log.Tail())
+	m, err := look.markAt(c.log.Tail())
 	if m != nil {
 		st.Newest = max(st.Newest, m.newest)
 	}
@@ -86,15 +88,47 @@ type mark struct {
 // look once a second needs about one new one for each bound.
 const mostMarks = 1024
 
+// logLook is a look at some places of the log. The files that it reads stay open until its
+// end: to open one takes longer than to read a chunk.
+type logLook struct {
+	l    *Log
+	held []*logFile
+}
+
+func (k *logLook) end() {
+	for _, f := range k.held {
+		f.release()
+	}
+}
+
+// chunkAt reads the chunk that has a sequence or, in a gap, the next one; nil when there is none.
+func (k *logLook) chunkAt(seq uint64) (*Chunk, error) {
+	l := k.l
+	l.mu.Lock()
+	var f *logFile
+	if n := len(l.recent); n == 0 || seq < l.recent[0].First { // else it is in memory
+		if i := sort.Search(len(l.files), func(i int) bool { return l.files[i].first > seq }); i > 0 {
+			f = l.files[i-1]
+		}
+	}
+	l.mu.Unlock()
+	if f != nil && !slices.Contains(k.held, f) {
+		if _, ok, err := f.acquire(); ok && err == nil { // else the reader meets what is wrong with it
+			k.held = append(k.held, f)
+		}
+	}
+	return l.Reader(seq - 1).Try()
+}
+
 // receivedBefore gives about how many records of a project stand in the log up to the one
 // that was the first to be received at a time or later, or count if there is none; before
 // of them stand up to sequence after. It reads some dozen chunks the first time, and then
 // few: what it has seen it remembers.
-func (l *Log) receivedBefore(project string, after, before, count uint64, at int64) (uint64, error) {
-	low, high, found := after+1, l.Tail(), before
+func (k *logLook) receivedBefore(project string, after, before, count uint64, at int64) (uint64, error) {
+	low, high, found := after+1, k.l.Tail(), before
 	for low <= high {
 		middle := low + (high-low)/2
-		m, err := l.markAt(middle)
+		m, err := k.markAt(middle)
 		switch {
 		case err != nil:
 			return 0, err
@@ -114,7 +148,8 @@ func (l *Log) receivedBefore(project string, after, before, count uint64, at int
 }
 
 // markAt is of the chunk that has a sequence or, in a gap, the next one; nil when there is none.
-func (l *Log) markAt(seq uint64) (*mark, error) {
+func (k *logLook) markAt(seq uint64) (*mark, error) {
+	l := k.l
 	l.marksMu.Lock()
 	i := sort.Search(len(l.marks), func(i int) bool { return l.marks[i].last >= seq })
 	if i < len(l.marks) && l.marks[i].first <= seq {
@@ -122,7 +157,7 @@ func (l *Log) markAt(seq uint64) (*mark, error) {
 		return l.marks[i], nil
 	}
 	l.marksMu.Unlock()
-	c, err := l.Reader(seq - 1).Try()
+	c, err := k.chunkAt(seq)
 	if err != nil || c == nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ type Sampled struct {
 }
 
 // sampleChunks is into how many places of the log a sample looks.
-const sampleChunks = 64
+const sampleChunks = 32
 
 // Sample calls f for about most pending records, or for all where there are no more: those
 // that were read ahead, the heads of the side place, and some chunks of what is still in
@@ -202,9 +202,11 @@ func (c *Consumer) sampleLog(s *ledgerState, after, before, unread uint64, most 
 		}
 	} else {
 		*all = false
+		look := logLook{l: c.log}
+		defer look.end()
 		last := uint64(0)
 		for i := range uint64(sampleChunks) {
-			chunk, err := c.log.Reader(after + (tail-after)/sampleChunks*i + (tail-after)/sampleChunks/2).Try()
+			chunk, err := look.chunkAt(after + 1 + (tail-after)/sampleChunks*i + (tail-after)/sampleChunks/2)
 			if err != nil {
 				return err
 			}
