@@ -131,8 +131,9 @@ func TestWhenItIsTold(t *testing.T) {
 			h.trouble("blocked", "a", "", Critical)
 			h.passes(time.Hour)
 			h.dark = true
-			h.passes(48 * time.Hour)
+			h.passes(20 * time.Hour)
 			h.dark = false
+			h.passes(time.Hour)
 			clear(h.wrong)
 			h.passes(time.Hour)
 		}, "firing blocked a; over blocked a"},
