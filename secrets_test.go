@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -26,22 +27,32 @@ func TestSecretsStaySecret(t *testing.T) {
 		badKey   = "stranger-key-0a4c"        // of an SDK that has another
 		person   = "person-c4a9@mail.example" // an id, an email
 		secret   = "marker-2be8-property"     // what users do and are
+		webhookS = "T0webhook-5d11-secret"    // in the address that alerts are posted to
 	)
-	planted := []string{cioKey, otherKey, ampKey, badKey, person, secret}
+	planted := []string{cioKey, otherKey, ampKey, badKey, person, secret, webhookS}
 	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{}})
 	edit(t, r, `retry_max = "2s"`, "retry_max = \"100ms\"\nretry_initial = \"50ms\"")
 	edit(t, r, "[server]", "[log]\nlevel = \"debug\"\n\n[server]")
 	edit(t, r, `["0123456789abcdef0123456789abcdef"]`, fmt.Sprintf("[%q]", ampKey))
+	hook := newWebhook(t)
+	edit(t, r, "[log]", fmt.Sprintf("[alerts]\nurl = %q\nafter = \"0s\"\nover_after = \"0s\"\n\n[log]", hook.URL+"/hook/"+webhookS+"?token="+webhookS))
 	keyFile := filepath.Join(r.dir, "customerio_api_key")
 	events := func(key string) string {
 		return fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Visit","user_id":%q,"device_id":"device-%[2]s","insert_id":"%[3]s-1","ip":"203.0.113.77",`+
 			`"event_properties":{"seq":1,"total":%[3]q},"user_properties":{"email":%[2]q,"plan":%[3]q,"role":%[3]q}}]}`, key, person, secret)
 	}
 	var heard bytes.Buffer // all that was said
+	looks := 0
 	look := func() {
 		for _, args := range [][]string{{"queue-stats"}, {"queue-stats", "--json"}, {"check-config"}, {"check-config", "--online"}} {
 			got := run(t, append(args, "--config", r.configPath)...)
 			heard.WriteString(got.stdout + got.stderr)
+		}
+		if looks++; looks%5 == 1 { // each is a process, and they are slow to start
+			for _, args := range [][]string{{"alerts", "test"}, {"alerts", "test", "--json"}, {"alerts", "list"}, {"alerts", "list", "--json"}} {
+				got := run(t, append(args, "--config", r.configPath)...)
+				heard.WriteString(got.stdout + got.stderr)
+			}
 		}
 		if r.daemon == nil {
 			return
@@ -99,6 +110,7 @@ func TestSecretsStaySecret(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.sandbox.SetFaults(f)
+		hook.answers(map[bool]int{true: 404, false: 200}[strings.HasPrefix(faults, "500")]) // it repeats the address
 		up(t, r)
 		before := r.sandbox.Report().Requests
 		eventually(t, 15*time.Second, "requests meet "+faults, func() bool {
@@ -128,6 +140,22 @@ func TestSecretsStaySecret(t *testing.T) {
 			}
 			heard.WriteString(got.stdout + got.stderr)
 		}
+	}
+
+	for _, broken := range []string{`url = ` + webhookS, `url = "http://x/` + webhookS, `url = ["` + webhookS + `"]`, `url = "ftp://x/` + webhookS + `"`, `url = "x/` + webhookS + `"`,
+		`url_file = "https://x/` + webhookS + `"`, `url = { a = "` + webhookS + `" }`, `urls = "` + webhookS + `"`, `url = "http://x/%zz` + webhookS + `"`} {
+		write(t, r.configPath, regexp.MustCompile(`(?m)^url = .*$`).ReplaceAllLiteralString(string(good), broken))
+		got := run(t, "alerts", "test", "--config", r.configPath)
+		if got.code != exitConfig {
+			t.Errorf("%s: exit %d", broken, got.code)
+		}
+		heard.WriteString(got.stdout + got.stderr)
+	}
+	for _, told := range hook.bodies { // what is posted, too
+		heard.WriteString(told)
+	}
+	if len(hook.bodies) < 5 {
+		t.Errorf("%d alerts were posted", len(hook.bodies))
 	}
 
 	log, err := os.ReadFile(r.logFile.Name())
@@ -165,7 +193,7 @@ func TestSecretsStaySecret(t *testing.T) {
 			return nil
 		}
 		b, err := os.ReadFile(path)
-		for _, p := range []string{cioKey, otherKey, ampKey, badKey} {
+		for _, p := range []string{cioKey, otherKey, ampKey, badKey, webhookS} {
 			if bytes.Contains(b, []byte(p)) {
 				t.Errorf("%s holds %s", path, p)
 			}

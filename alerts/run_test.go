@@ -21,6 +21,7 @@ type house struct {
 	t     *testing.T
 	desk  *Desk
 	wrong map[string]Trouble
+	dark  bool // nothing can be seen
 	end   func()
 	log   *bytes.Buffer
 }
@@ -53,7 +54,12 @@ func (h *house) passes(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(10 * time.Second) {
 		s := Sight{At: time.Now()}
 		for _, w := range h.wrong {
-			s.Troubles = append(s.Troubles, w)
+			if !h.dark {
+				s.Troubles = append(s.Troubles, w)
+			}
+		}
+		if h.dark {
+			s.Unclear = func(string, string) bool { return true }
 		}
 		h.desk.Look(s)
 	}
@@ -114,6 +120,31 @@ func TestWhenItIsTold(t *testing.T) {
 			h.trouble("disk", "", "", Critical)
 			h.passes(time.Hour)
 		}, "firing disk ; worse disk "},
+		{"nothing of what cannot be seen", func(h *house) {
+			h.trouble("blocked", "b", "", Critical)
+			h.passes(30 * time.Second)
+			h.dark = true
+			h.passes(48 * time.Hour)
+			h.dark = false
+			clear(h.wrong)
+			h.passes(time.Hour)
+			h.trouble("blocked", "a", "", Critical)
+			h.passes(time.Hour)
+			h.dark = true
+			h.passes(20 * time.Hour)
+			h.dark = false
+			h.passes(time.Hour)
+			clear(h.wrong)
+			h.passes(time.Hour)
+		}, "firing blocked a; over blocked a"},
+		{"not again what somebody knows of", func(h *house) {
+			h.trouble("blocked", "a", "", Critical)
+			h.passes(time.Hour)
+			known := h.wrong["blockeda"]
+			known.Known = true
+			h.wrong["blockeda"] = known
+			h.passes(72 * time.Hour)
+		}, "firing blocked a"},
 		{"what comes and goes, seldom", func(h *house) {
 			for range 6 * 6 { // six hours
 				h.trouble("blocked", "a", "", Critical)
