@@ -99,7 +99,7 @@ func (o *operator) backupToFile(c *cli.Context, name string, bar *progress) erro
 
 // expectBackup tells a backup's progress how much is to come, about: as much as is stored.
 func (o *operator) expectBackup(ctx context.Context, bar *progress) *progress {
-	if snap, err := o.takeSnapshot(ctx); err == nil {
+	if snap, err := o.takeSnapshot(ctx, &statsQuestion{}); err == nil {
 		bar.total = uint64(max(snap.Disk.Used, 0))
 	}
 	return bar

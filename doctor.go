@@ -48,7 +48,7 @@ func doctorCommand() *cli.Command {
 					return err
 				}
 			} else {
-				report.print(c.App.Writer, columnsOf(c.App.Writer), colored(c.App.Writer))
+				report.print(c.App.Writer, terminalColumns(c.App.Writer), colored(c.App.Writer))
 			}
 			return report.code()
 		},
@@ -211,8 +211,8 @@ func folded(s, indent string, columns int) string {
 	return out.String()
 }
 
-// columnsOf is how wide the terminal is that w is; 0 = it is none.
-func columnsOf(w io.Writer) int {
+// terminalColumns is how wide the terminal is that w is; 0 = it is none.
+func terminalColumns(w io.Writer) int {
 	out, isFile := w.(*os.File)
 	if !isFile || !term.IsTerminal(int(out.Fd())) {
 		return 0
