@@ -158,6 +158,13 @@ func (d *doctor) accounts(ctx context.Context) {
 	}
 	if d.keys == nil {
 		d.say(check, skipped, "nobody was asked, since there are no keys to ask with", "")
+		if d.running {
+			for _, y := range d.snap.Syncs {
+				if y.Status == admin.StatusOK && y.Workspace != 0 {
+					d.say("sync "+y.Name, fine, fmt.Sprintf("Customer.io has agreed with the daemon: workspace %d", y.Workspace), "")
+				}
+			}
+		}
 		return
 	}
 	clock := &dated{now: d.now}
