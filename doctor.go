@@ -172,7 +172,7 @@ func (r *doctorReport) print(w io.Writer, columns int, color bool) {
 		}
 		fmt.Fprintf(w, "%s %-*s  %s\n", verdict, wide, f.Check, folded(f.Says, indent, columns))
 		if f.ToDo != "" {
-			fmt.Fprintf(w, "%sto do: %s\n", indent, folded(f.ToDo, indent+"  ", columns))
+			fmt.Fprintf(w, "%sto do: %s\n", indent, folded(f.ToDo, indent+"       ", columns))
 		}
 	}
 	if r.Verdict == fine {
@@ -191,7 +191,7 @@ func folded(s, indent string, columns int) string {
 	if columns == 0 {
 		return s
 	}
-	room := max(columns-len(indent)-len("to do: "), 20)
+	room := max(columns-1-len(indent), 20)
 	var out strings.Builder
 	length := 0
 	for i, word := range strings.Fields(s) {
@@ -512,7 +512,11 @@ func (d *doctor) folder(context.Context) {
 	name := ownerName(owner)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		d.say(check, skipped, fmt.Sprintf("%s belongs to %s, mode %04o; only root and %s may look into it", dir, name, st.Mode().Perm(), name), "")
+		who := "root"
+		if name != who {
+			who = name + " and root"
+		}
+		d.say(check, skipped, fmt.Sprintf("%s belongs to %s, mode %04o; only %s may look into it", dir, name, st.Mode().Perm(), who), "")
 		return
 	case err != nil:
 		d.say(check, wrong, err.Error(), "look at the disk: dmesg | tail")

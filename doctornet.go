@@ -67,6 +67,10 @@ func (d *doctor) reloaded(ctx context.Context) {
 	if err != nil {
 		return
 	}
+	if r := d.snap.Reload; r != nil && r.OK && st.ModTime().Before(r.At.Add(-time.Second)) {
+		d.say(check, fine, "the configuration was not changed since it was reloaded, "+ago(d.now(), r.At), "")
+		return
+	}
 	var report reloadReport
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -154,6 +158,13 @@ func (d *doctor) accounts(ctx context.Context) {
 	}
 	if d.keys == nil {
 		d.say(check, skipped, "nobody was asked, since there are no keys to ask with", "")
+		if d.running {
+			for _, y := range d.snap.Syncs {
+				if y.Status == admin.StatusOK && y.Workspace != 0 {
+					d.say("sync "+y.Name, fine, fmt.Sprintf("Customer.io has agreed with the daemon: workspace %d", y.Workspace), "")
+				}
+			}
+		}
 		return
 	}
 	clock := &dated{now: d.now}
@@ -223,22 +234,32 @@ func (d *doctor) listener(ctx context.Context) {
 	if d.snap == nil || d.broken && !d.running {
 		return // nobody knows the address
 	}
+	path, unix := strings.CutPrefix(d.snap.Door.URL, "unix:")
 	u, err := url.Parse(d.snap.Door.URL)
+	if unix {
+		u = &url.URL{Scheme: "http", Host: "localhost"}
+	}
 	if err != nil || u.Host == "" {
 		return
 	}
 	everywhere := u.Hostname() == "HOST"
 	address := u.Host
+	if unix {
+		address = path
+	}
 	if everywhere {
 		address = net.JoinHostPort("127.0.0.1", u.Port())
 	}
-	base := u.Scheme + "://" + u.Host
+	base, network := u.Scheme+"://"+u.Host, "tcp"
+	if unix {
+		base, network = "the unix socket "+address, "unix"
+	}
 	var leaf *x509.Certificate
 	var trusted error
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{Timeout: 3 * time.Second}).DialContext(ctx, "tcp", address)
+			return (&net.Dialer{Timeout: 3 * time.Second}).DialContext(ctx, network, address)
 		},
 		// Whether the certificate is good is judged below: one that is not is to be told of.
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true, VerifyConnection: func(s tls.ConnectionState) error {
@@ -251,7 +272,7 @@ func (d *doctor) listener(ctx context.Context) {
 			return nil
 		}},
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.Scheme+"://"+address+"/healthz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.Scheme+"://"+u.Host+"/healthz", nil)
 	if err != nil {
 		return
 	}
@@ -454,35 +475,44 @@ func (d *doctor) syncs(context.Context) {
 		if d.broken && !d.running { // whether it is in the configuration is not known
 			y.Status, y.Detail = admin.StatusStopped, ""
 		}
-		says := fmt.Sprintf("%s, %s pending", y.Status, many(y.Books.Pending))
-		if y.OldestAge != nil {
-			says += ", the oldest for " + forPeople(time.Duration(*y.OldestAge)*time.Second)
-		}
-		if y.Detail != "" && y.Status != admin.StatusOK {
-			says += ": " + y.Detail
-		}
-		verdict, todo := fine, ""
-		switch y.Status {
-		case admin.StatusOK, admin.StatusChecking, admin.StatusDryRun, admin.StatusStopped:
-		case admin.StatusBlocked:
-			verdict = wrong
-		default:
-			verdict = warning
-		}
-		if verdict != fine {
-			todo = y.Advice
-		}
 		name := "sync " + y.Name
 		if y.Destination == admin.ToAmplitude {
 			name = y.Name
 		}
+		if y.Health.Level == admin.LevelUnknown {
+			d.say(name, skipped, cmp.Or(y.Health.Why, "how well it is is not known"), y.Health.ToDo)
+		}
+		says := fmt.Sprintf("%s, %s pending", y.Status, many(y.Books.Pending))
+		if y.OldestAge != nil {
+			says += ", the oldest for " + forPeople(time.Duration(*y.OldestAge)*time.Second)
+		}
+		verdict, todo := fine, ""
+		if h := y.Health; y.Status != admin.StatusStopped { // that it is stopped is said above
+			switch h.Level {
+			case admin.LevelCritical:
+				verdict = wrong
+			case admin.LevelWarning:
+				verdict = warning
+			}
+			if verdict != fine {
+				todo = h.ToDo
+				if h.Why != "" && !strings.Contains(says, h.Why) {
+					says += ": " + h.Why
+				}
+			}
+		}
 		f := d.say(name, verdict, says, todo)
 		f.Exact = map[string]any{"pending": y.Books.Pending, "oldest_age_s": y.OldestAge, "dead_letters": y.Depth.Dead}
-		if y.Depth.Dead > 0 {
+		if y.Depth.Dead > 0 && y.Health.Word != "refused" {
 			d.say(name, warning, letters(y.Depth.Dead)+" kept", "see what was refused: ampcio dead-letters list --sync "+y.Name)
 		}
-		if !y.Books.Balanced && !y.LedgerDamaged {
-			d.say(name, wrong, fmt.Sprintf("its books do not balance, by %d", y.Books.Difference), "ampcio audit, and tell us what it says")
+	}
+	if h := d.snap.House; !slices.Contains([]string{"stopped", "refusing", "certificate"}, h.Word) { // else it is said above
+		switch h.Level {
+		case admin.LevelCritical:
+			d.say("house", wrong, h.Why, h.ToDo)
+		case admin.LevelWarning:
+			d.say("house", warning, h.Why, h.ToDo)
 		}
 	}
 	for _, note := range d.snap.Notes {

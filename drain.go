@@ -65,8 +65,11 @@ type drainSync struct {
 // forgets to stop it is left with a daemon that takes nothing.
 const refuseOn = time.Minute
 
-// looksAt is how often a drain looks. It tells each time.
-const looksAt = 250 * time.Millisecond
+// A drain looks often in its first second, and then each second. It tells each time.
+const (
+	looksFirst = 200 * time.Millisecond
+	looksThen  = time.Second
+)
 
 // drainVerb tells what is left, again and again if it is to wait. It changes nothing that
 // lasts: when the operator goes, events are taken as before.
@@ -107,7 +110,7 @@ func drainVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer) 
 		}
 	}()
 	began, before := time.Now(), d.door.Door().Events
-	tick := time.NewTicker(looksAt)
+	tick := time.NewTicker(looksFirst)
 	defer tick.Stop()
 	for {
 		snap, err := d.Snapshot(ctx)
@@ -116,6 +119,9 @@ func drainVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer) 
 		}
 		left := asked.look(snap)
 		took := time.Since(began)
+		if took > looksThen {
+			tick.Reset(looksThen)
+		}
 		left.Took, left.Taken, left.Refusing = seconds(took), snap.Door.Events-before, asked.Refuse
 		switch {
 		case left.State == drainEmpty && asked.Refuse:

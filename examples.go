@@ -13,9 +13,8 @@ var examples = map[string][]string{
 	"demo":  {"ampcio demo", "ampcio demo --keep"},
 	"check-config": {"sudo ampcio check-config --online", "ampcio check-config --pending",
 		"ampcio check-config --config new.toml --json"},
-	"reload":      {"sudo ampcio reload --dry-run", "sudo ampcio reload", "sudo ampcio reload --yes"},
-	"doctor":      {"sudo ampcio doctor", "sudo ampcio doctor --offline --json"},
-	"queue-stats": {"ampcio queue-stats", "ampcio queue-stats --watch 2s", "ampcio queue-stats --json"},
+	"reload": {"sudo ampcio reload --dry-run", "sudo ampcio reload", "sudo ampcio reload --yes"},
+	"doctor": {"sudo ampcio doctor", "sudo ampcio doctor --offline --json"},
 	"send-test": {"ampcio send-test --dry-run",
 		`ampcio send-test --sync production --event 'Order Completed' --properties '{"total": 20}' --yes`},
 	"sync":         {"ampcio sync status", "ampcio sync pause production"},
@@ -54,10 +53,21 @@ var examples = map[string][]string{
 	"version": {"ampcio version", "ampcio version --json"},
 }
 
-// withExamples adds to a verb's help the examples that it does not show itself.
+// withExamples ends a verb's help with examples: those that its text ends with, or else
+// those above.
 func withExamples(path string, c *cli.Command) {
 	lines := examples[path]
-	if len(lines) == 0 || strings.Contains(c.Description, exampleTitle) {
+	for _, title := range []string{exampleTitle, "Example:"} { // what it shows itself
+		if before, own, found := strings.Cut(c.Description, title); found {
+			lines = nil
+			for line := range strings.Lines(strings.TrimSpace(own)) {
+				lines = append(lines, strings.TrimSpace(line))
+			}
+			c.Description = before
+			break
+		}
+	}
+	if len(lines) == 0 {
 		return
 	}
 	if c.Description = strings.TrimRight(c.Description, "\n"); c.Description != "" {

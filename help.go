@@ -15,7 +15,7 @@ const helpMost = 110
 // was written.
 func readableHelp() {
 	cli.HelpPrinter = func(w io.Writer, templ string, data any) {
-		columns := columnsOf(w)
+		columns := terminalColumns(w)
 		if columns == 0 {
 			cli.HelpPrinterCustom(w, templ, data, nil)
 			return

@@ -38,6 +38,14 @@ type rewound struct {
 	Status      string          `json:"status"`       // of the sync
 }
 
+// rewindLook is what a dry run tells while it looks at what would be taken again.
+type rewindLook struct {
+	Looked uint64 `json:"looked_at"`
+	Of     uint64 `json:"of"`
+}
+
+const lookToldEvery = 500 * time.Millisecond
+
 // campaignAge is how old an event may be and still start campaigns: Customer.io's rule.
 const campaignAge = 72 * time.Hour
 
@@ -88,7 +96,7 @@ func rewind(ctx context.Context, h house, asked rewinding, out io.Writer) error 
 		return exit(exitIO, err)
 	}
 	if asked.DryRun {
-		if err := r.judge(ctx, c, standardOf(h.config(), asked.Sync, rules)); err != nil {
+		if err := r.judge(ctx, c, standardOf(h.config(), asked.Sync, rules), out); err != nil {
 			return err
 		}
 	}
@@ -111,7 +119,7 @@ func notKept(h house, from int64) error {
 
 // judge counts what the rules make of what would be taken again. Whether a user's
 // properties differ from what was last sent is seen when they are sent, not here.
-func (r *rewound) judge(ctx context.Context, c *queue.Consumer, rules *standard) error {
+func (r *rewound) judge(ctx context.Context, c *queue.Consumer, rules *standard, out io.Writer) error {
 	counts := map[verdictChange]*verdictChange{}
 	count := func(kind, after, example string) {
 		key := verdictChange{Kind: kind, After: after}
@@ -121,7 +129,14 @@ func (r *rewound) judge(ctx context.Context, c *queue.Consumer, rules *standard)
 		counts[key].Records++
 	}
 	now := time.Now()
+	look, told := rewindLook{Of: r.Records + r.NewlyTaken + r.Pending}, now
 	err := c.RecordsSince(ctx, r.Since, r.Untaken, func(q queue.Record) error {
+		if look.Looked++; look.Looked%1024 == 0 && time.Since(told) > lookToldEvery {
+			told = time.Now()
+			if err := tell(out, look); err != nil {
+				return err
+			}
+		}
 		j := rules.judge(&q, now)
 		count("event", j.event, j.name)
 		if j.user != "" {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -254,7 +255,7 @@ func syncRewind(c *cli.Context) error {
 	}
 	in := rewinding{Sync: args[0], Since: since.UnixMilli(), Partly: c.Bool("partly"), Untaken: c.Bool("untaken"), DryRun: true}
 	if c.Bool("dry-run") || !c.Bool("yes") {
-		r, err := doOne[rewound](c.Context, o, "sync-rewind", in)
+		r, err := lookAtRewind(c, o, in)
 		if err != nil {
 			return err
 		}
@@ -298,6 +299,33 @@ func syncRewind(c *cli.Context) error {
 		}
 		fmt.Fprintf(w, "%s\n", o.goesOn(r.Sync, r.Status))
 	})
+}
+
+// lookAtRewind has a rewind looked at, and tells how far the look is.
+func lookAtRewind(c *cli.Context, o *operator, in rewinding) (r rewound, err error) {
+	bar := newProgress(c, "looked at", "records", 0)
+	ended := false
+	err = o.do(c.Context, "sync-rewind", in, func(line []byte) error {
+		if !bytes.HasPrefix(line, []byte(`{"looked_at":`)) {
+			ended = true
+			return json.Unmarshal(line, &r)
+		}
+		var look rewindLook
+		if err := json.Unmarshal(line, &look); err != nil {
+			return err
+		}
+		bar.total = look.Of
+		bar.set(look.Looked)
+		return nil
+	})
+	bar.wipe()
+	switch {
+	case errors.Is(err, errEndedByOperator):
+		return r, exit(exitTemporary, fmt.Errorf("%w: nothing was changed, it was only looked at", errEndedByOperator))
+	case err == nil && !ended:
+		err = exit(exitUnavailable, errors.New("the daemon has ended in the middle of its answer: look again before you repeat this"))
+	}
+	return r, err
 }
 
 var errNothingToRewind = exit(exitData, errors.New("nothing was changed: there is nothing to take again"))
