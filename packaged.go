@@ -13,11 +13,11 @@ import (
 	"ampcio/admin"
 )
 
-// unconfigured gives a mistake in a configuration an exit code of its own where the file
+// asInstalled gives a mistake in a configuration an exit code of its own where the file
 // is still the example, so that systemd does not start an installation again and again
 // that nobody has configured. A file with a mistake that somebody has made is tried every
 // 2 s, so that it works as soon as it is mended.
-func unconfigured(file string, err error) error {
+func asInstalled(file string, err error) error {
 	text, readErr := os.ReadFile(file)
 	if readErr != nil || string(text) != configExample && string(text) != packagedConfig() {
 		return err
@@ -52,7 +52,7 @@ func packageCommand() *cli.Command {
 						_, err = compileRules(cfg)
 					}
 					if err != nil {
-						return unconfigured(c.String("config"), err)
+						return asInstalled(c.String("config"), err)
 					}
 					return nil
 				},

@@ -56,7 +56,7 @@ func serveCommand() *cli.Command {
 			defer signal.Stop(hup)
 			cfg, err := loadConfig(c, true)
 			if err != nil {
-				return unconfigured(c.String("config"), err)
+				return asInstalled(c.String("config"), err)
 			}
 			first, err := newGeneration(cfg)
 			if err != nil {
