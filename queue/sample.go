@@ -169,7 +169,7 @@ func (c *Consumer) sampleHeads(heads []Sampled, weights float64, view func(func(
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, ErrDamaged) {
+	if err = harmless(err); err != nil {
 		return fmt.Errorf("sync %s: read the side place: %w", c.o.Name, err)
 	}
 	for _, h := range heads {
