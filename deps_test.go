@@ -13,7 +13,7 @@ import (
 // arrows says which rooms a room may know. Whoever adds one says so here, and in
 // DESIGN.md why. Tests may know more: they put rooms together.
 var arrows = map[string][]string{
-	"ampcio":            {"admin", "alerts", "archive", "config", "delivery", "ingest", "logbook", "mapping", "queue", "recordings", "sandbox", "users"},
+	"ampcio":            {"admin", "alerts", "archive", "config", "delivery", "ingest", "logbook", "mapping", "metrics", "queue", "recordings", "sandbox", "users"},
 	"ampcio/admin":      nil,
 	"ampcio/alerts":     {"logbook"},
 	"ampcio/archive":    nil,
@@ -22,6 +22,7 @@ var arrows = map[string][]string{
 	"ampcio/ingest":     {"logbook", "mapping", "queue"},
 	"ampcio/logbook":    nil,
 	"ampcio/mapping":    nil,
+	"ampcio/metrics":    {"admin"},
 	"ampcio/queue":      nil,
 	"ampcio/recordings": nil,
 	"ampcio/sandbox":    nil,

@@ -192,11 +192,6 @@ func perfdata(s admin.Snapshot, t admin.Thresholds) string {
 	return b.String()
 }
 
-// writePrometheus is not yet.
-func writePrometheus(io.Writer, admin.Snapshot) error {
-	return exit(exitUsage, errors.New("--format prometheus: not yet: this version of ampcio does not have it"))
-}
-
 // ackBlocked has it entered that somebody knows.
 func ackBlocked(c *cli.Context) error {
 	for _, name := range []string{"check", "watch", "trouble", "by", "top", "buckets", "show-ids", "format"} {

@@ -18,6 +18,7 @@ import (
 
 	"ampcio/admin"
 	"ampcio/config"
+	"ampcio/metrics"
 )
 
 // The formats of queue-stats.
@@ -262,7 +263,7 @@ func (r *statsRequest) write(w io.Writer, snap admin.Snapshot) error {
 		e.SetIndent("", "  ")
 		err = e.Encode(snap)
 	case formatPrometheus:
-		err = writePrometheus(w, snap)
+		err = metrics.Write(w, snap)
 	case formatNagios:
 		err = writeCheck(w, snap, r.thresholds)
 	default:

@@ -23,6 +23,7 @@ import (
 
 	"ampcio/admin"
 	"ampcio/config"
+	"ampcio/delivery"
 	"ampcio/ingest"
 	"ampcio/logbook"
 	"ampcio/queue"
@@ -106,6 +107,8 @@ type daemon struct {
 	mu      sync.RWMutex
 	streams map[string]*stream // by sync; those that are gone from the configuration too
 	between []*queue.Consumer  // of syncs that the operation that goes on has taken out of streams, or is about to put there
+
+	meters map[string]*delivery.Meter // by sync, for as long as the process lives; guarded by mu
 
 	runs *runs // nil until run
 }
@@ -338,7 +341,7 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 		watch(&flow, exitUnavailable, func() error { return serveHTTP(public, l) })
 	}
 	if ls.admin != nil {
-		watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.admin, admin.Handler(d)) })
+		watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.admin, d.withMetrics(admin.Handler(d))) })
 	}
 	watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.socket, operatorHandler(d)) })
 	storage.Go(func() error { d.keepRates(storing); return nil })

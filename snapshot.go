@@ -240,7 +240,7 @@ func syncOf(st queue.ConsumerStats, cfg *config.Config, now time.Time) admin.Syn
 		Totals: admin.Totals{
 			Received: b.Taken, Delivered: b.Delivered, Filtered: b.Filtered, Dead: b.Dead, Discarded: b.Discarded, Lost: b.Lost,
 			FirstAttempt: st.Tallies["record/first_try"].N, AfterRetry: st.Tallies["record/after_retry"].N,
-			EventsDelivered: st.Tallies["event/delivered"].N, UsersDelivered: st.Tallies["user/delivered"].N,
+			Buried: st.Tallies["record/buried"].N, EventsDelivered: st.Tallies["event/delivered"].N, UsersDelivered: st.Tallies["user/delivered"].N,
 		},
 		Books:       admin.Books{Taken: b.Taken, Rewound: b.Rewound, Pending: b.Pending, Balanced: b.Difference() == 0, Difference: b.Difference()},
 		LedgerBytes: st.LedgerBytes,

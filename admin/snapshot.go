@@ -279,7 +279,8 @@ type Totals struct {
 	FirstAttempt    uint64 `json:"first_attempt"`
 	AfterRetry      uint64 `json:"after_retry"`
 	Filtered        uint64 `json:"filtered"`
-	Dead            uint64 `json:"dead"`
+	Dead            uint64 `json:"dead"`   // kept
+	Buried          uint64 `json:"buried"` // that became dead letters, whatever became of these since
 	Discarded       uint64 `json:"discarded"`
 	Lost            uint64 `json:"lost"`
 	EventsDelivered uint64 `json:"events_delivered"`

@@ -75,6 +75,7 @@ type Consumer struct {
 
 	retries map[string]retryState // of lanes with failed tries, whether in the window or not
 	tallies map[string]Count
+	durable Counted // as of the last checkpoint
 
 	// What the next checkpoint has to write.
 	changed      bool
@@ -171,6 +172,7 @@ func (c *Consumer) openLedger(path string) error {
 	if err := Guard(func() error { return c.db.View(c.load) }); err != nil {
 		return errors.Join(fmt.Errorf("read %s: %w", path, err), c.db.Close())
 	}
+	c.durable = c.countedNow()
 	if err := c.begin(); err != nil {
 		return errors.Join(err, c.Close())
 	}

@@ -177,6 +177,7 @@ func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
 		}
 	case Dead:
 		c.bury(&DeadLetter{Record: e.rec, At: now, Reason: o.Reason, Results: o.Results})
+		c.count(Tally{Key: buriedTally}, 1)
 	}
 	if o.SentKey != "" && o.Sent != nil {
 		c.sentNew[o.SentKey] = o.Sent
