@@ -53,17 +53,19 @@ var examples = map[string][]string{
 	"version": {"ampcio version", "ampcio version --json"},
 }
 
-// withExamples ends a verb's help with examples: those that its text ends with, or else
-// those above.
+// withExamples ends a verb's help with examples: those above, or else those that its text
+// ends with.
 func withExamples(path string, c *cli.Command) {
 	lines := examples[path]
 	for _, title := range []string{exampleTitle, "Example:"} { // what it shows itself
 		if before, own, found := strings.Cut(c.Description, title); found {
-			lines = nil
+			c.Description = before
+			if len(lines) > 0 {
+				break
+			}
 			for line := range strings.Lines(strings.TrimSpace(own)) {
 				lines = append(lines, strings.TrimSpace(line))
 			}
-			c.Description = before
 			break
 		}
 	}

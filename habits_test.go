@@ -94,7 +94,7 @@ func commandsIn(line string) (commands [][]string) {
 			quote, some = r, true
 		case r == ' ':
 			end()
-		case r == '|' || r == '&' || r == '>' || r == ';':
+		case strings.ContainsRune("|&<>();", r):
 			end()
 			if words != nil {
 				commands = append(commands, words)
