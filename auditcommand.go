@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/urfave/cli/v2"
@@ -101,6 +102,9 @@ func auditVerb(ctx context.Context, h house, in json.RawMessage, out io.Writer) 
 		a, err := c.Audit(ctx)
 		if err == nil {
 			err = tell(out, a)
+			if d, is := h.(*daemon); is {
+				d.lastLooks.audited(time.Now(), &a)
+			}
 		}
 		errs = append(errs, err)
 	}

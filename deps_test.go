@@ -13,13 +13,14 @@ import (
 // arrows says which rooms a room may know. Whoever adds one says so here, and in
 // DESIGN.md why. Tests may know more: they put rooms together.
 var arrows = map[string][]string{
-	"ampcio":            {"admin", "archive", "config", "delivery", "ingest", "mapping", "queue", "recordings", "sandbox", "users"},
+	"ampcio":            {"admin", "archive", "config", "delivery", "ingest", "mapping", "metrics", "queue", "recordings", "sandbox", "users"},
 	"ampcio/admin":      nil,
 	"ampcio/archive":    nil,
 	"ampcio/config":     nil,
 	"ampcio/delivery":   {"mapping", "queue"},
 	"ampcio/ingest":     {"mapping", "queue"},
 	"ampcio/mapping":    nil,
+	"ampcio/metrics":    {"admin"},
 	"ampcio/queue":      nil,
 	"ampcio/recordings": nil,
 	"ampcio/sandbox":    nil,

@@ -69,7 +69,9 @@ func main() {
 	if underJournal, _ := journal.StderrIsJournalStream(); underJournal {
 		priority = "<3>"
 	}
-	fmt.Fprintf(os.Stderr, "%sampcio: %v\n", priority, err)
+	if !errors.Is(err, errToldAlready) {
+		fmt.Fprintf(os.Stderr, "%sampcio: %v\n", priority, err)
+	}
 	code := exitFailed
 	if e, ok := errors.AsType[*exitError](err); ok {
 		code = e.code

@@ -48,7 +48,7 @@ func ampcio(args ...string) *exec.Cmd {
 		name, _, _ := strings.Cut(v, "=")
 		switch {
 		case strings.HasPrefix(name, "AMPCIO_"), strings.HasPrefix(name, "LISTEN_"):
-		case name == "NOTIFY_SOCKET", name == "WATCHDOG_USEC", name == "CREDENTIALS_DIRECTORY", name == "JOURNAL_STREAM":
+		case name == "NOTIFY_SOCKET", name == "COLUMNS", name == "NO_COLOR", name == "WATCHDOG_USEC", name == "CREDENTIALS_DIRECTORY", name == "JOURNAL_STREAM":
 		default:
 			c.Env = append(c.Env, v)
 		}
@@ -301,10 +301,12 @@ func balanced(t testing.TB, snap admin.Snapshot) {
 }
 
 // contains says that text has each of the parts.
+// Text for people may be broken into lines anywhere between two words.
 func contains(t testing.TB, text string, parts ...string) {
 	t.Helper()
+	flat := func(s string) string { return strings.Join(strings.Fields(s), " ") }
 	for _, p := range parts {
-		if !strings.Contains(text, p) {
+		if !strings.Contains(text, p) && !strings.Contains(flat(text), flat(p)) {
 			t.Errorf("%q is not in:\n%s", p, text)
 		}
 	}

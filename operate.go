@@ -85,7 +85,7 @@ const maxInput = 64 << 20
 // operatorHandler answers on the admin socket: all that [admin.SocketHandler] shows,
 // and the verbs.
 func operatorHandler(d *daemon) http.Handler {
-	mux := admin.SocketHandler(d)
+	mux := d.withMetrics(admin.SocketHandler(d))
 	mux.HandleFunc("POST /do/{verb}", d.doVerb)
 	return mux
 }

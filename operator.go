@@ -32,6 +32,7 @@ type operator struct {
 	socket  string         // of the daemon
 	say     io.Writer      // stderr
 	stopped bool           // no daemon did the last one
+	onlyAsk bool           // at socket: of the files nothing is known
 }
 
 // newOperator reads the configuration that the command line names. A daemon that runs
@@ -67,7 +68,9 @@ func (o *operator) do(ctx context.Context, name string, in any, each func(line [
 		return err
 	}
 	err = o.ask(ctx, name, body, each)
-	if o.stopped = notRunning(err); o.stopped && o.broken == nil {
+	if o.stopped = notRunning(err); o.stopped && o.onlyAsk {
+		err = exit(exitUnavailable, fmt.Errorf("no ampcio answers at %s", o.socket))
+	} else if o.stopped && o.broken == nil {
 		err = doStopped(ctx, o, name, body, each)
 	} else if o.stopped {
 		err = o.broken

@@ -111,6 +111,7 @@ func (d *daemon) reload(ctx context.Context, force bool) (reloadReport, error) {
 		}
 	}()
 	report, err := d.replace(ctx, force)
+	d.lastLooks.reloaded(time.Now(), err)
 	if err != nil {
 		d.log.Error("the configuration was not reloaded; the one in force stays", "file", d.configFile, "error", err)
 		return report, err

@@ -23,6 +23,7 @@ import (
 
 	"ampcio/admin"
 	"ampcio/config"
+	"ampcio/delivery"
 	"ampcio/ingest"
 	"ampcio/queue"
 	"ampcio/users"
@@ -82,6 +83,8 @@ type daemon struct {
 	started    time.Time
 	pulse      *pulse
 	rates      admin.Rates
+	filling    admin.Filling
+	lastLooks  lastLooks
 
 	records   *queue.Log
 	users     *users.Store
@@ -101,6 +104,8 @@ type daemon struct {
 	mu      sync.RWMutex
 	streams map[string]*stream // by sync; those that are gone from the configuration too
 	between []*queue.Consumer  // of syncs that the operation that goes on has taken out of streams, or is about to put there
+
+	meters map[string]*delivery.Meter // by sync, for as long as the process lives; guarded by mu
 
 	runs *runs // nil until run
 }
@@ -333,10 +338,11 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 		watch(&flow, exitUnavailable, func() error { return serveHTTP(public, l) })
 	}
 	if ls.admin != nil {
-		watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.admin, admin.Handler(d)) })
+		watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.admin, d.withMetrics(admin.Handler(d))) })
 	}
 	watch(&storage, exitUnavailable, func() error { return admin.Serve(storing, ls.socket, operatorHandler(d)) })
 	storage.Go(func() error { d.keepRates(storing); return nil })
+	storage.Go(func() error { d.keepFilling(storing); return nil })
 	storage.Go(func() error { d.keepDoorBook(storing); return nil })
 	storage.Go(func() error { d.keepDryRuns(storing); return nil })
 	storage.Go(func() error { d.notify(storing); return nil })

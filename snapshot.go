@@ -25,8 +25,15 @@ import (
 
 // Snapshot implements admin.Source.
 func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
+	return d.snapshot(ageBuckets)
+}
+
+// snapshot is Snapshot, with what is pending counted by the given ages.
+func (d *daemon) snapshot(ages []time.Duration) (admin.Snapshot, error) {
 	now := time.Now()
 	snap := newSnapshot(d.config(), "daemon", now)
+	detail := queue.Detail{Now: now, Bounds: boundsOf(d.config(), ages), Examples: true}
+	hash := lazyHash(func() (userHash, error) { return openUserHash(d.config().Storage.Dir) })
 	uptime := seconds(now.Sub(d.started))
 	snap.Uptime = &uptime
 	st := d.records.Stats()
@@ -37,11 +44,14 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 		if c == nil {
 			continue // it has just been closed
 		}
-		stats, err := c.Stats()
+		stats, err := c.Look(detail)
 		if err != nil {
 			return snap, err
 		}
 		y := syncOf(stats, d.config(), now)
+		addDetail(&y, stats, detail, ages, d.config(), hash)
+		addLatency(&y, stats)
+		d.lastLooks.addAudit(&y)
 		if a := c.SetAside(); a != nil {
 			snap.Notes = append(snap.Notes, fmt.Sprintf("the ledger of sync %s was damaged and is kept at %s", name, a.Path))
 		}
@@ -86,7 +96,12 @@ func (d *daemon) Snapshot(context.Context) (admin.Snapshot, error) {
 	snap.Notes = append(snap.Notes, d.sharedWorkspaces()...)
 	snap.Door = doorOf(d.address, d.certificate != nil, d.door.Door())
 	snap.Door.Certificate = d.certificate.show(now)
-	snap.Advise()
+	snap.Disk.FullETA = d.filling.ETA(snap.Disk)
+	snap.Reload = d.lastLooks.lastReload()
+	if err := acknowledge(d.config().Storage.Dir, &snap); err != nil {
+		snap.Notes = append(snap.Notes, err.Error())
+	}
+	finish(&snap)
 	return snap, nil
 }
 
@@ -104,16 +119,24 @@ func (d *daemon) Ready() error {
 // filesSnapshot reads the state of a stopped installation. queue.ErrLocked means
 // that it is not stopped.
 func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
+	return filesSnapshotOf(cfg, now, ageBuckets)
+}
+
+// filesSnapshotOf is filesSnapshot, with what is pending counted by the given ages.
+func filesSnapshotOf(cfg *config.Config, now time.Time, ages []time.Duration) (admin.Snapshot, error) {
 	snap := newSnapshot(cfg, "files", now)
-	st, consumers, err := queue.Inspect(cfg.Storage.Dir)
+	detail := queue.Detail{Now: now, Bounds: boundsOf(cfg, ages), Examples: true}
+	st, consumers, err := queue.InspectDetail(cfg.Storage.Dir, detail)
 	if err != nil {
 		return snap, err
 	}
 	snap.Disk = disk(cfg, st)
 	snap.Disk.Full = "" // nobody is there to refuse
 	snap.Notes = notes(st)
+	hash := lazyHash(func() (userHash, error) { return storedUserHash(cfg.Storage.Dir) })
 	for _, stats := range consumers {
 		y := syncOf(stats, cfg, now)
+		addDetail(&y, stats, detail, ages, cfg, hash)
 		y.Status = admin.StatusStopped
 		if _, isSync := cfg.Sync[stats.Name]; isSync {
 			if y.DryRun, err = storedDryRun(cfg, stats.Name); err != nil {
@@ -145,13 +168,18 @@ func filesSnapshot(cfg *config.Config, now time.Time) (admin.Snapshot, error) {
 		return snap, err
 	}
 	snap.Door = doorOf(cfg.Server.Listen, cfg.Server.TLSCert != "", door)
-	snap.Advise()
+	if err := acknowledge(cfg.Storage.Dir, &snap); err != nil {
+		snap.Notes = append(snap.Notes, err.Error())
+	}
+	finish(&snap)
 	return snap, nil
 }
 
 func newSnapshot(cfg *config.Config, source string, now time.Time) admin.Snapshot {
-	return admin.Snapshot{Schema: admin.Schema, Source: source, At: now.UTC().Truncate(time.Second), Version: version().version,
-		Syncs: []admin.Sync{}, Notes: []string{}}
+	v := version()
+	return admin.Snapshot{Schema: admin.Schema, Source: source, At: now.UTC().Truncate(time.Second), Version: v.version,
+		Versions: admin.Versions{Version: v.version, Commit: v.commit, Go: v.golang},
+		Syncs:    []admin.Sync{}, Notes: []string{}}
 }
 
 // idle is the status of a sync that does not deliver because of the configuration.
@@ -174,10 +202,12 @@ func notes(st queue.LogStats) []string {
 }
 
 func disk(cfg *config.Config, st queue.LogStats) admin.Disk {
-	return admin.Disk{
+	d := admin.Disk{
 		Dir: cfg.Storage.Dir, Used: st.Used, Max: int64(cfg.Storage.MaxBytes), Free: st.Free, MinFree: int64(cfg.Storage.MinFree),
-		LogFiles: st.Files, LogBytes: st.Bytes, Full: st.Full, Damaged: st.Damaged,
+		Kept: st.KeptBytes, LogFiles: st.Files, LogBytes: st.Bytes, Full: st.Full, Damaged: st.Damaged,
 	}
+	d.SetShare()
+	return d
 }
 
 func destinationOf(stream string) string {
@@ -207,7 +237,7 @@ func syncOf(st queue.ConsumerStats, cfg *config.Config, now time.Time) admin.Syn
 		Totals: admin.Totals{
 			Received: b.Taken, Delivered: b.Delivered, Filtered: b.Filtered, Dead: b.Dead, Discarded: b.Discarded, Lost: b.Lost,
 			FirstAttempt: st.Tallies["record/first_try"].N, AfterRetry: st.Tallies["record/after_retry"].N,
-			EventsDelivered: st.Tallies["event/delivered"].N, UsersDelivered: st.Tallies["user/delivered"].N,
+			Buried: st.Tallies["record/buried"].N, EventsDelivered: st.Tallies["event/delivered"].N, UsersDelivered: st.Tallies["user/delivered"].N,
 		},
 		Books:       admin.Books{Taken: b.Taken, Rewound: b.Rewound, Pending: b.Pending, Balanced: b.Difference() == 0, Difference: b.Difference()},
 		LedgerBytes: st.LedgerBytes,
@@ -222,7 +252,8 @@ func syncOf(st queue.ConsumerStats, cfg *config.Config, now time.Time) admin.Syn
 	}
 	for _, reason := range sortedKeys(st.Waiting) {
 		w := st.Waiting[reason]
-		y.Waiting = append(y.Waiting, admin.Waiting{Reason: reason, Users: w.Lanes, Records: recordsOf(w), NextAttempt: waitUntil(w.NextDue, now)})
+		y.Waiting = append(y.Waiting, admin.Waiting{Reason: reason, Users: w.Lanes, Records: recordsOf(w), NextAttempt: waitUntil(w.NextDue, now),
+			OldestAge: ageOf(w.Oldest, now), LastAnswer: answerOf(reason)})
 	}
 	for _, key := range sortedKeys(st.Tallies) {
 		kind, rest, _ := strings.Cut(key, "/")
@@ -311,7 +342,11 @@ func doorOf(address string, encrypted bool, s ingest.DoorStats) admin.Door {
 	if encrypted {
 		scheme = "https://"
 	}
-	door := admin.Door{URL: scheme + address + "/2/httpapi", Requests: s.Requests, Events: s.Events, Duplicates: s.Duplicates,
+	url := scheme + address + "/2/httpapi"
+	if strings.HasPrefix(address, "/") || strings.HasPrefix(address, "@") { // a unix socket that systemd has passed
+		url = "unix:" + address
+	}
+	door := admin.Door{URL: url, Requests: s.Requests, Events: s.Events, Duplicates: s.Duplicates,
 		LastSeen: map[string]string{}, Refused: []admin.Refused{}}
 	for project, at := range s.LastSeen {
 		door.LastSeen[project] = at.UTC().Format(time.RFC3339)
@@ -342,6 +377,7 @@ func (d *daemon) keepRates(ctx context.Context) {
 				}
 			}
 		}
+		d.endAcknowledged(ctx)
 		select {
 		case <-ctx.Done():
 			return

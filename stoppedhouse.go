@@ -204,16 +204,43 @@ func filesError(cfg *config.Config, err error) error {
 	return exit(exitIO, err)
 }
 
-// lockedBy names the process that has written itself into the lock file; "" when that
-// has ended, so that it is another who holds the lock, and only reads.
+// lockedBy names the process that holds the lock of a storage folder, as far as that can
+// be found out: it has written itself into the file, unless it is no ampcio.
 func lockedBy(dir string) string {
-	b, err := os.ReadFile(filepath.Join(dir, "lock"))
+	path := filepath.Join(dir, "lock")
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return ""
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil || pid <= 0 || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+	if err == nil && pid > 0 && !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		return fmt.Sprintf(" (%d)", pid)
+	}
+	if pid = lockHolder(path); pid <= 0 {
 		return ""
 	}
-	return fmt.Sprintf(" (%d)", pid)
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return fmt.Sprintf(" (%d)", pid)
+	}
+	return fmt.Sprintf(" (%d, %s)", pid, clipText(strings.TrimSpace(string(name)), 40))
+}
+
+// lockHolder is the process that Linux says to hold a lock on a file; 0 when it says
+// nothing, as when the process is in another container.
+func lockHolder(path string) int {
+	var st syscall.Stat_t
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil || syscall.Stat(path, &st) != nil {
+		return 0
+	}
+	inode := fmt.Sprintf(":%d", st.Ino)
+	for line := range strings.Lines(string(locks)) { // 1: FLOCK ADVISORY WRITE 4711 fe:01:1234 0 EOF
+		if f := strings.Fields(line); len(f) > 5 && f[1] == "FLOCK" && strings.HasSuffix(f[5], inode) {
+			if pid, err := strconv.Atoi(f[4]); err == nil {
+				return pid
+			}
+		}
+	}
+	return 0
 }

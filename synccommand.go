@@ -144,7 +144,7 @@ func syncStatus(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	snap, err := o.takeSnapshot(c.Context)
+	snap, err := o.takeSnapshot(c.Context, &statsQuestion{})
 	if err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func syncStatus(c *cli.Context) error {
 			Syncs  []admin.Sync `json:"syncs"`
 		}{snap.Schema, snap.Source, snap.At, snap.Syncs})
 	}
-	return admin.WriteStates(c.App.Writer, snap, colored(c.App.Writer))
+	return admin.WriteStates(c.App.Writer, snap, admin.Look{Columns: columnsOf(c.App.Writer), Color: colored(c.App.Writer)})
 }
 
 // colored says whether w is a terminal that may be written to in colour.

@@ -327,7 +327,7 @@ func (d *daemon) startDelivery(s *stream) {
 	beats := "delivery " + s.name
 	o := s.settings.options
 	o.StopGrace, o.Now, o.Log, o.Beat = deliveryGrace, time.Now, d.log, d.pulse.part(beats)
-	o.Current, o.Before = d.propertiesNow, s.before
+	o.Current, o.Before, o.Meter = d.propertiesNow, s.before, d.meter(s.name)
 	if project, isRelay := relayedProject(s.name); isRelay {
 		o.Marked = d.takenBySync(project)
 	}

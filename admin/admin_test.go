@@ -69,17 +69,20 @@ func TestTable(t *testing.T) {
 	fresh := Snapshot{Schema: Schema, Source: "files", At: noon, Version: "(devel)",
 		Syncs: []Sync{{Name: "production", Project: "app", Status: StatusStopped, Books: Books{Balanced: true}}},
 		Door:  Door{URL: "http://127.0.0.1:8080/2/httpapi"}, Disk: Disk{Max: 20 << 30, Free: 50 << 30, LogFiles: 1}}
-	for name, snap := range map[string]Snapshot{"night": night(), "fresh": fresh} {
+	for name, snap := range map[string]Snapshot{"night": night(), "fresh": fresh, "outage": outage()} {
 		t.Run(name, func(t *testing.T) {
 			snap.Advise()
-			goldenTable(t, name, snap)
+			snap.Judge(DefaultThresholds())
+			for _, columns := range []int{50, 80, 160} {
+				goldenTable(t, name, snap, columns)
+			}
 		})
 	}
 }
 
 func TestTableInColourSaysTheSame(t *testing.T) {
 	var plain, colour bytes.Buffer
-	if err := errors.Join(WriteTable(&plain, night(), false), WriteTable(&colour, night(), true)); err != nil {
+	if err := errors.Join(WriteTable(&plain, night(), Look{}), WriteTable(&colour, night(), Look{Color: true})); err != nil {
 		t.Fatal(err)
 	}
 	stripped := colour.String()
@@ -100,7 +103,7 @@ func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
 
 func TestTableReportsAWriterThatFails(t *testing.T) {
 	broken := errors.New("pipe is gone")
-	if err := WriteTable(failingWriter{broken}, night(), false); !errors.Is(err, broken) {
+	if err := WriteTable(failingWriter{broken}, night(), Look{}); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
 }

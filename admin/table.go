@@ -1,8 +1,10 @@
 package admin
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,27 +13,46 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 )
 
-// WriteTable writes a snapshot for people, in lines of about 80 columns. Colour is used only when color is set.
-func WriteTable(w io.Writer, s Snapshot, color bool) error {
-	p := printer{w: w, now: s.At, color: color, full: s.Disk.Full}
+// Look is how something is written for people.
+type Look struct {
+	Columns int  // how wide a line may be; 0 = 80
+	Color   bool // where it shows what is wrong
+	Trouble bool // leave out what is well
+}
+
+// WriteTable writes a snapshot for people. Its first two lines say whether all is well
+// and, if not, what to do. The Snapshot has been judged.
+func WriteTable(w io.Writer, s Snapshot, l Look) error {
+	p := newPrinter(w, s, l)
+	p.verdict(s)
 	p.line("%s  %s  ampcio %s%s", p.source(s.Source), s.At.Format("2006-01-02 15:04:05 UTC"), s.Version, p.uptime(s.Uptime))
 	for _, n := range s.Notes {
-		for i, row := range wrap(n, columns-6) {
+		for i, row := range wrap(n, p.columns-6) {
 			p.line("%s %s", p.paint(text.FgYellow, []string{"note:", "     "}[min(i, 1)]), row)
 		}
 	}
-	p.overview(s.Syncs)
-	for _, y := range s.Syncs {
+	syncs := byTrouble(s.Syncs)
+	if len(syncs) > 0 {
+		p.overview(syncs)
+	}
+	for _, y := range syncs {
 		p.sync(y)
 	}
-	p.door(s)
-	p.disk(s.Disk)
+	if !l.Trouble {
+		p.door(s)
+	}
+	if d := s.Disk; !l.Trouble || d.Full != "" || d.Damaged > 0 || s.Health.Word == "disk" {
+		p.disk(d)
+	}
+	if s.Reload != nil && (!l.Trouble || !s.Reload.OK) {
+		p.reload(*s.Reload)
+	}
 	return p.err
 }
 
 // WriteStates writes for people how the syncs are, without the rest of a snapshot.
-func WriteStates(w io.Writer, s Snapshot, color bool) error {
-	p := printer{w: w, now: s.At, color: color, full: s.Disk.Full}
+func WriteStates(w io.Writer, s Snapshot, l Look) error {
+	p := newPrinter(w, s, l)
 	if s.Source == "files" {
 		p.line("%s", p.source(s.Source))
 	}
@@ -41,12 +62,28 @@ func WriteStates(w io.Writer, s Snapshot, color bool) error {
 	return p.err
 }
 
+// byTrouble are syncs, the worst first; those that are as bad as they were.
+func byTrouble(syncs []Sync) []Sync {
+	syncs = slices.Clone(syncs)
+	slices.SortStableFunc(syncs, func(a, b Sync) int { return cmp.Compare(severity(b.Health.Level), severity(a.Health.Level)) })
+	return syncs
+}
+
 type printer struct {
-	w     io.Writer
-	now   time.Time
-	color bool
-	full  string // why new events are refused now
-	err   error
+	w       io.Writer
+	now     time.Time
+	columns int
+	color   bool
+	full    string // why new events are refused now
+	err     error
+}
+
+func newPrinter(w io.Writer, s Snapshot, l Look) *printer {
+	columns := l.Columns
+	if columns <= 0 {
+		columns = 80
+	}
+	return &printer{w: w, now: s.At, columns: max(columns, 30), color: l.Color, full: s.Disk.Full}
 }
 
 func (p *printer) line(format string, args ...any) {
@@ -60,6 +97,78 @@ func (p *printer) paint(c text.Color, s string) string {
 		return s
 	}
 	return c.EscapeSeq() + s + text.Reset.EscapeSeq()
+}
+
+// verdict is what somebody reads at night, on a phone.
+func (p *printer) verdict(s Snapshot) {
+	h := s.Health
+	word, rest := "ALL IS WELL", glance(s)
+	if h.Level != LevelOK {
+		word, rest = strings.ToUpper(h.Level), h.Why
+	}
+	// One line, so that what to do is the second; all of it is told below.
+	rows := wrap(word+": "+rest, p.columns)
+	if len(rows) > 1 {
+		rows = wrap(word+": "+rest, p.columns-2)
+		rows[0] = strings.TrimRight(rows[0], ",;:(") + " …"
+	}
+	p.line("%s%s", p.paint(levelColor(h.Level), word), rows[0][len(word):])
+	todo := h.ToDo
+	if todo == "" {
+		todo = "nothing"
+	}
+	for i, row := range wrap(todo, p.columns-7) {
+		p.line("%s %s", []string{"to do:", "      "}[min(i, 1)], row)
+	}
+	var others []string
+	for _, t := range s.AlsoTroubled() {
+		others = append(others, t.Of+" ("+t.Word+")")
+	}
+	if len(others) > 0 {
+		for i, row := range wrap(strings.Join(others, ", "), p.columns-7) {
+			p.line("%s %s", []string{"also: ", "      "}[min(i, 1)], row)
+		}
+	}
+}
+
+// glance says of what is well how much of it there is.
+func glance(s Snapshot) string {
+	var pending uint64
+	var oldest *int64
+	var in, out float64
+	known := false
+	for _, y := range s.Syncs {
+		pending += y.Books.Pending
+		if y.OldestAge != nil && (oldest == nil || *y.OldestAge > *oldest) {
+			oldest = y.OldestAge
+		}
+		if y.RateIn != nil && y.RateOut != nil {
+			in, out, known = in+*y.RateIn, out+*y.RateOut, true
+		}
+	}
+	text := many(uint64(len(s.Syncs)), "sync", "syncs") + ", "
+	if pending == 0 {
+		text += "nothing waits"
+	} else {
+		text += waiting(pending)
+		if oldest != nil {
+			text += ", the oldest for " + age(oldest)
+		}
+	}
+	if known {
+		text += fmt.Sprintf("; %s/s in, %s/s out", rate(&in), rate(&out))
+	}
+	return text
+}
+
+func levelColor(level string) text.Color {
+	switch level {
+	case LevelOK:
+		return text.FgGreen
+	case LevelCritical:
+		return text.FgRed
+	}
+	return text.FgYellow
 }
 
 func (p *printer) source(s string) string {
@@ -76,299 +185,209 @@ func (p *printer) uptime(s *int64) string {
 	return "  up " + age(s)
 }
 
-// overview is one row a sync: what a glance needs.
+// column is one of the overview.
+type column struct {
+	head string
+	cell func(p *printer, y Sync) string
+}
+
+var columnsOf = map[string]column{
+	"SYNC":     {"SYNC", func(_ *printer, y Sync) string { return y.Name }},
+	"STATUS":   {"STATUS", func(p *printer, y Sync) string { return p.status(y) }},
+	"PENDING":  {"PENDING", func(_ *printer, y Sync) string { d := y.Depth; return count(d.Ready + d.InFlight + d.Retry + d.Held) }},
+	"READY":    {"READY", func(_ *printer, y Sync) string { return count(y.Depth.Ready) }},
+	"INFLIGHT": {"INFLIGHT", func(_ *printer, y Sync) string { return count(y.Depth.InFlight) }},
+	"RETRY":    {"RETRY", func(_ *printer, y Sync) string { return count(y.Depth.Retry) }},
+	"HELD":     {"HELD", func(_ *printer, y Sync) string { return count(y.Depth.Held) }},
+	"DEAD":     {"DEAD", func(_ *printer, y Sync) string { return count(y.Depth.Dead) }},
+	"OLDEST":   {"OLDEST", func(_ *printer, y Sync) string { return age(y.OldestAge) }},
+	"NEXT TRY": {"NEXT TRY", func(_ *printer, y Sync) string { return age(y.NextAttempt) }},
+	"IN/s":     {"IN/s", func(_ *printer, y Sync) string { return rate(y.RateIn) }},
+	"OUT/s":    {"OUT/s", func(_ *printer, y Sync) string { return rate(y.RateOut) }},
+	"DRAIN":    {"DRAIN", func(_ *printer, y Sync) string { return age(y.DrainETA) }},
+	"P95":      {"P95", func(_ *printer, y Sync) string { return p95(y.Latency) }},
+	"LATE":     {"LATE", func(_ *printer, y Sync) string { return y.Late.left() }},
+}
+
+// overviews are the columns from the widest to the narrowest terminal.
+var overviews = [][]string{
+	{"SYNC", "STATUS", "PENDING", "READY", "INFLIGHT", "RETRY", "HELD", "DEAD", "OLDEST", "NEXT TRY", "IN/s", "OUT/s", "P95", "DRAIN", "LATE"},
+	{"SYNC", "STATUS", "PENDING", "RETRY", "HELD", "DEAD", "OLDEST", "IN/s", "OUT/s", "DRAIN"},
+	{"SYNC", "STATUS", "PENDING", "DEAD", "OLDEST", "IN/s", "OUT/s"},
+	{"SYNC", "STATUS", "PENDING", "OLDEST"},
+	{"SYNC", "PENDING", "OLDEST"},
+}
+
+// overview is one row a sync: what a glance needs, in as many columns as there is room for.
 func (p *printer) overview(syncs []Sync) {
+	var rows []string
+	for _, names := range overviews {
+		var cells [][]string
+		var heads []string
+		for _, name := range names {
+			heads = append(heads, columnsOf[name].head)
+		}
+		for _, y := range syncs {
+			var row []string
+			for i, name := range names {
+				cell := "-"
+				if !y.LedgerDamaged || i < 2 {
+					cell = columnsOf[name].cell(p, y)
+				} else if name != "IN/s" && name != "OUT/s" && name != "DRAIN" && name != "P95" {
+					cell = "?"
+				}
+				row = append(row, cell)
+			}
+			cells = append(cells, row)
+		}
+		left := 2
+		if names[1] != "STATUS" {
+			left = 1
+		}
+		if rows = grid(heads, cells, left); widest(rows) <= p.columns {
+			break
+		}
+	}
+	for _, row := range rows {
+		p.line("%s", row)
+	}
+}
+
+// grid renders a table; all but the first columns are numbers.
+func grid(heads []string, cells [][]string, left int) (rows []string) {
 	t := table.NewWriter()
 	t.SetStyle(table.StyleDefault)
 	style := t.Style()
 	style.Options = table.OptionsNoBordersAndSeparators
 	style.Box.PaddingLeft = ""
 	style.Format.Header = text.FormatDefault
-	t.AppendHeader(table.Row{"SYNC", "STATUS", "PENDING", "RETRY", "HELD", "DEAD", "OLDEST", "IN/s", "OUT/s", "DRAIN"})
-	for _, y := range syncs {
-		d := y.Depth
-		if y.LedgerDamaged {
-			t.AppendRow(table.Row{y.Name, p.status(y.Status), "?", "?", "?", "?", "?", "-", "-", "-"})
-			continue
+	row := func(cells []string) (r table.Row) {
+		for _, c := range cells {
+			r = append(r, c)
 		}
-		t.AppendRow(table.Row{y.Name, p.status(y.Status), count(d.Ready + d.InFlight + d.Retry + d.Held), count(d.Retry), count(d.Held),
-			count(d.Dead), age(y.OldestAge), rate(y.RateIn), rate(y.RateOut), age(y.DrainETA)})
+		return r
+	}
+	t.AppendHeader(row(heads))
+	for _, c := range cells {
+		t.AppendRow(row(c))
 	}
 	var right []table.ColumnConfig
-	for i := 3; i <= 10; i++ {
+	for i := left + 1; i <= len(heads); i++ {
 		right = append(right, table.ColumnConfig{Number: i, Align: text.AlignRight, AlignHeader: text.AlignRight})
 	}
 	t.SetColumnConfigs(right)
-	for row := range strings.Lines(t.Render()) {
-		p.line("%s", strings.TrimRight(row, " \n"))
+	for line := range strings.Lines(t.Render()) {
+		rows = append(rows, strings.TrimRight(line, " \n"))
 	}
+	return rows
 }
 
-func (p *printer) status(s string) string {
-	switch s {
-	case StatusOK:
-		return p.paint(text.FgGreen, s)
+func widest(rows []string) (n int) {
+	for _, row := range rows {
+		n = max(n, text.StringWidthWithoutEscSequences(row))
+	}
+	return n
+}
+
+func p95(l *Latency) string {
+	if l == nil {
+		return "-"
+	}
+	return short(l.P95)
+}
+
+// short is a time in seconds for people.
+func short(s float64) string {
+	switch {
+	case s >= 60:
+		whole := int64(s)
+		return age(&whole)
+	case s >= 10:
+		return fmt.Sprintf("%.0fs", s)
+	case s >= 1:
+		return fmt.Sprintf("%.1fs", s)
+	}
+	return fmt.Sprintf("%.0fms", s*1000)
+}
+
+// left says how long the oldest event has until it is late.
+func (l Late) left() string {
+	switch {
+	case l.Limit == nil || l.OldestLeft == nil:
+		return "-"
+	case *l.OldestLeft < 0:
+		return "LATE"
+	}
+	return age(l.OldestLeft) + " left"
+}
+
+func (p *printer) status(y Sync) string {
+	switch y.Status {
 	case StatusBlocked, StatusStopped, StatusUnreachable:
-		return p.paint(text.FgRed, s)
+		return p.paint(text.FgRed, y.Status)
+	case StatusOK:
+		return p.paint(levelColor(y.Health.Level), y.Status)
 	}
-	return p.paint(text.FgYellow, s)
-}
-
-// sync tells the rest of one sync: why not, and the books.
-func (p *printer) sync(y Sync) {
-	p.line("")
-	p.state(y)
-	if y.LedgerDamaged {
-		p.line("  books      %s", p.paint(text.FgRed, "UNKNOWN"))
-		return
-	}
-	for i, r := range y.Filtered {
-		p.line("%s %s %s: %s%s", heading(i, "not sent"), r.Kind, r.Reason, count(r.Count), p.newest(r))
-	}
-	for i, r := range y.Dead {
-		p.line("%s %s %s: %s%s", heading(i, "refused"), r.Kind, r.Reason, count(r.Count), p.newest(r))
-	}
-	for i, r := range y.Discarded {
-		p.line("%s %s: %s%s", heading(i, "given up"), r.Reason, count(r.Count), p.newest(r))
-	}
-	t, b := y.Totals, y.Books
-	sent := count(t.EventsDelivered) + " events"
-	if !y.isRelay() { // which passes everything on as events
-		sent += ", " + count(t.UsersDelivered) + " user updates"
-	}
-	p.line("  sent       %s (first try %s, after retry %s)", sent, count(t.FirstAttempt), count(t.AfterRetry))
-	if y.LastDelivered != nil {
-		p.line("  last sent  %s ago", p.ago(*y.LastDelivered))
-	}
-	if y.LastRewind != nil {
-		p.line("  rewound    %s ago; %s records were taken once more so far", p.ago(*y.LastRewind), count(b.Rewound))
-	}
-	verdict := p.paint(text.FgGreen, "balanced")
-	if !b.Balanced {
-		verdict = p.paint(text.FgRed, fmt.Sprintf("OUT BY %d", b.Difference))
-	}
-	p.line("  books      %s", verdict)
-	rewound := ""
-	if b.Rewound > 0 {
-		rewound = " + rewound " + count(b.Rewound)
-	}
-	p.line("             taken %s%s = delivered %s + filtered %s + dead %s", count(b.Taken), rewound, count(t.Delivered), count(t.Filtered), count(t.Dead))
-	p.line("             + discarded %s + lost %s + pending %s", count(t.Discarded), count(t.Lost), count(b.Pending))
-}
-
-// state tells how one sync is, why, and what to do.
-func (p *printer) state(y Sync) {
-	safe := ""
-	if (y.Status == StatusBlocked || y.Status == StatusUnreachable) && !y.gaveUp() {
-		safe = "; nothing is lost"
-	}
-	p.line("%s (project %s): %s%s%s", y.Name, y.Project, p.status(y.Status), p.since(y.Since), safe)
-	if y.NoCheckpoint != "" {
-		p.line("  %s", p.paint(text.FgRed, "NOTHING IS SENT, since the disk could not remember that it was:"))
-		p.long("", y.NoCheckpoint)
-	}
-	if y.Detail != "" {
-		p.long("why", y.Detail)
-	}
-	if y.Advice == "" {
-		y.Advice = "nothing"
-	}
-	p.long("to do", y.Advice)
-	if y.NextProbe != nil {
-		with := ""
-		if y.Gate == "closed" && y.Status == StatusUnreachable {
-			with = ", with what one user has; all go on when that gets through"
-		}
-		p.line("  next probe in %s%s", age(y.NextProbe), with)
-	}
-	if y.PausedSince != nil && y.Status != StatusPaused {
-		held := ""
-		if y.Status != StatusDisabled && y.Status != StatusDryRun && y.Status != StatusOrphaned && y.Status != StatusStopped { // else they are not
-			held = "; new events are accepted and held"
-		}
-		p.line("  paused     for %s%s", p.ago(*y.PausedSince), held)
-	}
-	if pending := y.Books.Pending; !y.LedgerDamaged && (pending > 0 || y.MaxPending > 0) {
-		line := count(pending) + " records"
-		if y.PendingBytes > 0 {
-			line += ", " + size(y.PendingBytes)
-		}
-		if y.MaxPending > 0 {
-			line += fmt.Sprintf(" of max_pending_bytes %s; %s", size(y.MaxPending), y.bound(p.full))
-		}
-		p.long("pending", line)
-	}
-	if d := y.DryRun; d != nil {
-		p.dryRun(d)
-	}
-	if a := y.Aside; a.Users > 0 {
-		why := ""
-		if len(y.Waiting) == 1 {
-			why = ": " + y.Waiting[0].Reason
-		}
-		p.long("aside", fmt.Sprintf("%s, %s records, %s, oldest %s%s; others are not held up",
-			plural(a.Users, "user waits alone", "users wait by themselves"), count(a.Records), size(a.Bytes), age(a.OldestAge), why))
-	}
-	for i, w := range y.Waiting {
-		records := ""
-		if w.Records != nil {
-			records = count(*w.Records) + " records of "
-		}
-		p.line("%s %s: %s%s, next try in %s", heading(i, "waiting"), w.Reason, records, plural(w.Users, "user", "users"), age(w.NextAttempt))
-	}
-	if k := y.Kept; k.Count > 0 {
-		long, most := "for ever", "without a bound"
-		if k.KeepFor > 0 {
-			long = "for " + age(&k.KeepFor)
-		}
-		if k.MaxBytes > 0 {
-			most = "up to " + size(k.MaxBytes)
-		}
-		p.line("  dead       %s kept, %s; %s, and %s", count(k.Count), size(k.Bytes), long, most)
-	}
-}
-
-// dryRun tells what would have been sent, and what not.
-func (p *printer) dryRun(d *DryRun) {
-	since := ""
-	if d.Since != nil {
-		since = "for " + p.ago(*d.Since) + ": "
-	}
-	p.long("dry run", fmt.Sprintf("%s%s would have been sent: %s events, %s user updates, %s", since, plural(int(d.Requests), "request", "requests"),
-		count(d.Events), count(d.UserUpdates), size(int64(d.Bytes))))
-	if d.Pending > 0 {
-		p.long("", count(d.Pending)+" records are still to be looked at")
-	}
-	if d.Passed > 0 {
-		p.long("", count(d.Passed)+" records were deleted before they were looked at")
-	}
-	p.long("", "written to "+d.File)
-	if d.LeftOut > 0 {
-		p.long("", count(d.LeftOut)+" requests are counted and not in the file: the disk had no space to spare")
-	}
-	for i, r := range d.Filtered {
-		p.line("%s %s %s: %s%s", heading(i, "would not"), r.Kind, r.Reason, count(r.Count), p.newest(r))
-	}
-	for i, r := range d.Refused {
-		p.line("%s %s %s: %s%s", heading(i, "would die"), r.Kind, r.Reason, count(r.Count), p.newest(r))
-	}
-}
-
-func plural(n int, one, more string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return count(uint64(n)) + " " + more
-}
-
-// columns is how wide a line may be before it is broken.
-const columns = 80
-
-// long prints a text that may be longer than a line: each of its parts, behind which
-// stands a semicolon, begins a new one.
-func (p *printer) long(name, s string) {
-	for _, part := range strings.SplitAfter(s, "; ") {
-		for _, row := range wrap(strings.TrimRight(part, " "), columns-13) {
-			p.line("  %-10s %s", name, row)
-			name = ""
-		}
-	}
-}
-
-// wrap breaks a text into rows. Commands and keys with their values stay in one piece,
-// to be copied, even where that makes a row longer.
-func wrap(s string, width int) (rows []string) {
-	row := ""
-	for _, piece := range pieces(s) {
-		if row != "" && len([]rune(row))+1+len([]rune(piece)) > width {
-			rows = append(rows, row)
-			row = ""
-		}
-		if row != "" {
-			row += " "
-		}
-		row += piece
-	}
-	return append(rows, row)
-}
-
-// pieces are the words of a text, or several where a command or a key begins: a command
-// goes on to the next punctuation.
-func pieces(s string) (out []string) {
-	words := strings.Fields(s)
-	for len(words) > 0 {
-		n := 1
-		switch strings.TrimLeft(words[0], "(") {
-		case "ampcio", "systemctl", "df":
-			for n < len(words) && strings.IndexByte(",;:.)", words[n-1][len(words[n-1])-1]) < 0 {
-				n++
-			}
-		default:
-			if len(words) > 2 && words[1] == "=" {
-				n = 3
-			}
-		}
-		out = append(out, strings.Join(words[:n], " "))
-		words = words[n:]
-	}
-	return out
-}
-
-// heading is printed before the first line of a group only.
-func heading(i int, s string) string {
-	if i > 0 {
-		s = ""
-	}
-	return fmt.Sprintf("  %-10s", s)
-}
-
-func (p *printer) since(t *time.Time) string {
-	if t == nil {
-		return ""
-	}
-	return " for " + p.ago(*t)
-}
-
-func (p *printer) newest(r Reason) string {
-	s := ""
-	if r.Newest != nil {
-		s = ", newest " + p.ago(*r.Newest) + " ago"
-	}
-	if r.Example != "" {
-		s += fmt.Sprintf(", e.g. %q", r.Example)
-	}
-	return s
+	return p.paint(text.FgYellow, y.Status)
 }
 
 func (p *printer) door(s Snapshot) {
 	d := s.Door
 	p.line("")
-	p.line("door         %s events in %s requests, %s duplicates", count(d.Events), count(d.Requests), count(d.Duplicates))
+	p.section("door", fmt.Sprintf("%s in %s, %s", many(d.Events, "event", "events"), many(d.Requests, "request", "requests"), many(d.Duplicates, "duplicate", "duplicates")))
 	for i, r := range d.Refused {
 		last := ""
 		if r.Last != nil {
 			last = fmt.Sprintf(", last %s ago from %s", p.ago(*r.Last), r.LastAddress)
 		}
-		p.line("%s %s: %s%s", heading(i, "refused"), r.Reason, count(r.Count), last)
+		p.row(heading(i, "refused"), fmt.Sprintf("%s: %s%s", r.Reason, count(r.Count), last))
 	}
 	taken := uint64(0)
 	for _, y := range s.Syncs {
 		taken += y.Books.Taken
 	}
 	if d.Events == 0 && taken == 0 {
-		p.line("  no events have come. Give an SDK this server URL:")
+		if socket, is := strings.CutPrefix(d.URL, "unix:"); is {
+			p.long("to do", "no events have come. ampcio listens at the socket "+socket+": give an SDK the URL of the proxy in front of it, with /2/httpapi")
+			return
+		}
+		p.long("to do", "no events have come. Give an SDK this server URL:")
 		p.line("             %s", d.URL)
 	}
 }
 
 func (p *printer) disk(d Disk) {
-	p.line("disk         %s used of %s, %s free; log %s in %d files", size(d.Used), size(d.Max), size(d.Free), size(d.LogBytes), d.LogFiles)
+	most := ""
+	if d.Max > 0 {
+		most = " of " + size(d.Max)
+	}
+	full := ""
+	if d.FullETA != nil {
+		full = "; full in " + age(d.FullETA) + ", if it goes on like this"
+	}
+	p.section("disk", fmt.Sprintf("%s used%s, %s free; log %s in %s%s", size(d.Used), most, size(d.Free), size(d.LogBytes), plural(d.LogFiles, "file", "files"), full))
 	if d.Full != "" {
-		p.line("  %s %s", p.paint(text.FgRed, "NEW EVENTS ARE REFUSED:"), d.Full)
+		p.long("", p.paint(text.FgRed, "NEW EVENTS ARE REFUSED:")+" "+d.Full)
 		p.long("to do", d.Advice)
 	}
 	if d.Damaged > 0 {
-		p.line("  %s", p.paint(text.FgRed, fmt.Sprintf("%d chunks of the log could not be read", d.Damaged)))
+		p.long("", p.paint(text.FgRed, many(uint64(d.Damaged), "chunk", "chunks")+" of the log could not be read"))
+	}
+}
+
+func (p *printer) reload(r Reload) {
+	if r.OK {
+		p.section("reload", p.ago(r.At)+" ago")
+		return
+	}
+	p.section("reload", p.paint(text.FgRed, "FAILED")+" "+p.ago(r.At)+" ago; the configuration before stays in force: "+r.Error)
+}
+
+// section is a row of what concerns all syncs.
+func (p *printer) section(name, s string) {
+	for _, row := range wrap(s, p.columns-13) {
+		p.line("%-12s %s", name, row)
+		name = ""
 	}
 }
 

@@ -52,6 +52,7 @@ func (s *Sync) exchange(ctx context.Context, b *batch, operations []*operation) 
 		return false // we hung up ourselves, at the end of StopGrace
 	}
 	r := s.to.read(operations, a, s.o.Now())
+	s.o.Meter.answered(&r, &a)
 	s.pace.answered(r.reason == "http_429")
 	accepted := 0
 	if r.verdict == delivered {

@@ -73,6 +73,7 @@ type Options struct {
 	// sends into an outage at full speed. nil = there was none in this process.
 	Before *Sync `json:"-"`
 
+	Meter     *Meter `json:"-"` // counts what is done; nil = nobody asks
 	Now       func() time.Time
 	Log       *slog.Logger
 	Beat      func()            // called every few seconds unless the ledger is stuck; nil = nobody listens
@@ -95,6 +96,9 @@ func (o Options) withDefaults() Options {
 	o.StopGrace = orElse(o.StopGrace, 20*time.Second)
 	if o.UserAgent == "" {
 		o.UserAgent = "ampcio"
+	}
+	if o.Meter == nil {
+		o.Meter = new(Meter)
 	}
 	if o.Now == nil {
 		o.Now = time.Now

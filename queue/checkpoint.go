@@ -31,6 +31,7 @@ type changes struct {
 	fresh    []*entry
 	lanes    map[string]*asideLane // nil = nothing of it is in the side place any more
 	noted    []Ended               // not in the ledger: for the history
+	counted  Counted               // with this checkpoint it is on the disk
 }
 
 // Flush makes durable all that has ended before the call, and then lets the log delete
@@ -98,7 +99,7 @@ func (c *Consumer) checkpointLocked() error {
 // place are not written: for the file they are pending where they were. The caller holds
 // c.mu, and c.writing.
 func (c *Consumer) takeChanges(roomy bool) *changes {
-	ch := &changes{state: c.snapshot(), noted: c.noted, forget: c.forget, sent: c.sentNew, deadGone: c.deadGone, dead: c.deadNew,
+	ch := &changes{state: c.snapshot(), noted: c.noted, counted: c.countedNow(), forget: c.forget, sent: c.sentNew, deadGone: c.deadGone, dead: c.deadNew,
 		gone: c.side.gone, retries: make(map[string]retryState, len(c.retriesNew)),
 		tallies: make(map[string]Count, len(c.talliesNew)), lanes: make(map[string]*asideLane, len(c.side.changed))}
 	before := len(c.side.fresh)
@@ -211,6 +212,7 @@ func (c *Consumer) written(ch *changes) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sentWriting, c.forgetting, c.deadGoing, c.side.going = nil, false, nil, nil
+	c.durable = ch.counted
 	inFile := map[string]map[*entry]bool{}
 	for _, e := range ch.fresh {
 		c.side.freshBytes -= e.bytes()

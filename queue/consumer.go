@@ -65,6 +65,7 @@ type Consumer struct {
 	held        int    // who wants that nothing is claimed
 	flowing     bool   // Customer.io takes deliveries
 	delivered   uint64 // records, since the open
+	latencies   latencies
 	read        uint64 // everything up to here has been read
 	readCount   uint64 // the project's records in the log up to read
 	discardTo   uint64 // what is read up to here ends as Discarded
@@ -74,6 +75,7 @@ type Consumer struct {
 
 	retries map[string]retryState // of lanes with failed tries, whether in the window or not
 	tallies map[string]Count
+	durable Counted // as of the last checkpoint
 
 	// What the next checkpoint has to write.
 	changed      bool
@@ -170,6 +172,7 @@ func (c *Consumer) openLedger(path string) error {
 	if err := Guard(func() error { return c.db.View(c.load) }); err != nil {
 		return errors.Join(fmt.Errorf("read %s: %w", path, err), c.db.Close())
 	}
+	c.durable = c.countedNow()
 	if err := c.begin(); err != nil {
 		return errors.Join(err, c.Close())
 	}

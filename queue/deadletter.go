@@ -53,6 +53,34 @@ func (c *Consumer) DeadLetters(f func(DeadLetter) error) error {
 	return eachDeadLetter(c.view, c.log.forgotten.Load().unless(f))
 }
 
+// oldestDead is when the first of the dead letters died, ms since 1970 UTC; 0 when that
+// is not known before the next checkpoint.
+func (c *Consumer) oldestDead() (at int64, err error) {
+	err = c.view(func(tx *bolt.Tx) error {
+		at = firstDead(tx, func(seq uint64) bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.deadGone[seq] || c.deadGoing[seq]
+		})
+		return nil
+	})
+	return at, harmless(err)
+}
+
+// firstDead is when the first dead letter in the file died that is not gone. It does not
+// look behind deadLook of them.
+func firstDead(tx *bolt.Tx, gone func(seq uint64) bool) int64 {
+	cur := tx.Bucket(bucketDead).Cursor()
+	k, v := cur.First()
+	for n := 0; n < deadLook && k != nil; n++ {
+		if d, err := openDeadLetter(k, v); err == nil && !gone(d.Record.Seq) {
+			return d.At
+		}
+		k, v = cur.Next()
+	}
+	return 0
+}
+
 // DeadLetter gives the dead letter of a sequence, as of the last checkpoint; false when
 // there is none. ErrDamaged when it cannot be read.
 func (c *Consumer) DeadLetter(seq uint64) (d DeadLetter, ok bool, err error) {

@@ -53,6 +53,19 @@ func (l *lane) waiting() uint64 {
 	return uint64(len(l.records) - l.taken)
 }
 
+// oldest is when the first of its records was received, ms since 1970 UTC; 0 = not known.
+func (l *lane) oldest() int64 {
+	switch {
+	case l == nil:
+		return 0
+	case l.aside != nil:
+		return l.aside.oldest
+	case len(l.records) > 0:
+		return l.records[0].rec.Received
+	}
+	return 0
+}
+
 // lanes holds what is in the window, by lane. It is guarded by the consumer.
 type lanes struct {
 	byKey   map[string]*lane

@@ -88,6 +88,9 @@ type Log struct {
 	setAway  []SetAside
 	damaged  map[uint64]bool // chunks (or positions) that could not be read, since start
 
+	marksMu sync.Mutex
+	marks   []*mark // of some chunks, by sequence: for looks at how old records are
+
 	// Owned by the committer; before Run, by who opened the log.
 	writing  *logFile
 	mapped   int64      // the size up to which writing is never mapped anew, which would wait for readers

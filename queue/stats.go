@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,7 +24,14 @@ type ConsumerStats struct {
 	Retry         uint64 // in lanes whose head waits after a failed try
 	DeadKept      uint64 // dead letters in the ledger
 	Oldest        int64  // when the oldest pending record was received
-	NextDue       int64  // the next retry
+	Newest        int64  // when the newest was; only of Look
+	// Ages counts what is pending by the bounds that Look was given, and in one more what
+	// is older; Approximate says that some of it, and Newest, are reckoned.
+	Ages          []uint64
+	Approximate   bool
+	Latencies     Latencies
+	OldestDead    int64 // when the first of the dead letters, by sequence, died; only of Look
+	NextDue       int64 // the next retry
 	Waiting       map[string]Wait
 	Tallies       map[string]Count
 	LastDelivered int64
@@ -47,11 +55,30 @@ type Wait struct {
 	Lanes   int
 	Records uint64
 	NextDue int64
+	Oldest  int64   // when the first that waits of the user who waits longest was received; 0 = not known
+	Example *Record // that one, where Look was asked for it and it is at hand; it must not be changed
+
+	example string // the lane of it
 }
 
 // Stats takes a snapshot. It costs a walk over the lanes that have failed, whatever
 // the backlog.
-func (c *Consumer) Stats() (ConsumerStats, error) {
+func (c *Consumer) Stats() (ConsumerStats, error) { return c.Look(Detail{}) }
+
+// Look is Stats with more detail. It costs a walk over what was read ahead, too, and a
+// few short looks at files: milliseconds, whatever the backlog.
+func (c *Consumer) Look(d Detail) (ConsumerStats, error) {
+	st, err := c.look(d)
+	if err == nil && d.Examples {
+		err = c.asideExamples(&st, c.view)
+	}
+	if err == nil && d.wanted() && st.DeadKept > 0 {
+		st.OldestDead, err = c.oldestDead()
+	}
+	return st, err
+}
+
+func (c *Consumer) look(d Detail) (ConsumerStats, error) {
 	tail, count := c.log.endOf(c.o.Project)
 	c.mu.Lock()
 	s := c.snapshot()
@@ -71,7 +98,7 @@ func (c *Consumer) Stats() (ConsumerStats, error) {
 		if l := c.lanes.byKey[key]; l != nil && l.heap >= 0 {
 			n := l.waiting()
 			st.Retry += n
-			st.note(r, n)
+			st.note(r, n, l, d.Examples)
 		}
 	}
 	st.Ready = st.Books.Pending - min(st.Books.Pending, st.InFlight+st.Retry)
@@ -81,8 +108,18 @@ func (c *Consumer) Stats() (ConsumerStats, error) {
 	if side := st.Aside.Oldest; side != 0 && (st.Oldest == 0 || side < st.Oldest) {
 		st.Oldest = side
 	}
+	if d.wanted() {
+		st.Ages = make([]uint64, len(d.Bounds)+1)
+		c.addInMemory(&st, &d)
+	}
+	st.Latencies = c.latencies.stats(c.o.Now().UnixMilli())
 	read, from := c.read, c.readCount
 	c.mu.Unlock()
+	if d.wanted() && unread > 0 {
+		if err := c.addUnread(&st, &d, &s, read, from, count); err != nil {
+			return st, err
+		}
+	}
 	if st.Oldest == 0 && unread > 0 { // what is aside was taken before what is unread
 		var err error
 		if st.Oldest, err = c.oldestUnread(&s, read, from); err != nil {
@@ -121,9 +158,20 @@ func (c *Consumer) oldestUnread(s *ledgerState, after, before uint64) (received 
 	}
 }
 
-func (st *ConsumerStats) note(r retryState, records uint64) {
+// note counts a lane that waits. l is nil when only its failed tries are known.
+func (st *ConsumerStats) note(r retryState, records uint64, l *lane, examples bool) {
 	w := st.Waiting[r.reason]
 	w.Lanes++
+	if oldest := l.oldest(); oldest != 0 && (w.Oldest == 0 || oldest < w.Oldest) {
+		w.Oldest = oldest
+		if w.Example = nil; examples {
+			w.example = l.key
+			if len(l.records) > 0 && !l.records[0].rec.Forgotten {
+				rec := l.records[0].rec
+				w.Example = &rec
+			}
+		}
+	}
 	w.Records += records
 	if w.NextDue == 0 || r.due < w.NextDue {
 		w.NextDue = r.due
@@ -152,7 +200,8 @@ type LogStats struct {
 	Damaged   int // chunks that could not be read, since start
 	SetAside  []SetAside
 	Full      string // why appends are refused now, those of the size last refused too; "" when they are not
-	Kept      int    // files that stay only for later use
+	Kept      int    // files that stay only for later use: they go first when space is needed
+	KeptBytes int64  // theirs, on disk
 	FirstFile uint64
 }
 
@@ -175,6 +224,7 @@ func (l *Log) Stats() LogStats {
 		}
 	}
 	l.mu.Unlock()
+	st.KeptBytes = kept
 	st.Used = folderBytes(l.o.Dir)
 	st.Free, _ = freeBytes(l.o.Dir)
 	limits := l.limits.Load()
@@ -195,7 +245,10 @@ func (l *Log) Stats() LogStats {
 // Inspect reads a storage folder that no process uses: ErrLocked when one does. It
 // writes nothing; a daemon that starts meanwhile waits for it. What stands in for a
 // damaged ledger are stats of its name alone, of project "".
-func Inspect(dir string) (LogStats, []ConsumerStats, error) {
+func Inspect(dir string) (LogStats, []ConsumerStats, error) { return InspectDetail(dir, Detail{}) }
+
+// InspectDetail is Inspect with more detail.
+func InspectDetail(dir string, d Detail) (LogStats, []ConsumerStats, error) {
 	lock, err := lockForLook(dir)
 	if err != nil {
 		return LogStats{}, nil, err
@@ -224,7 +277,7 @@ func Inspect(dir string) (LogStats, []ConsumerStats, error) {
 	}
 	var consumers []ConsumerStats
 	for _, name := range names {
-		st, err := l.inspectLedger(name)
+		st, err := l.inspectLedger(name, d)
 		if err != nil && !errors.Is(err, ErrDamaged) {
 			return LogStats{}, nil, fmt.Errorf("sync %s: %w", name, err)
 		}
@@ -233,7 +286,7 @@ func Inspect(dir string) (LogStats, []ConsumerStats, error) {
 	return l.Stats(), consumers, nil
 }
 
-func (l *Log) inspectLedger(name string) (ConsumerStats, error) {
+func (l *Log) inspectLedger(name string, d Detail) (ConsumerStats, error) {
 	c := newConsumer(l, ConsumerOptions{Name: name, Now: l.o.Now})
 	if err := viewLedger(l.o.Dir, name, c.load); err != nil {
 		return ConsumerStats{Name: name, Waiting: map[string]Wait{}, Tallies: map[string]Count{}}, err
@@ -241,14 +294,29 @@ func (l *Log) inspectLedger(name string) (ConsumerStats, error) {
 	s := &c.state
 	c.o.Project, c.read, c.readCount = s.project, s.low, s.lowCount
 	c.o.Enabled = len(s.spans) > 0 && s.spans[len(s.spans)-1].to == 0
-	st, err := c.Stats()
+	st, err := c.look(d)
 	if err != nil {
 		return st, err
 	}
-	for _, r := range c.retries {
-		st.note(r, 0) // its records are not counted: that would mean to read them
+	st.Waiting, st.Retry = map[string]Wait{}, 0 // those at hand are not all
+	for key, r := range c.retries {
+		l := c.lanes.byKey[key]
+		st.note(r, 0, l, d.Examples) // its records are not counted: that would mean to read them
 	}
-	return st, nil
+	view := func(f func(*bolt.Tx) error) error { return viewLedger(l.o.Dir, name, f) }
+	if d.Examples {
+		err = c.asideExamples(&st, view)
+	}
+	if err == nil && d.wanted() && st.DeadKept > 0 {
+		err = view(func(tx *bolt.Tx) error {
+			st.OldestDead = firstDead(tx, func(uint64) bool { return false })
+			return nil
+		})
+	}
+	if errors.Is(err, ErrDamaged) {
+		err = nil // the rest is as good as it was
+	}
+	return st, err
 }
 
 // lockForLook makes sure that no process changes the folder until the lock is closed;

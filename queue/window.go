@@ -169,11 +169,15 @@ func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
 		noted.Tries = 0
 	case Delivered:
 		c.delivered++
+		if !e.replay && e.rec.Seq > c.state.rewindTail {
+			c.latencies.note(now, e.rec.Received)
+		}
 		if head {
 			noted.Reason = l.retry.reason
 		}
 	case Dead:
 		c.bury(&DeadLetter{Record: e.rec, At: now, Reason: o.Reason, Results: o.Results})
+		c.count(Tally{Key: buriedTally}, 1)
 	}
 	if o.SentKey != "" && o.Sent != nil {
 		c.sentNew[o.SentKey] = o.Sent

@@ -1,0 +1,3 @@
+module ampcio/contrib/prometheus/check
+
+go 1.26.0
