@@ -85,7 +85,7 @@ func packageLeft(c *cli.Context) error {
 	var snap admin.Snapshot
 	_, err = os.Stat(o.cfg.Storage.Dir)
 	if never := errors.Is(err, fs.ErrNotExist) && o.broken == nil; !never {
-		if snap, err = o.takeSnapshot(c.Context); err != nil {
+		if snap, err = o.takeSnapshot(c.Context, &statsQuestion{}); err != nil {
 			return err
 		}
 	}
