@@ -113,7 +113,7 @@ func TestDrainEndedByItsOperator(t *testing.T) {
 	if code := c.ProcessState.ExitCode(); code != exitTemporary {
 		t.Errorf("exit %d", code)
 	}
-	contains(t, said.String(), "ended by you, with ", " records pending: nothing is lost, ampcio goes on delivering, and takes events as before. To wait again: the same command")
+	contains(t, said.String(), "ended by you", ": nothing is lost, ampcio goes on delivering, and takes events as before. To wait again: the same command")
 	eventually(t, 10*time.Second, "events taken again", func() bool { return send(t, r, numbered("bob-1", 1, 1)).status == 200 })
 	down(t, r)
 	got := verbOf(t, r, "drain")

@@ -75,12 +75,15 @@ func drainAction(c *cli.Context) error {
 		return nil
 	})
 	bar.end()
-	if errors.Is(err, errEndedByOperator) && last.State == drainWaiting {
-		taken := ""
+	if errors.Is(err, errEndedByOperator) {
+		taken, with := "", ""
+		if last.State != "" { // else it was ended before the first look
+			with = ", with " + records(last.Pending) + " pending"
+		}
 		if asked.Refuse {
 			taken = ", and takes events as before"
 		}
-		return exit(exitTemporary, fmt.Errorf("ended by you, with %s pending: nothing is lost, ampcio goes on delivering%s. To wait again: the same command", records(last.Pending), taken))
+		return exit(exitTemporary, fmt.Errorf("ended by you%s: nothing is lost, ampcio goes on delivering%s. To wait again: the same command", with, taken))
 	}
 	if err != nil {
 		return err
