@@ -53,7 +53,7 @@ var completions = []struct {
 	{name: "verbs", typed: "", some: []string{"serve", "queue-stats", "man"}, never: []string{"complete", "package"}},
 	{name: "a verb", typed: "queue-", want: []string{"queue-stats"}},
 	{name: "subverbs", typed: "sync re", want: []string{"resume", "retry", "rewind", "rename", "remove"}},
-	{name: "flags", typed: "queue-stats --w", want: []string{"--watch"}},
+	{name: "flags", typed: "queue-stats --wat", want: []string{"--watch"}},
 	{name: "flags of a subverb", typed: "sync rewind --s", want: []string{"--since"}},
 	{name: "global flags", typed: "--v", want: []string{"--version"}},
 	{name: "names of syncs", typed: "sync pause --config CONFIG ", want: []string{"old", "production", "relay.app", "staging"}},
