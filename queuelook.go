@@ -85,6 +85,9 @@ func snapshotFor(h house, q *statsQuestion) (admin.Snapshot, error) {
 
 // filesSnapshotFor is filesSnapshot of an installation that is stopped.
 func filesSnapshotFor(cfg *config.Config, now time.Time, q *statsQuestion) (admin.Snapshot, error) {
+	if q.plain() {
+		return filesSnapshot(cfg, now)
+	}
 	snap, err := filesSnapshotOf(cfg, now, q.ages())
 	if err != nil || q.By == "" {
 		return snap, err

@@ -5,15 +5,16 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -93,6 +94,7 @@ func TestStatsOfABacklog(t *testing.T) {
 	}
 	const (
 		answersWithin = 200 * time.Millisecond
+		groupsWithin  = 500 * time.Millisecond // with some thousand records opened and put together
 		memoryLimit   = 50 << 20
 		lookLimit     = 10 * time.Millisecond // of CPU: 1 % of a core in a loop of a second, where 2 % may be
 	)
@@ -108,9 +110,9 @@ func TestStatsOfABacklog(t *testing.T) {
 	backlog(t, filepath.Join(r.dir, "storage"), n)
 	t.Logf("%d events are stored after %s", n, time.Since(began).Round(time.Millisecond))
 
-	look := func(when string, args ...string) {
+	look := func(when string, limit time.Duration, args ...string) {
 		t.Helper()
-		best, worked, memory := time.Hour, time.Hour, int64(0)
+		best, worked := time.Hour, time.Hour
 		for range 3 {
 			c := ampcio(append([]string{"queue-stats", "--config", r.configPath}, args...)...)
 			var out bytes.Buffer
@@ -121,10 +123,10 @@ func TestStatsOfABacklog(t *testing.T) {
 			}
 			best = min(best, time.Since(began))
 			worked = min(worked, c.ProcessState.UserTime()+c.ProcessState.SystemTime())
-			memory = max(memory, peak(c))
 		}
+		memory := peakOfWatching(t, r, args...)
 		t.Logf("%s, queue-stats %s: %s, %s of CPU, %d MiB", when, strings.Join(args, " "), best.Round(time.Millisecond), worked.Round(time.Millisecond), memory>>20)
-		if worked > answersWithin { // of a process alone the rest is waiting for its turn
+		if worked > limit { // the rest is waiting for its turn, on a machine that does other things too
 			t.Errorf("%s: it takes %s", when, worked)
 		}
 		if memory > memoryLimit {
@@ -147,17 +149,17 @@ func TestStatsOfABacklog(t *testing.T) {
 			t.Errorf("%.2f are younger than two hours", share)
 		}
 	}
-	look("stopped")
-	look("stopped", "--by", "event")
-	look("stopped", "--by", "user", "--json")
+	look("stopped", answersWithin)
+	look("stopped", groupsWithin, "--by", "event")
+	look("stopped", groupsWithin, "--by", "user", "--json")
 	check(statsOfFiles(t, r))
 
-	if err := r.start(within(t, 2*time.Minute)); err != nil { // users.db is made anew from all of it
+	if err := r.start(within(t, 5*time.Minute)); err != nil { // users.db is made anew from all of it
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "it has tried", func() bool { return only(t, stats(t, r)).Status == admin.StatusUnreachable })
-	look("running")
-	look("running", "--by", "event")
+	look("running", answersWithin)
+	look("running", groupsWithin, "--by", "event")
 	check(stats(t, r))
 	before, looks := cpuOf(t, r), 50
 	for range looks {
@@ -171,9 +173,41 @@ func TestStatsOfABacklog(t *testing.T) {
 	down(t, r)
 }
 
-// peak is the most memory that a process has had, file pages included.
-func peak(c *exec.Cmd) int64 {
-	return c.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
+// peakOfWatching is the most memory that a process has had that was asked, file pages
+// included. (What wait tells of a child counts that of the process it was forked from.)
+func peakOfWatching(t *testing.T, r *rehearsal, args ...string) int64 {
+	t.Helper()
+	c := ampcio(append([]string{"queue-stats", "--config", r.configPath, "--format", "jsonl", "--watch", "100ms"}, slices.DeleteFunc(args, func(a string) bool { return a == "--json" })...)...)
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(20*time.Second, func() { c.Process.Kill() })
+	defer late.Stop()
+	lines := bufio.NewReader(out)
+	for range 3 {
+		if _, err := lines.ReadBytes('\n'); err != nil {
+			t.Fatal(err)
+		}
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	kb, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Process.Signal(os.Interrupt)
+	io.Copy(io.Discard, lines)
+	if err := c.Wait(); err != nil {
+		t.Error(err)
+	}
+	return kb << 10
 }
 
 // cpuOf is the time that the daemon has used.

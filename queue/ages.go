@@ -9,6 +9,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // Detail is what Look tells beside what Stats does.
@@ -190,6 +191,15 @@ func (k *logLook) markAt(seq uint64) (*mark, error) {
 	return m, nil
 }
 
+// harmless passes over what does not matter to somebody who only looks: that a ledger is
+// damaged is found and told by who delivers of it, and one that was just closed is gone.
+func harmless(err error) error {
+	if errors.Is(err, ErrDamaged) || errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
+		return nil
+	}
+	return err
+}
+
 // asideExamples fills in the examples that are in the side place, which is in the file.
 func (c *Consumer) asideExamples(st *ConsumerStats, view func(func(*bolt.Tx) error) error) error {
 	need := false
@@ -221,8 +231,5 @@ func (c *Consumer) asideExamples(st *ConsumerStats, view func(func(*bolt.Tx) err
 		}
 		return nil
 	})
-	if errors.Is(err, ErrDamaged) {
-		return nil // whoever delivers of it finds that out, and says so
-	}
-	return err
+	return harmless(err)
 }

@@ -64,10 +64,7 @@ func (c *Consumer) oldestDead() (at int64, err error) {
 		})
 		return nil
 	})
-	if errors.Is(err, ErrDamaged) {
-		return 0, nil // who lists them tells of it
-	}
-	return at, err
+	return at, harmless(err)
 }
 
 // firstDead is when the first dead letter in the file died that is not gone. It does not

@@ -3,6 +3,7 @@ package queue
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -22,6 +23,20 @@ type Sampled struct {
 	Reason string // of StateRetry: what its user's last try was answered
 	Behind bool   // of StateRetry: it waits behind another of its user
 	Weight float64
+}
+
+// picker picks one of each step, at random: what comes in turns, as users may, would else
+// be seen as one of them.
+type picker struct{ step, n, at int }
+
+func newPicker(step int) picker { return picker{step: step, at: rand.IntN(step)} }
+
+func (p *picker) pick() bool {
+	this := p.n == p.at
+	if p.n++; p.n == p.step {
+		p.n, p.at = 0, rand.IntN(p.step)
+	}
+	return this
 }
 
 // sampleChunks is into how many places of the log a sample looks.
@@ -80,13 +95,13 @@ func (c *Consumer) sample(most int, view func(func(*bolt.Tx) error) error, f fun
 // sampleWindow picks of what was read ahead. The caller holds c.mu.
 func (c *Consumer) sampleWindow(most int, all *bool) (picked []Sampled) {
 	step := max((c.pending+most-1)/max(most, 1), 1)
-	n := 0
+	chance := newPicker(step)
 	for _, l := range c.lanes.byKey {
 		if l.aside != nil {
 			continue
 		}
 		for i, e := range l.records {
-			if n++; e == nil || n%step != 0 {
+			if e == nil || !chance.pick() {
 				continue
 			}
 			p := Sampled{Record: e.rec, State: StateReady, Weight: float64(step)}
@@ -107,10 +122,10 @@ func (c *Consumer) sampleWindow(most int, all *bool) (picked []Sampled) {
 // several. The caller holds c.mu.
 func (c *Consumer) sampleAside(most int, all *bool) (heads []Sampled, weights float64) {
 	step := max((len(c.side.lanes)+most-1)/max(most, 1), 1)
-	n := 0
+	chance := newPicker(step)
 	for _, l := range c.side.lanes {
 		*all = *all && l.aside.count == 1
-		if n++; n%step != 0 {
+		if !chance.pick() {
 			continue
 		}
 		p := Sampled{Record: Record{Lane: l.key, Received: l.aside.oldest}, State: StateReady, Weight: float64(l.aside.count)}
@@ -154,7 +169,7 @@ func (c *Consumer) sampleHeads(heads []Sampled, weights float64, view func(func(
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, ErrDamaged) {
+	if err = harmless(err); err != nil {
 		return fmt.Errorf("sync %s: read the side place: %w", c.o.Name, err)
 	}
 	for _, h := range heads {
@@ -169,7 +184,7 @@ func (c *Consumer) sampleLog(s *ledgerState, after, before, unread uint64, most 
 	tail := c.log.Tail()
 	var picked []Sampled
 	pick := func(chunk *Chunk, step int) error {
-		ord, n := chunk.Before[s.project], 0
+		ord, chance := chunk.Before[s.project], newPicker(step)
 		return chunk.Records(func(r Record) error {
 			if r.Project != s.project {
 				return nil
@@ -177,7 +192,7 @@ func (c *Consumer) sampleLog(s *ledgerState, after, before, unread uint64, most 
 			if ord++; r.Seq <= after || ord <= before || !takes(s.spans, ord) || inRuns(s.done, ord) {
 				return nil
 			}
-			if n++; n%step == 0 {
+			if chance.pick() {
 				p := Sampled{Record: r, State: StateReady, Weight: 1}
 				if retry := c.retries[r.Lane]; c.db == nil && retry.attempts > 0 { // stopped: the lane's head is among these
 					p.State, p.Reason = StateRetry, retry.reason
