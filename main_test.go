@@ -5,12 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,6 +33,14 @@ func TestMain(m *testing.M) {
 	if os.Getenv(isAmpcio) != "" {
 		main()
 		os.Exit(0)
+	}
+	// Most of these tests wait for processes, for disks and for pauses to pass: twice as many at a time as
+	// there are cores, unless -parallel says otherwise.
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
+		if err := f.Value.Set(strconv.Itoa(2 * runtime.GOMAXPROCS(0))); err != nil {
+			panic(err)
+		}
 	}
 	code := m.Run()
 	http.DefaultClient.CloseIdleConnections()
