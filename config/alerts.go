@@ -1,10 +1,7 @@
 package config
 
 import (
-	"errors"
-	"io/fs"
 	"net/url"
-	"path/filepath"
 	"strings"
 	"time"
 )
@@ -49,25 +46,13 @@ func (c checker) alerts() {
 // addressFile reads the address from a file of its own, which is where api_key_file
 // would be.
 func (c checker) addressFile(path, name string) (Secret, string) {
-	file, credential := c.keyFilePath(name)
-	text, info, err := readFile(file, maxKeyFile, true)
+	address, file, ok := c.secretFile(path, name, "the address",
+		"write the address that alerts are posted to into it as its only line, and then: chmod 600 %s")
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && credential:
-		c.check(path, "%w: the unit needs the line LoadCredential=%s:/etc/ampcio/%s, and that file the address", err, filepath.Base(file), filepath.Base(file))
-	case errors.Is(err, fs.ErrNotExist):
-		c.check(path, "%w: write the address that alerts are posted to into it as its only line, and then: chmod 600 %s", err, file)
-	case errors.Is(err, fs.ErrPermission):
-		c.check(path, "%w: the user that runs ampcio must be able to read it", err)
-	case err != nil:
-		c.check(path, "%w", err)
-	case !credential && info.Mode().Perm()&0o007 != 0:
-		c.check(path, "everybody on this machine can get at %s (mode %04o). Do: chmod o= %s", file, info.Mode().Perm(), file)
+	case !ok:
+	case address == "":
+		c.check(path, "%s is empty: write the address that alerts are posted to into it", file)
 	default:
-		address := strings.TrimSpace(strings.TrimPrefix(string(text), "\ufeff"))
-		if address == "" {
-			c.check(path, "%s is empty: write the address that alerts are posted to into it", file)
-			return Secret{}, ""
-		}
 		return c.webhook(path, file, address), file
 	}
 	return Secret{}, ""
