@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -279,6 +280,17 @@ func (d *doctor) keyFiles(context.Context) {
 	switch {
 	case err == nil:
 		d.keys = cfg
+		open := false
+		for _, w := range cfg.Warnings {
+			// Those that are told only with the keys are about who can read them.
+			if !slices.Contains(d.cfg.Warnings, w) {
+				open = true
+				d.say(check, warning, w, "")
+			}
+		}
+		if open {
+			return
+		}
 		d.say(check, fine, "every key is there, and no key file is open to others", "")
 	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 		d.say(check, skipped, "you may not read the key files", "run this as root: sudo ampcio doctor")

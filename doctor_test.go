@@ -91,6 +91,11 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 			chmod(t, filepath.Join(r.dir, "customerio_api_key"), 0o644)
 		},
 			[]string{"wrong keys: CONFIG:17: sync.demo.api_key_file: everybody on this machine can get at "}},
+		{"a secret in a configuration that everybody can read", func(t *testing.T, r *rehearsal, d *doctor) {
+			edit(t, r, `api_key_file = "customerio_api_key"`, `api_key = "key"`)
+			chmod(t, r.configPath, 0o644)
+		},
+			[]string{"warning keys: CONFIG:17: sync.demo.api_key: a secret in a file that everybody on this machine can read"}},
 		{"no storage folder", func(t *testing.T, r *rehearsal, d *doctor) {
 			if err := os.Rename(filepath.Join(r.dir, "storage"), filepath.Join(r.dir, "moved")); err != nil {
 				t.Fatal(err)
