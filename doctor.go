@@ -239,7 +239,7 @@ func (d *doctor) configuration(context.Context) {
 	case errors.Is(err, fs.ErrNotExist):
 		say(wrong, fmt.Sprintf("there is no %s", d.configFile), "see what to write: ampcio check-config --config "+d.configFile)
 	case errors.Is(err, fs.ErrPermission):
-		say(wrong, fmt.Sprintf("you may not read %s", d.configFile), "run this as root (sudo ampcio doctor), or as a member of its group")
+		say(skipped, fmt.Sprintf("you may not read %s", d.configFile), "run this as root (sudo ampcio doctor), or as a member of its group")
 	case err != nil:
 		first, _, more := strings.Cut(err.Error(), "\n")
 		if more {
@@ -273,7 +273,7 @@ func (d *doctor) configuration(context.Context) {
 func (d *doctor) keyFiles(context.Context) {
 	const check = "keys"
 	if d.broken {
-		d.say(check, skipped, "not looked at, since the configuration is wrong", "")
+		d.say(check, skipped, "not looked at, since the configuration is not known", "")
 		return
 	}
 	cfg, err := config.Load(d.configFile, config.Environment{Getenv: d.getenv})

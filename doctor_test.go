@@ -85,6 +85,12 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		{"a clock that was set back", func(t *testing.T, r *rehearsal, d *doctor) {
 			d.now = func() time.Time { return time.Now().Add(-time.Hour) }
 		}, []string{"warning config file: CONFIG was changed 59m in the future", "warning clock: a file in "}},
+		{"a configuration that only others may read", func(t *testing.T, r *rehearsal, d *doctor) {
+			if os.Geteuid() == 0 {
+				t.Skip("root may read everything")
+			}
+			chmod(t, r.configPath, 0)
+		}, []string{"skipped configuration: you may not read CONFIG | run this as root", "skipped keys: "}},
 		{"no key file", func(t *testing.T, r *rehearsal, d *doctor) { remove(t, filepath.Join(r.dir, "customerio_api_key")) },
 			[]string{"wrong keys: CONFIG:17: sync.demo.api_key_file: "}},
 		{"a key file that everybody can read", func(t *testing.T, r *rehearsal, d *doctor) {
