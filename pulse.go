@@ -10,6 +10,8 @@ import (
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/dustin/go-humanize"
+
+	"ampcio/admin"
 )
 
 // pulse knows when each loop that commits or delivers last showed that it is alive.
