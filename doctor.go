@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -238,7 +239,7 @@ func (d *doctor) configuration(context.Context) {
 	case errors.Is(err, fs.ErrNotExist):
 		say(wrong, fmt.Sprintf("there is no %s", d.configFile), "see what to write: ampcio check-config --config "+d.configFile)
 	case errors.Is(err, fs.ErrPermission):
-		say(wrong, fmt.Sprintf("you may not read %s", d.configFile), "run this as root (sudo ampcio doctor), or as a member of its group")
+		say(skipped, fmt.Sprintf("you may not read %s", d.configFile), "run this as root (sudo ampcio doctor), or as a member of its group")
 	case err != nil:
 		first, _, more := strings.Cut(err.Error(), "\n")
 		if more {
@@ -272,13 +273,24 @@ func (d *doctor) configuration(context.Context) {
 func (d *doctor) keyFiles(context.Context) {
 	const check = "keys"
 	if d.broken {
-		d.say(check, skipped, "not looked at, since the configuration is wrong", "")
+		d.say(check, skipped, "not looked at, since the configuration is not known", "")
 		return
 	}
 	cfg, err := config.Load(d.configFile, config.Environment{Getenv: d.getenv})
 	switch {
 	case err == nil:
 		d.keys = cfg
+		open := false
+		for _, w := range cfg.Warnings {
+			// Those that are told only with the keys are about who can read them.
+			if !slices.Contains(d.cfg.Warnings, w) {
+				open = true
+				d.say(check, warning, w, "")
+			}
+		}
+		if open {
+			return
+		}
 		d.say(check, fine, "every key is there, and no key file is open to others", "")
 	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 		d.say(check, skipped, "you may not read the key files", "run this as root: sudo ampcio doctor")

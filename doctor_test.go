@@ -85,12 +85,23 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		{"a clock that was set back", func(t *testing.T, r *rehearsal, d *doctor) {
 			d.now = func() time.Time { return time.Now().Add(-time.Hour) }
 		}, []string{"warning config file: CONFIG was changed 59m in the future", "warning clock: a file in "}},
+		{"a configuration that only others may read", func(t *testing.T, r *rehearsal, d *doctor) {
+			if os.Geteuid() == 0 {
+				t.Skip("root may read everything")
+			}
+			chmod(t, r.configPath, 0)
+		}, []string{"skipped configuration: you may not read CONFIG | run this as root", "skipped keys: "}},
 		{"no key file", func(t *testing.T, r *rehearsal, d *doctor) { remove(t, filepath.Join(r.dir, "customerio_api_key")) },
 			[]string{"wrong keys: CONFIG:17: sync.demo.api_key_file: "}},
 		{"a key file that everybody can read", func(t *testing.T, r *rehearsal, d *doctor) {
 			chmod(t, filepath.Join(r.dir, "customerio_api_key"), 0o644)
 		},
 			[]string{"wrong keys: CONFIG:17: sync.demo.api_key_file: everybody on this machine can get at "}},
+		{"a secret in a configuration that everybody can read", func(t *testing.T, r *rehearsal, d *doctor) {
+			edit(t, r, `api_key_file = "customerio_api_key"`, `api_key = "key"`)
+			chmod(t, r.configPath, 0o644)
+		},
+			[]string{"warning keys: CONFIG:17: sync.demo.api_key: a secret in a file that everybody on this machine can read"}},
 		{"no storage folder", func(t *testing.T, r *rehearsal, d *doctor) {
 			if err := os.Rename(filepath.Join(r.dir, "storage"), filepath.Join(r.dir, "moved")); err != nil {
 				t.Fatal(err)

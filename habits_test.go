@@ -234,3 +234,18 @@ func TestProgress(t *testing.T) {
 		t.Errorf("silent, and yet %q", out.String())
 	}
 }
+
+// "help VERB" is what many type first.
+func TestHelpIsAVerbToo(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"", "drain", "sync pause"} {
+		words := strings.Fields(verb)
+		want, got := run(t, append(words, "--help")...), run(t, append([]string{"help"}, words...)...)
+		if got != want || got.code != 0 || got.stdout == "" {
+			t.Errorf("help %s: exit %d, %q, %q", verb, got.code, got.stdout, got.stderr)
+		}
+	}
+	if got := run(t, "help", "drian"); got.code != exitUsage || !strings.Contains(got.stderr, `did you mean "drain"?`) {
+		t.Errorf("help of a mistyped verb: %+v", got)
+	}
+}

@@ -276,7 +276,9 @@ func TestReloadTellsSystemd(t *testing.T) {
 			}
 		}
 	}
-	hear("READY=1")
+	if said := hear("READY=1"); strings.Contains(said, "stopped") {
+		t.Errorf("that it is stopped, of a daemon that starts: %q", said)
+	}
 	good := configOf(t, r)
 	for _, text := range []string{good, "nonsense", good} {
 		write(t, r.configPath, text)

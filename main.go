@@ -202,6 +202,10 @@ func nearest(given string, known []string) string {
 // "sync rewind production --since 24h", and the library would take such a flag for one
 // more argument.
 func flagsFirst(commands []*cli.Command, args []string) []string {
+	// What git and go take: help VERB.
+	if len(args) > 1 && args[1] == "help" {
+		args = append(append(args[:1:1], args[2:]...), "--help")
+	}
 	var verb *cli.Command
 	at := 1
 	for ; at < len(args); at++ {

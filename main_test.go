@@ -59,7 +59,7 @@ func ampcio(args ...string) *exec.Cmd {
 		name, _, _ := strings.Cut(v, "=")
 		switch {
 		case strings.HasPrefix(name, "AMPCIO_"), strings.HasPrefix(name, "LISTEN_"):
-		case name == "NOTIFY_SOCKET", name == "COLUMNS", name == "NO_COLOR", name == "WATCHDOG_USEC", name == "CREDENTIALS_DIRECTORY", name == "JOURNAL_STREAM":
+		case name == "NOTIFY_SOCKET", name == "COLUMNS", name == "NO_COLOR", name == "WATCHDOG_USEC", name == "CREDENTIALS_DIRECTORY", name == "JOURNAL_STREAM", name == "SUDO_USER":
 		default:
 			c.Env = append(c.Env, v)
 		}

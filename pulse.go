@@ -10,6 +10,8 @@ import (
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/dustin/go-humanize"
+
+	"ampcio/admin"
 )
 
 // pulse knows when each loop that commits or delivers last showed that it is alive.
@@ -114,7 +116,11 @@ func (d *daemon) statusLine(ctx context.Context) string {
 	}
 	var parts []string
 	for _, y := range snap.Syncs {
-		part := fmt.Sprintf("%s: %s, %s waiting", y.Name, y.Status, humanize.Comma(int64(y.Books.Pending)))
+		status := y.Status
+		if status == admin.StatusStopped {
+			status = "starting" // this daemon runs: a sync that does not has not begun yet
+		}
+		part := fmt.Sprintf("%s: %s, %s waiting", y.Name, status, humanize.Comma(int64(y.Books.Pending)))
 		if y.OldestAge != nil {
 			part += fmt.Sprintf(", oldest %s", time.Duration(*y.OldestAge)*time.Second)
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"ampcio/config"
 )
@@ -30,7 +31,12 @@ func notFilledIn(c *cli.Context, err error) error {
 	if !only {
 		return err
 	}
-	return exit(exitConfig, &unconfigured{err, fmt.Sprintf("%s %s. %s", file, there, toWrite(missing))})
+	sudo := os.Getenv("SUDO_USER") != "" || os.Geteuid() != 0 && unix.Access(filepath.Dir(file), unix.W_OK) != nil
+	again := "ampcio check-config --online"
+	if file != configFlag.Value {
+		again += " --config " + file
+	}
+	return exit(exitConfig, &unconfigured{err, fmt.Sprintf("%s %s. %s", file, there, toWrite(missing, again, sudo))})
 }
 
 // unconfigured says what to write; it wraps what is missing, by its places.
@@ -43,7 +49,9 @@ func (u *unconfigured) Error() string { return u.text }
 func (u *unconfigured) Unwrap() error { return u.error }
 
 // toWrite are the lines to write, in the order of the file, and what goes into other files.
-func toWrite(missing []config.Missing) string {
+// With sudo the commands are for somebody who may not write there: a redirection of their
+// own shell would be refused.
+func toWrite(missing []config.Missing, again string, sudo bool) string {
 	var out strings.Builder
 	var lines, files []config.Missing
 	for _, m := range missing {
@@ -83,8 +91,15 @@ func toWrite(missing []config.Missing) string {
 		if err != nil {
 			path = m.KeyFile
 		}
-		fmt.Fprintf(&out, "%s the API key beside that Site ID into its own file. Paste it, Enter, Ctrl-D:\n\n# %s\n(umask 077; cat > %s)\n", what, m.Where, path)
+		command := fmt.Sprintf("(umask 077; cat > %s)", path)
+		if sudo {
+			command = fmt.Sprintf("sudo sh -c 'umask 077; cat > %s'", path)
+		}
+		fmt.Fprintf(&out, "%s the API key beside that Site ID into its own file. Paste it, Enter, Ctrl-D:\n\n# %s\n%s\n", what, m.Where, command)
 	}
-	fmt.Fprint(&out, "\nThen again: ampcio check-config --online")
+	if sudo {
+		again = "sudo " + again
+	}
+	fmt.Fprint(&out, "\nThen again: ", again)
 	return out.String()
 }

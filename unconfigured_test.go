@@ -77,7 +77,7 @@ func TestCheckConfigSaysWhatToWrite(t *testing.T) {
 			if text != test.lines {
 				t.Errorf("%d lines:\n%s", text, got.stderr)
 			}
-			if !strings.HasSuffix(got.stderr, "\nThen again: ampcio check-config --online\n") {
+			if !strings.HasSuffix(got.stderr, "\nThen again: ampcio check-config --online --config "+path+"\n") {
 				t.Errorf("what to do then is not said:\n%s", got.stderr)
 			}
 			if test.file != "-" && test.file != "" {
@@ -92,5 +92,22 @@ func TestCheckConfigSaysWhatToWrite(t *testing.T) {
 				t.Errorf("what was to be written is wrong: %+v", got)
 			}
 		})
+	}
+}
+
+// Who needed sudo to look cannot write there by a redirection of their own shell.
+func TestWhatToWriteIsWrittenWithSudo(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "config.toml")
+	c := ampcio("check-config", "--config", path)
+	c.Env = append(c.Env, "SUDO_USER=anna")
+	said, _ := c.CombinedOutput()
+	for _, line := range []string{
+		"\nsudo sh -c 'umask 077; cat > " + filepath.Dir(path) + "/customerio_api_key'\n",
+		"\nThen again: sudo ampcio check-config --online --config " + path + "\n",
+	} {
+		if !strings.Contains(string(said), line) {
+			t.Errorf("%q is not in:\n%s", line, said)
+		}
 	}
 }
