@@ -105,7 +105,7 @@ var thresholds = []threshold{
 	{"crit-disk", "it is critical from `SHARE` on", "90%", aShare(func(t *admin.Thresholds) *float64 { return &t.CritDisk })},
 	{"crit-idle", "critical when events could be sent, and none was for `DURATION`", "10m", anAge(func(t *admin.Thresholds) *time.Duration { return &t.CritIdle })},
 	{"crit-late", "critical when the oldest pending event is of `AGE`: from late_after on it starts no campaigns", "60h", anAge(func(t *admin.Thresholds) *time.Duration { return &t.CritLate })},
-	{"warn-full", "warn when the disk is full within `DURATION`", "4h", anAge(func(t *admin.Thresholds) *time.Duration { return &t.WarnFull })},
+	{"warn-full", "warn when the disk is full within `DURATION`, and is half full or will be full within an hour", "4h", anAge(func(t *admin.Thresholds) *time.Duration { return &t.WarnFull })},
 }
 
 func thresholdFlags() (flags []cli.Flag) {

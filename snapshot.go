@@ -387,9 +387,10 @@ func (d *daemon) keepRates(ctx context.Context) {
 			}
 			if st, err := c.Stats(); err == nil {
 				now := time.Now()
-				d.rates.Note(name, now, st.Books.Taken, st.Books.Taken-st.Books.Pending)
-				levels[name] = admin.Level{In: st.Books.Taken, Out: st.Books.Taken + st.Books.Rewound - st.Books.Pending,
-					Pending: st.Books.Pending, Oldest: ageOf(st.Oldest, now)}
+				level := progressOf(st.Books)
+				level.Oldest = ageOf(st.Oldest, now)
+				d.rates.Note(name, now, level.In, level.Out)
+				levels[name] = level
 				n := given.since(name, st.Tallies["record/discarded/max_pending_bytes"].N)
 				d.repeats.For("sync", name).Note(oldestGivenUp, "max_pending_bytes", n, "do", "let it deliver (ampcio sync status "+name+"), or raise max_pending_bytes, then: ampcio reload")
 			}
@@ -406,6 +407,12 @@ func (d *daemon) keepRates(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// progressOf is what has come in and what has ended by now: also of what a rewind took once
+// more, or it would look as if less had ended than before it.
+func progressOf(b queue.Books) admin.Level {
+	return admin.Level{In: b.Taken, Out: b.Taken + b.Rewound - b.Pending, Pending: b.Pending}
 }
 
 // givenUp remembers of each sync how many events that were given up are told of.

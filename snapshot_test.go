@@ -2,8 +2,10 @@ package main
 
 import (
 	"testing"
+	"time"
 
 	"ampcio/admin"
+	"ampcio/queue"
 )
 
 // What was given up is told of once; how often there is a line is the book's to say.
@@ -32,5 +34,19 @@ func TestDrainIsOfASyncThatDelivers(t *testing.T) {
 		if eta := drain(y); (eta != nil) != want || want && *eta != 10 {
 			t.Errorf("%s: %v", status, eta)
 		}
+	}
+}
+
+// A rewind takes nothing back of what has ended: else nobody would know for a minute how
+// fast it goes on, and what was rewound would look like a queue that stands.
+func TestRateOverARewind(t *testing.T) {
+	var rates admin.Rates
+	at := time.Date(2026, 11, 26, 8, 0, 0, 0, time.UTC)
+	for i, b := range []queue.Books{{Taken: 100, Pending: 0}, {Taken: 100, Rewound: 80, Pending: 80}, {Taken: 102, Rewound: 80, Pending: 42}} {
+		p := progressOf(b)
+		rates.Note("production", at.Add(time.Duration(i)*2*time.Second), p.In, p.Out)
+	}
+	if in, out := rates.Of("production"); in == nil || *in != 0.5 || *out != 10 {
+		t.Errorf("in %v, out %v", in, out)
 	}
 }

@@ -43,8 +43,6 @@ const (
 
 	ageCritical = 6 // times alerts.age
 	lateShare   = 6 // the part of late_after that alerts.late is at most
-
-	fillingFrom = 0.5 // share of the space from which on it counts that it will be full in some hours
 )
 
 // judge says what of a snapshot is told. What is wrong with a sync, and what to do, is
@@ -134,8 +132,6 @@ func kindOf(s *admin.Snapshot, f admin.Finding) string {
 		return "" // for a short time
 	case kind == "age" && y != nil && y.Status == admin.StatusBlocked:
 		return "" // that it is blocked is told
-	case f.Word == "disk" && s.Disk.Share < fillingFrom && strings.HasPrefix(f.Why, "new events are refused in"):
-		return "" // a burst, in a disk with much room
 	}
 	return kind
 }
@@ -252,7 +248,7 @@ func (j *judge) judgeStuck() {
 // holds it is told, too: that is easily forgotten.
 func (j *judge) judgeLate(y *admin.Sync) {
 	if j.limits.Late == 0 || y.Late.Limit == nil || y.Late.OldestLeft == nil || y.Destination == admin.ToAmplitude ||
-		y.Status == admin.StatusDisabled || y.Status == admin.StatusDryRun || y.Status == admin.StatusOrphaned {
+		y.Status == admin.StatusDisabled || y.Status == admin.StatusDryRun || y.Status == admin.StatusOrphaned || y.CatchesUp(j.now) {
 		return
 	}
 	after, left := time.Duration(*y.Late.Limit)*time.Second, time.Duration(*y.Late.OldestLeft)*time.Second

@@ -45,6 +45,8 @@ func TestTroublesOfASnapshot(t *testing.T) {
 		y.Dead = []admin.Reason{{Kind: "event", Reason: "invalid", Count: 7, Newest: ptr(now.Add(-ago)), Example: "Anna's order"}}
 		return y
 	}
+	catchingUp := waiting(80*time.Hour, well())
+	catchingUp.DrainETA = ptr(int64(600))
 	full := well()
 	full.NoCheckpoint = "write production.db: no space left on device"
 	out := well()
@@ -55,7 +57,7 @@ func TestTroublesOfASnapshot(t *testing.T) {
 	refusing := disk(1)
 	refusing.Full, refusing.Advice = "10 GiB used of storage.max_bytes 10 GiB", "raise it"
 	soon, burst := disk(0.6), disk(0.1)
-	soon.FullETA, burst.FullETA = ptr(int64(3600)), ptr(int64(3600))
+	soon.FullETA, burst.FullETA = ptr(int64(3600)), ptr(int64(2*3600))
 	one := func(y admin.Sync) admin.Snapshot { return admin.Snapshot{Syncs: []admin.Sync{y}, Disk: disk(0.1)} }
 	tests := []struct {
 		name   string
@@ -75,6 +77,7 @@ func TestTroublesOfASnapshot(t *testing.T) {
 		{name: "ages are not told", snap: one(unreachable(24 * time.Hour)), limits: func(a *config.Alerts) { a.Age = 0 }},
 		{name: "an operator holds it", snap: one(paused(30 * time.Hour))},
 		{name: "an operator has forgotten it", snap: one(paused(61 * time.Hour)), want: []string{"critical late production: is late in 11h: from 3d on it starts no campaigns"}},
+		{name: "late ones that are all sent in minutes", snap: one(catchingUp)},
 		{name: "it is late", snap: one(paused(80 * time.Hour)), want: []string{"critical late production: older than 3d, and start no campaigns in Customer.io any more"}},
 		{name: "late is firing and no longer near", snap: one(paused(58 * time.Hour)), firing: "late production", want: []string{"critical late production: "}},
 		{name: "a new dead letter", snap: one(dead(time.Minute, 1)), want: []string{"warning dead_letters production: Customer.io refuses events for good, the last one at 07:59 UTC: invalid (7 so far); 1 dead letter kept"}},

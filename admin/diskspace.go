@@ -39,11 +39,12 @@ type filled struct {
 // FillingEvery is how often Filling wants to be told.
 const FillingEvery = 15 * time.Second
 
-// How far back it looks, over how long it has to have looked before it says anything, and
-// what is too far away to be told of.
+// How far back it looks, what is of late, over how long it has to have looked before it
+// says anything, and what is too far away to be told of.
 const (
 	fillingWindow = 15 * time.Minute
-	fillingLeast  = time.Minute
+	fillingOfLate = 3 * time.Minute
+	fillingLeast  = 5 * time.Minute
 	fillingMost   = 365 * 24 * time.Hour
 )
 
@@ -65,22 +66,29 @@ func (f *Filling) ETA(d Disk) *int64 {
 	if len(f.points) < 2 {
 		return nil
 	}
-	first, last := f.points[0], f.points[len(f.points)-1]
-	took := last.at.Sub(first.at).Seconds()
-	if took < fillingLeast.Seconds() {
+	first, ofLate, last := f.points[0], f.points[0], f.points[len(f.points)-1]
+	if last.at.Sub(first.at) < fillingLeast {
 		return nil
 	}
-	eta := math.Inf(1)
-	until := func(room, change int64) {
-		if change > 0 {
-			eta = min(eta, float64(max(room, 0))/float64(change)*took)
+	for _, p := range f.points {
+		if last.at.Sub(p.at) >= fillingOfLate {
+			ofLate = p
 		}
 	}
-	ours := last.ours - first.ours
-	if d.Max > 0 {
-		until(d.Max-d.Used+d.Kept, ours)
+	eta := math.Inf(1)
+	until := func(room int64, size func(filled) int64) {
+		slowest := math.Inf(1) // bytes a second: of a burst that is over they are none
+		for _, from := range []filled{first, ofLate} {
+			slowest = min(slowest, float64(size(last)-size(from))/last.at.Sub(from.at).Seconds())
+		}
+		if slowest > 0 {
+			eta = min(eta, float64(max(room, 0))/slowest)
+		}
 	}
-	until(d.Free+d.Kept-d.MinFree, ours+last.others-first.others)
+	if d.Max > 0 {
+		until(d.Max-d.Used+d.Kept, func(p filled) int64 { return p.ours })
+	}
+	until(d.Free+d.Kept-d.MinFree, func(p filled) int64 { return p.ours + p.others })
 	if eta > fillingMost.Seconds() {
 		return nil
 	}

@@ -144,7 +144,7 @@ func (s *Snapshot) judgeHouse(t Thresholds, each func(Health)) Health {
 			break
 		}
 	}
-	if d.FullETA != nil && t.WarnFull > 0 && *d.FullETA < seconds(t.WarnFull) {
+	if d.FullETA != nil && t.WarnFull > 0 && *d.FullETA < seconds(t.WarnFull) && (d.Share >= fillingFrom || *d.FullETA < seconds(fillingSoon)) {
 		f.add(LevelWarning, "disk", space, "new events are refused in %s, if it goes on like this", age(d.FullETA))
 	}
 	if s.Reload != nil && !s.Reload.OK {
@@ -155,6 +155,13 @@ func (s *Snapshot) judgeHouse(t Thresholds, each func(Health)) Health {
 	}
 	return f.or("well")
 }
+
+// A burst is over before it fills a disk with much room: until so much of it is used, only
+// what is full soon is worth a word.
+const (
+	fillingFrom = 0.5 // share
+	fillingSoon = time.Hour
+)
 
 func (s *Snapshot) judgeStopped(f *findings) {
 	pending, unknown := uint64(0), false
@@ -224,7 +231,7 @@ func (y *Sync) judge(s *Snapshot, t Thresholds, each func(Health)) Health {
 	case StatusOK, StatusChecking:
 		delivers = true
 	}
-	if l := y.Late; !y.catchesUp(t) && (delivers || y.Status == StatusPaused) && l.OldestLeft != nil && l.Limit != nil && t.CritLate > 0 && !y.isRelay() {
+	if l := y.Late; !y.catchesUp(t, s.At) && (delivers || y.Status == StatusPaused) && l.OldestLeft != nil && l.Limit != nil && t.CritLate > 0 && !y.isRelay() {
 		if old := *l.Limit - *l.OldestLeft; old >= seconds(t.CritLate) {
 			f.add(LevelCritical, "late", y.Advice, "the oldest event waits %s: from %s on it starts no campaigns", age(&old), age(l.Limit))
 		}
@@ -255,7 +262,8 @@ func (y *Sync) judgeQueue(f *findings, t Thresholds, outage, known string, now t
 	if y.OldestAge != nil {
 		oldest = *y.OldestAge
 	}
-	if idle := y.idleSince(now); y.Status == StatusOK && y.Depth.Ready > 0 && t.CritIdle > 0 && oldest >= seconds(t.CritIdle) && idle >= t.CritIdle {
+	standing := y.RateOut == nil || *y.RateOut == 0 // what is filtered moves on, too
+	if idle := y.idleSince(now); y.Status == StatusOK && standing && y.Depth.Ready > 0 && t.CritIdle > 0 && oldest >= seconds(t.CritIdle) && idle >= t.CritIdle {
 		long := age(ptrSeconds(idle))
 		if y.LastDelivered == nil {
 			long = age(y.OldestAge) + " or ever"
@@ -276,7 +284,7 @@ func (y *Sync) judgeQueue(f *findings, t Thresholds, outage, known string, now t
 		case others:
 			f.add(LevelWarning, "waiting", "nothing, it is tried again by itself; to try at once: ampcio sync retry "+y.Name,
 				"%s, the oldest for %s%s; all others are delivered", waiting(y.Depth.Retry), age(y.OldestAge), y.whyWaiting())
-		case y.catchesUp(t):
+		case y.catchesUp(t, now):
 			f.add(LevelWarning, "catching up", y.behind(), "the oldest event waits %s, and all are sent in %s", age(y.OldestAge), age(y.DrainETA))
 		case y.Status == StatusUnreachable:
 			f.add(bound.level, "unreachable", y.Advice, "%s; the oldest event waits %s%s", y.unreachable(), age(y.OldestAge), known)
@@ -296,10 +304,18 @@ func (y *Sync) judgeQueue(f *findings, t Thresholds, outage, known string, now t
 	}
 }
 
-// catchesUp says whether what is pending is sent soon, as after an outage or a rewind.
-func (y *Sync) catchesUp(t Thresholds) bool {
-	return y.Status == StatusOK && y.DrainETA != nil && *y.DrainETA < seconds(t.CritAge)
+// catchesUp says whether what is pending is sent soon, as after an outage; or whatever it
+// takes, as long as the oldest are still those that somebody has rewound to.
+func (y *Sync) catchesUp(t Thresholds, now time.Time) bool {
+	if y.Status != StatusOK || y.DrainETA == nil {
+		return false
+	}
+	rewound := y.LastRewind != nil && y.OldestAge != nil && seconds(now.Sub(*y.LastRewind)) < *y.OldestAge
+	return rewound || *y.DrainETA < seconds(t.CritAge)
 }
+
+// CatchesUp is that, by the default thresholds.
+func (y *Sync) CatchesUp(now time.Time) bool { return y.catchesUp(DefaultThresholds(), now) }
 
 func (y *Sync) unreachable() string { return cmp.Or(y.Detail, y.Reason, "no answer") }
 
@@ -322,12 +338,15 @@ func (y *Sync) behind() string {
 	return "if it grows: raise requests_per_second or concurrency below sync." + y.Name + ".delivery, then: ampcio reload"
 }
 
-// idleSince is for how long nothing was delivered.
+// idleSince is for how long nothing was delivered, although it could have been.
 func (y *Sync) idleSince(now time.Time) time.Duration {
-	if y.LastDelivered == nil {
-		return 1 << 62
+	idle := time.Duration(1 << 62)
+	for _, at := range []*time.Time{y.LastDelivered, y.Since} {
+		if at != nil {
+			idle = min(idle, now.Sub(*at))
+		}
 	}
-	return now.Sub(*y.LastDelivered)
+	return idle
 }
 
 func (y *Sync) outBy() string {

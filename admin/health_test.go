@@ -36,6 +36,23 @@ func TestHealth(t *testing.T) {
 			y.waiting(9, 11*time.Minute)
 			y.Depth.Ready = 9
 		}, LevelCritical, "stuck", "9 events could be sent, and none was for 11m"},
+		{"nothing could be sent until a moment ago", func(_ *Snapshot, y *Sync) {
+			y.waiting(9, 11*time.Minute)
+			y.Depth.Ready, y.Since = 9, ago(2*time.Second)
+		}, LevelWarning, "behind", "the oldest event waits 11m"},
+		{"all of a long backlog is filtered", func(_ *Snapshot, y *Sync) {
+			y.waiting(9, 11*time.Minute)
+			y.Depth.Ready, y.RateOut = 9, ptr(900.0)
+		}, LevelWarning, "behind", "the oldest event waits 11m"},
+		{"a rewind of a month takes hours", func(_ *Snapshot, y *Sync) {
+			y.waiting(9_000_000, 30*24*time.Hour)
+			y.Depth.Ready, y.LastDelivered, y.DrainETA, y.LastRewind = 9_000_000, ago(0), ptr(int64(5*3600)), ago(time.Hour)
+			y.Late.Limit, y.Late.OldestLeft = ptr(int64(72*3600)), ptr(int64(-27*86400))
+		}, LevelWarning, "catching up", "all are sent in 5h"},
+		{"what came after a rewind waits for long", func(_ *Snapshot, y *Sync) {
+			y.waiting(9_000_000, 2*time.Hour)
+			y.Depth.Ready, y.LastDelivered, y.DrainETA, y.LastRewind = 9_000_000, ago(0), ptr(int64(5*3600)), ago(3*time.Hour)
+		}, LevelCritical, "behind", "the oldest event waits 2h"},
 		{"a night without traffic, and then one event", func(_ *Snapshot, y *Sync) {
 			y.waiting(1, time.Second)
 			y.Depth.Ready, y.LastDelivered = 1, ago(9*time.Hour)
@@ -101,7 +118,9 @@ func TestHealth(t *testing.T) {
 		{"refusing", func(s *Snapshot, _ *Sync) { s.Disk.Full = "20 GiB used of storage.max_bytes 20 GiB" }, LevelCritical, "refusing", "new events are refused: 20 GiB used"},
 		{"three quarters of the disk", func(s *Snapshot, _ *Sync) { s.Disk.Share = 0.75 }, LevelWarning, "disk", "75 %"},
 		{"nine tenths of the disk", func(s *Snapshot, _ *Sync) { s.Disk.Share = 0.91 }, LevelCritical, "disk", "91 %"},
-		{"filling fast", func(s *Snapshot, _ *Sync) { s.Disk.FullETA = ptr(int64(3 * 3600)) }, LevelWarning, "disk", "refused in 3h"},
+		{"filling fast", func(s *Snapshot, _ *Sync) { s.Disk.FullETA, s.Disk.Share = ptr(int64(3*3600)), 0.6 }, LevelWarning, "disk", "refused in 3h"},
+		{"a burst on a disk with much room", func(s *Snapshot, _ *Sync) { s.Disk.FullETA = ptr(int64(3 * 3600)) }, LevelOK, "well", ""},
+		{"much room, and full within the hour", func(s *Snapshot, _ *Sync) { s.Disk.FullETA = ptr(int64(1800)) }, LevelWarning, "disk", "refused in 30m"},
 		{"filling slowly", func(s *Snapshot, _ *Sync) { s.Disk.FullETA = ptr(int64(5 * 3600)) }, LevelOK, "well", ""},
 		{"stopped, and something waits", func(s *Snapshot, y *Sync) {
 			s.Source, y.Status = "files", StatusStopped
@@ -178,6 +197,18 @@ func TestWhenTheDiskIsFull(t *testing.T) {
 		f.Note(noon.Add(time.Duration(i)*FillingEvery), d, 0)
 		if f.ETA(d) != nil {
 			t.Fatal("it fills by the log's size alone")
+		}
+	}
+	// It was a burst, and is over; or it has only just begun.
+	f = Filling{}
+	for i := range 61 {
+		d := disk
+		f.Note(noon.Add(time.Duration(i)*FillingEvery), d, int64(min(i, 24))<<28)
+		switch eta := f.ETA(d); {
+		case i == 8 && eta != nil, i == 61-1 && eta != nil:
+			t.Errorf("a burst, after %d looks: full in %d s", i, *eta)
+		case i == 24 && eta == nil:
+			t.Error("it fills for minutes, and that is not seen")
 		}
 	}
 	// Somebody else writes on the same disk.

@@ -123,12 +123,30 @@ func (k *logLook) chunkAt(seq uint64) (*Chunk, error) {
 
 // receivedBefore gives about how many records of a project stand in the log up to the one
 // that was the first to be received at a time or later, or count if there is none; before
-// of them stand up to sequence after. It reads some dozen chunks the first time, and then
-// few: what it has seen it remembers.
+// of them stand up to sequence after. It reads a few chunks, and remembers what it has
+// seen: every other time it looks where the time would be if records had come evenly, so
+// that few files have to be opened.
 func (k *logLook) receivedBefore(project string, after, before, count uint64, at int64) (uint64, error) {
 	low, high, found := after+1, k.l.Tail(), before
-	for low <= high {
+	lowAt, highAt := int64(0), int64(0) // when about low and high were received; 0 = not known
+	if low <= high {
+		first, err := k.markAt(low)
+		if err != nil || first == nil || first.oldest >= at {
+			return min(before, count), err
+		}
+		last, err := k.markAt(high)
+		if err != nil {
+			return 0, err
+		}
+		if last != nil {
+			lowAt, highAt = first.oldest, last.newest
+		}
+	}
+	for try := 0; low <= high; try++ {
 		middle := low + (high-low)/2
+		if try%2 == 0 && lowAt < at && at < highAt && lowAt != 0 {
+			middle = low + uint64(float64(high-low)*(float64(at-lowAt)/float64(highAt-lowAt)))
+		}
 		m, err := k.markAt(middle)
 		switch {
 		case err != nil:
@@ -136,8 +154,9 @@ func (k *logLook) receivedBefore(project string, after, before, count uint64, at
 		case m == nil:
 			high = middle - 1
 		case m.oldest >= at:
-			high = min(middle, m.first) - 1
+			high, highAt = min(middle, m.first)-1, m.oldest
 		case m.newest < at:
+			lowAt = m.newest
 			low, found = m.last+1, m.before[project]+m.within[project]
 		default: // somewhere in it: records are taken to have come evenly
 			share := float64(at-m.oldest) / float64(m.newest-m.oldest+1)
