@@ -158,10 +158,11 @@ func alertsList(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return shown(c, l, func(w io.Writer) { l.print(w, time.Now()) })
+	return shown(c, l, func(w io.Writer) { l.print(w, time.Now(), terminalColumns(w)) })
 }
 
-func (l *alertList) print(w io.Writer, now time.Time) {
+func (l *alertList) print(w io.Writer, now time.Time, columns int) {
+	const indent = "          "
 	if l.Source == "files" {
 		fmt.Fprintln(w, "ampcio is stopped: this is how it was when it ran last")
 	}
@@ -173,9 +174,9 @@ func (l *alertList) print(w io.Writer, now time.Time) {
 		if f.Of != "" {
 			fmt.Fprintf(w, " %s", f.Of)
 		}
-		fmt.Fprintf(w, ", for %s\n          %s\n", logbook.Short(now.Sub(f.Since)), f.What)
+		fmt.Fprintf(w, ", for %s\n%s%s\n", logbook.Short(now.Sub(f.Since)), indent, folded(f.What, indent, columns))
 		if f.Do != "" {
-			fmt.Fprintf(w, "          to do: %s\n", f.Do)
+			fmt.Fprintf(w, "%sto do: %s\n", indent, folded(f.Do, indent+"       ", columns))
 		}
 	}
 	switch {
@@ -196,7 +197,7 @@ func (l *alertList) print(w io.Writer, now time.Time) {
 		fmt.Fprintln(w, ". To see what is wrong: ampcio alerts test")
 	}
 	for _, m := range l.Waiting {
-		fmt.Fprintf(w, "          %s ago: %s\n", logbook.Short(now.Sub(m.At)), m.Line())
+		fmt.Fprintf(w, "%s%s\n", indent, folded(logbook.Short(now.Sub(m.At))+" ago: "+m.Line(), indent, columns))
 	}
 	if l.NotKept != "" {
 		fmt.Fprintf(w, "this is in memory only: %s\n", l.NotKept)

@@ -67,7 +67,7 @@ func drainAction(c *cli.Context) error {
 		}
 		for _, s := range last.Syncs {
 			if s.Stuck && !named[s.Sync] {
-				bar.note(c.App.ErrWriter, s.stuck())
+				bar.note(c.App.ErrWriter, s.stuck(terminalColumns(c.App.ErrWriter)))
 			}
 			named[s.Sync] = s.Stuck
 		}
@@ -116,16 +116,21 @@ func (d *drainReport) line() string {
 	return fmt.Sprintf("%s waited: %s", forPeople(time.Duration(d.Took)*time.Second), strings.Join(parts, "; "))
 }
 
-// stuck says why a sync does not deliver, and what to do.
-func (s *drainSync) stuck() string {
+// stuck says why a sync does not deliver, and what to do, on a terminal of so many columns.
+func (s *drainSync) stuck(columns int) string {
 	text := fmt.Sprintf("%s is %s: %s pending, not waited for", s.Sync, s.Status, records(s.Pending))
 	if s.Why != "" {
 		text += " (" + s.Why + ")"
 	}
+	text = folded(text, "  ", columns)
 	if s.Advice != "" {
-		text += "\n  to do: " + s.Advice
+		text += s.toDo(columns)
 	}
 	return text
+}
+
+func (s *drainSync) toDo(columns int) string {
+	return "\n  to do: " + folded(s.Advice, "         ", columns)
 }
 
 // print tells what came of it.
@@ -133,14 +138,14 @@ func (d *drainReport) print(w io.Writer, waited bool) {
 	for _, s := range d.Syncs {
 		switch {
 		case s.Stuck:
-			fmt.Fprintln(w, s.stuck())
+			fmt.Fprintln(w, s.stuck(terminalColumns(w)))
 		case s.Pending > 0:
 			text := fmt.Sprintf("%s is %s: %s pending", s.Sync, s.Status, records(s.Pending))
 			if s.Oldest != nil {
 				text += ", the oldest for " + forPeople(time.Duration(*s.Oldest)*time.Second)
 			}
 			if s.Status != "delivering" && s.Advice != "" {
-				text += "\n  to do: " + s.Advice
+				text += s.toDo(terminalColumns(w))
 			}
 			fmt.Fprintln(w, text)
 		}

@@ -121,13 +121,16 @@ func (t *traced) write(w io.Writer) {
 	}
 }
 
+// deeperTrace is where a line about a sync goes on that is too long for the terminal.
+const deeperTrace = "      "
+
 func (t *tracedFor) write(w io.Writer) {
 	for _, e := range t.Earlier {
-		fmt.Fprintf(w, "    %s: before that %s at %s", t.Sync, strings.ReplaceAll(e.State, "_", " "), clock(e.At))
+		before := fmt.Sprintf("%s: before that %s at %s", t.Sync, strings.ReplaceAll(e.State, "_", " "), clock(e.At))
 		if e.Reason != "" {
-			fmt.Fprintf(w, " (%s)", e.Reason)
+			before += " (" + e.Reason + ")"
 		}
-		fmt.Fprintln(w)
+		fmt.Fprintf(w, "    %s\n", folded(before, deeperTrace, terminalColumns(w)))
 	}
 	var says []string
 	say := func(format string, args ...any) { says = append(says, fmt.Sprintf(format, args...)) }
@@ -200,7 +203,7 @@ func (t *tracedFor) write(w io.Writer) {
 	if t.Rule > 0 && (t.Now == nil || t.Now.Event == verdictSent || t.Now.Event == "dropped_by_rule") {
 		say("select rule %d", t.Rule)
 	}
-	fmt.Fprintf(w, "    %s: %s\n", t.Sync, strings.Join(says, "; "))
+	fmt.Fprintf(w, "    %s\n", folded(t.Sync+": "+strings.Join(says, "; "), deeperTrace, terminalColumns(w)))
 }
 
 func (s *traceSummary) write(w io.Writer, asked *tracing) {
@@ -224,6 +227,6 @@ func (s *traceSummary) write(w io.Writer, asked *tracing) {
 		fmt.Fprintf(w, "%s of somebody who was forgotten: they are erased when their file of the log goes.\n", counted(s.Forgotten, "record is", "records are"))
 	}
 	for _, y := range s.Syncs {
-		fmt.Fprintln(w, y.Summary)
+		fmt.Fprintln(w, folded(y.Summary, "  ", terminalColumns(w)))
 	}
 }

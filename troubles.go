@@ -93,17 +93,20 @@ func (j *judge) sight(s *admin.Snapshot) alerts.Sight {
 			j.add(j.trouble(kind, f, s))
 		}
 	}
-	starting := map[string]bool{}
+	// Whether it would still be blocked cannot be told of one that starts, or that somebody
+	// holds or has renamed, while its events wait.
+	held := map[string]bool{}
 	for i := range s.Syncs {
 		y := &s.Syncs[i]
 		j.judgeDeadLetters(y)
 		j.judgeLate(y)
-		starting[y.Name] = y.Status == admin.StatusChecking
+		j.judgeOrphan(y)
+		held[y.Name] = y.Status == admin.StatusChecking || y.Books.Pending > 0 && (y.Status == admin.StatusPaused || y.Status == admin.StatusOrphaned)
 	}
 	for _, project := range sortedKeys(j.quiet) {
 		j.judgeTraffic(project, j.quiet[project])
 	}
-	return alerts.Sight{At: j.now, Troubles: j.troubles(), Unclear: func(kind, of string) bool { return kind == "blocked" && starting[of] }}
+	return alerts.Sight{At: j.now, Troubles: j.troubles(), Unclear: func(kind, of string) bool { return kind == "blocked" && held[of] }}
 }
 
 // thresholds are the limits of the configuration; lenient are those of what is firing.
@@ -159,14 +162,15 @@ func (j *judge) trouble(kind string, f admin.Finding, s *admin.Snapshot) alerts.
 	t.Numbers = numbersOf(y)
 	t.Do, t.Cause = cmp.Or(f.ToDo, y.Advice), y.Reason
 	t.Known = y.Acknowledged != nil && j.now.Before(y.Acknowledged.Until)
-	waits := "1 event waits"
-	if y.Books.Pending != 1 {
-		waits = many(y.Books.Pending) + " events wait"
-	}
+	waits := waitsOf(y)
 	switch kind {
 	case "blocked":
 		t.Since = timeOr(y.Since)
-		t.What = fmt.Sprintf("%s (%s); %s, and nothing is lost", f.Why, y.Reason, waits)
+		why, known, _ := strings.Cut(f.Why, " (known to ")
+		if t.What = why + " (" + y.Reason + ")"; known != "" {
+			t.What = why + " (" + y.Reason + "; known to " + known
+		}
+		t.What += "; " + waits + ", and nothing is lost"
 	case "age":
 		if y.OldestAge != nil {
 			t.Since = j.now.Add(-time.Duration(*y.OldestAge) * time.Second)
@@ -232,6 +236,32 @@ func numbersOf(y *admin.Sync) map[string]int64 {
 		n["late_in_s"] = *y.Late.OldestLeft
 	}
 	return n
+}
+
+func waitsOf(y *admin.Sync) string {
+	if y.Books.Pending == 1 {
+		return "1 event waits"
+	}
+	return many(y.Books.Pending) + " events wait"
+}
+
+// judgeOrphan tells of events that wait for a sync which is gone from the configuration,
+// as by a slip when it was renamed: nothing else would, and they wait for ever.
+func (j *judge) judgeOrphan(y *admin.Sync) {
+	limit := time.Duration(j.limits.Age)
+	if limit == 0 || y.Status != admin.StatusOrphaned || y.Books.Pending == 0 || y.OldestAge == nil {
+		return
+	}
+	old := time.Duration(*y.OldestAge) * time.Second
+	if old < limit && !(j.firing("age", y.Name) && old >= time.Duration(ageOver*float64(limit))) {
+		return
+	}
+	level := alerts.Warning
+	if old >= ageCritical*limit {
+		level = alerts.Critical
+	}
+	j.add(alerts.Trouble{Kind: "age", Of: y.Name, Cause: y.Status, Level: level, Since: j.now.Add(-old), Do: y.Advice, Numbers: numbersOf(y),
+		What: fmt.Sprintf("[sync.%s] is gone from the configuration; the oldest event waits %s; %s, and nothing is lost", y.Name, logbook.Short(old), waitsOf(y))})
 }
 
 func (j *judge) judgeStuck() {

@@ -39,6 +39,13 @@ func TestTroublesOfASnapshot(t *testing.T) {
 		y.Status = admin.StatusPaused
 		return y
 	}
+	orphaned := func(age time.Duration) admin.Sync {
+		y := waiting(age, well())
+		y.Status, y.Late = admin.StatusOrphaned, admin.Late{}
+		return y
+	}
+	known := blocked
+	known.Acknowledged = &admin.Acknowledged{By: "anna", Reason: "a new key comes", Until: now.Add(time.Hour)}
 	dead := func(ago time.Duration, kept uint64) admin.Sync {
 		y := well()
 		y.Kept.Count, y.Depth.Dead = kept, kept
@@ -69,6 +76,10 @@ func TestTroublesOfASnapshot(t *testing.T) {
 	}{
 		{name: "all is well", snap: one(well())},
 		{name: "blocked, and not that events wait", snap: one(blocked), want: []string{"critical blocked production: Customer.io does not accept the API key (http_401); 18,204 events wait, and nothing is lost"}},
+		{name: "blocked, and somebody knows", snap: one(known), want: []string{"warning blocked production: the API key (http_401; known to anna for another 1h: a new key comes); 18,204 events wait"}},
+		{name: "gone from the configuration for some minutes", snap: one(orphaned(50 * time.Minute))},
+		{name: "gone from the configuration", snap: one(orphaned(2 * time.Hour)), want: []string{"warning age production: [sync.production] is gone from the configuration; the oldest event waits 2h; 18,204 events wait, and nothing is lost"}},
+		{name: "gone from the configuration for long", snap: one(orphaned(80 * time.Hour)), want: []string{"critical age production: "}},
 		{name: "an outage of minutes", snap: one(unreachable(50 * time.Minute))},
 		{name: "an outage of an hour", snap: one(unreachable(61 * time.Minute)), want: []string{"warning age production: does not take data (http_503); the oldest event waits 1h1m; 18,204 events wait"}},
 		{name: "an outage of a day", snap: one(unreachable(24 * time.Hour)), want: []string{"critical age production: "}},
@@ -132,6 +143,21 @@ func TestTroublesOfASnapshot(t *testing.T) {
 }
 
 // Who sees nothing tells that it is stuck, and forgets nothing.
+// What is blocked and then held, or renamed by a slip, delivers no more than before: no
+// end of it is told until its events have gone.
+func TestNoFalseEndOfABlock(t *testing.T) {
+	for status, unclear := range map[string]bool{admin.StatusChecking: true, admin.StatusPaused: true, admin.StatusOrphaned: true, admin.StatusOK: false} {
+		for pending, want := range map[uint64]bool{18204: unclear, 0: status == admin.StatusChecking} {
+			y := admin.Sync{Name: "production", Status: status, Books: admin.Books{Pending: pending, Balanced: true}}
+			j := judge{limits: config.Default().Alerts, now: time.Now(), firing: func(string, string) bool { return true }}
+			s := j.sight(&admin.Snapshot{Source: "daemon", Syncs: []admin.Sync{y}})
+			if s.Unclear("blocked", "production") != want || s.Unclear("age", "production") {
+				t.Errorf("%s with %d pending: unclear %v, want %v", status, pending, !want, want)
+			}
+		}
+	}
+}
+
 func TestBlindSight(t *testing.T) {
 	j := judge{now: time.Now(), firing: func(string, string) bool { return true }, stuck: []string{"log"}}
 	s := j.blind()

@@ -215,6 +215,32 @@ func TestPageOfTheNight(t *testing.T) {
 	}
 }
 
+// What waits for a sync that is gone from the configuration has no late line; it waits.
+func TestPageOfAnOrphan(t *testing.T) {
+	snap := well()
+	y := &snap.Syncs[0]
+	y.Status, y.Books.Pending, y.Books.Taken, y.Depth.Held, y.Late = StatusOrphaned, 200, y.Books.Taken+200-y.Books.Pending, 200, Late{}
+	text := read(pageOf(t, snap))
+	if strings.Contains(text, "nothing waits") || !strings.Contains(text, "not counted") {
+		t.Error(text)
+	}
+}
+
+// One of something is written as one.
+func TestPageOfOneOfEach(t *testing.T) {
+	snap := well()
+	snap.Door.Events, snap.Door.Requests, snap.Door.Duplicates, snap.Disk.Damaged = 1, 1, 1, 1
+	for days, want := range map[int]string{-3: "Certificateexpired 2026", 0: "for 0 more days, until", 1: "for 1 more day, until", 2: "for 2 more days, until"} {
+		snap.Door.Certificate = &Certificate{DaysLeft: days, NotAfter: noon}
+		text := read(pageOf(t, snap))
+		for _, want := range []string{want, "1 event in 1 request since the start; 1 known already", "1 part of the log could not be read"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("it does not say %q:\n%s", want, text)
+			}
+		}
+	}
+}
+
 // As many as there may be: those in trouble first, and only they at length.
 func TestPageOfManySyncs(t *testing.T) {
 	snap := well()

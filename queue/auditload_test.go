@@ -99,8 +99,8 @@ func TestAuditUnderLoad(t *testing.T) {
 	if !shown() {
 		t.Error("that shows nothing")
 	}
-	if len(h.log.holders) != 1 {
-		t.Errorf("audits still hold the log: %v", h.log.holders)
+	if held := h.holders(); len(held) != 1 {
+		t.Errorf("audits still hold the log: %v", held)
 	}
 	h.close(cs)
 	mustBalance(t, audited(t, o.Dir))

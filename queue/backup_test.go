@@ -145,8 +145,8 @@ func TestBackupUnderLoad(t *testing.T) {
 	}
 	stop()
 	work.Wait()
-	if len(h.log.holders) != 2 {
-		t.Errorf("a backup still holds the log: %v", h.log.holders)
+	if held := h.holders(); len(held) != 2 {
+		t.Errorf("a backup still holds the log: %v", held)
 	}
 	if left, _ := filepath.Glob(filepath.Join(o.Dir, "backup-*")); len(left) != 0 {
 		t.Errorf("left: %v", left)
@@ -476,8 +476,8 @@ func TestABackupWithoutRoomOrReader(t *testing.T) {
 	if _, err := h.log.Backup(ctx, io.Discard, backupOptions(cs)); !errors.Is(err, context.Canceled) {
 		t.Errorf("given up: %v", err)
 	}
-	if len(h.log.holders) != 1 {
-		t.Errorf("it still holds the log: %v", h.log.holders)
+	if held := h.holders(); len(held) != 1 {
+		t.Errorf("it still holds the log: %v", held)
 	}
 	if left, _ := filepath.Glob(filepath.Join(o.Dir, "backup-*")); len(left) != 0 {
 		t.Errorf("left: %v", left)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -160,6 +161,13 @@ func (h *house) close(cs map[string]*Consumer) {
 	if err := h.log.Close(); err != nil {
 		h.t.Error(err)
 	}
+}
+
+// holders are those that keep files of the log now.
+func (h *house) holders() map[string]uint64 {
+	h.log.mu.Lock()
+	defer h.log.mu.Unlock()
+	return maps.Clone(h.log.holders)
 }
 
 func (h *house) append(items ...string) {

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"ampcio/alerts"
+)
+
+// On a terminal, sentences are broken between words, so that no line is longer than it.
+func TestSentencesFitTheTerminal(t *testing.T) {
+	const advice = "check site_id and the Track API key (Settings, API Credentials in Customer.io), and that the account is in region \"us\"; then: systemctl restart ampcio"
+	now := time.Date(2026, 11, 26, 8, 0, 0, 0, time.UTC)
+	list := alertList{Configured: true, List: alerts.List{
+		Firing:  []alerts.Firing{{Kind: "blocked", Of: "production", Level: "critical", Since: now.Add(-time.Hour), What: strings.Repeat("what is wrong ", 12), Do: advice}},
+		Waiting: []alerts.Message{{At: now, Event: "firing", Level: "critical", Kind: "blocked", Troubles: []alerts.Told{{Of: "a-name-that-is-as-long-as-it-gets"}, {Of: "another-that-is-as-long-as-it-is"}}}}}}
+	stuck := drainReport{State: drainStuck, Syncs: []drainSync{
+		{Sync: "production", Status: "blocked", Pending: 200, Stuck: true, Why: "Customer.io does not accept the Site ID and API key", Advice: advice},
+		{Sync: "second", Status: "unreachable", Pending: 3, Advice: advice}}}
+	traced := tracedFor{Sync: "production", State: "waiting", Tries: 1, Reason: "http_503", Next: &now, Behind: true, Aside: true,
+		Earlier: []tracedEnd{{State: "dead", At: now, Reason: strings.Repeat("long ", 20)}}, Now: &tracedByRule{Event: verdictSent, User: verdictSent}, Rule: 1}
+	for name, write := range map[string]func(io.Writer){
+		"alerts list": func(w io.Writer) { list.print(w, now, terminalColumns(w)) },
+		"drain":       func(w io.Writer) { stuck.print(w, true) },
+		"trace":       func(w io.Writer) { traced.write(w) },
+	} {
+		for _, columns := range []int{80, 160} {
+			said := onScreen(t, columns, write)
+			if strings.Count(said, "\n") < 2 {
+				t.Errorf("%s says too little: %q", name, said)
+			}
+			for line := range strings.Lines(said) {
+				if line = strings.TrimRight(line, "\r\n"); utf8.RuneCountInString(line) >= columns {
+					t.Errorf("%s: longer than %d: %q", name, columns, line)
+				}
+			}
+		}
+	}
+}
+
+// onScreen is what stands on a terminal of so many columns.
+func onScreen(t *testing.T, columns int, write func(io.Writer)) string {
+	t.Helper()
+	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no terminal: %v", err)
+	}
+	defer keyboard.Close()
+	number, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		err = unix.IoctlSetWinsize(int(keyboard.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 40, Col: uint16(columns)})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	screen, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no terminal: %v", err)
+	}
+	go func() {
+		write(screen)
+		screen.Close()
+	}()
+	var said strings.Builder
+	io.Copy(&said, keyboard) // it ends with an error when the other end is closed
+	return said.String()
+}
