@@ -83,7 +83,7 @@ func toWrite(missing []config.Missing) string {
 		if err != nil {
 			path = m.KeyFile
 		}
-		fmt.Fprintf(&out, "%s the API key beside that Site ID into its own file. Paste it, Enter, Ctrl-D:\n\n# %s\n(umask 077; cat > %s)\n", what, m.Where, path)
+		fmt.Fprintf(&out, "%s the API key beside that Site ID into a file. Paste it, Enter, Ctrl-D:\n\n# %s\n(umask 077; cat > %s)\n", what, m.Where, path)
 	}
 	fmt.Fprint(&out, "\nThen again: ampcio check-config --online")
 	return out.String()
