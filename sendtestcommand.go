@@ -171,10 +171,13 @@ func (t *testRun) ask(ctx context.Context, o *operator, order testOrder, each fu
 	return exit(exitUnavailable, fmt.Errorf("ampcio does not run (nobody answers at %s), so there is nothing to send a test to: systemctl start ampcio, or ampcio serve", o.socket))
 }
 
+const planIndent = "             "
+
 func (t *testRun) writePlan(w io.Writer) {
 	p := t.report.Plan
+	columns := terminalColumns(w)
 	row := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%-12s %s\n", name, fmt.Sprintf(format, args...))
+		fmt.Fprintf(w, "%-12s %s\n", name, folded(fmt.Sprintf(format, args...), planIndent, columns))
 	}
 	row("config", "%s, project %s", p.Config, p.Project)
 	for _, l := range p.Listeners {
@@ -215,7 +218,7 @@ func (t *testRun) writePlan(w io.Writer) {
 	if slices.ContainsFunc(p.Syncs, func(y testSync) bool {
 		return y.Event == verdictSent && y.State.Status != admin.StatusDisabled && y.State.Status != dryRunStatus
 	}) {
-		fmt.Fprintf(w, "In Customer.io the person and the event appear, and campaigns that %q starts will start for that person.\n", p.Event)
+		fmt.Fprintln(w, folded(fmt.Sprintf("In Customer.io the person and the event appear, and campaigns that %q starts will start for that person.", p.Event), "", columns))
 	} else {
 		fmt.Fprintln(w, "As things are, the event does not reach Customer.io.")
 	}
@@ -236,10 +239,11 @@ func (t *testRun) explain(w io.Writer, s testState) {
 	if s.Status == admin.StatusOK {
 		return
 	}
-	row := func(text string) { fmt.Fprintf(w, "%-12s %s\n", "", text) }
+	columns := terminalColumns(w)
+	row := func(text string) { fmt.Fprintf(w, "%s%s\n", planIndent, folded(text, planIndent, columns)) }
 	if s.Detail != "" {
 		detail := s.Detail
-		if s.Reason != "" {
+		if s.Reason != "" && !strings.Contains(detail, "("+s.Reason+")") {
 			detail += " (" + s.Reason + ")"
 		}
 		row(detail)

@@ -95,7 +95,7 @@ func toWrite(missing []config.Missing, again string, sudo bool) string {
 		if sudo {
 			command = fmt.Sprintf("sudo sh -c 'umask 077; cat > %s'", path)
 		}
-		fmt.Fprintf(&out, "%s the API key beside that Site ID into its own file. Paste it, Enter, Ctrl-D:\n\n# %s\n%s\n", what, m.Where, command)
+		fmt.Fprintf(&out, "%s the API key beside that Site ID into a file. Paste it, Enter, Ctrl-D:\n\n# %s\n%s\n", what, m.Where, command)
 	}
 	if sudo {
 		again = "sudo " + again

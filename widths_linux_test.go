@@ -26,13 +26,19 @@ func TestSentencesFitTheTerminal(t *testing.T) {
 		{Sync: "second", Status: "unreachable", Pending: 3, Advice: advice}}}
 	traced := tracedFor{Sync: "production", State: "waiting", Tries: 1, Reason: "http_503", Next: &now, Behind: true, Aside: true,
 		Earlier: []tracedEnd{{State: "dead", At: now, Reason: strings.Repeat("long ", 20)}}, Now: &tracedByRule{Event: verdictSent, User: verdictSent}, Rule: 1}
+	refused := testRun{report: testReport{Plan: &testPlan{Event: "ampcio send-test", Syncs: []testSync{{Sync: "production", Event: verdictSent, User: "unchanged",
+		State: testState{Status: "unreachable", Reason: "http_503", Detail: "https://track.customer.io does not take data (http_503)", Advice: advice}}}}}}
 	for name, write := range map[string]func(io.Writer){
 		"alerts list": func(w io.Writer) { list.print(w, now, terminalColumns(w)) },
 		"drain":       func(w io.Writer) { stuck.print(w, true) },
+		"send-test":   refused.writePlan,
 		"trace":       func(w io.Writer) { traced.write(w) },
 	} {
 		for _, columns := range []int{80, 160} {
 			said := onScreen(t, columns, write)
+			if strings.Count(said, "(http_503)") > 1 {
+				t.Errorf("%s says it twice: %q", name, said)
+			}
 			if strings.Count(said, "\n") < 2 {
 				t.Errorf("%s says too little: %q", name, said)
 			}

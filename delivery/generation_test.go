@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"ampcio/delivery"
@@ -70,6 +71,7 @@ func TestGenerationThatHangs(t *testing.T) {
 		h := open(t, dir, box, rules(t, nil), func(o *delivery.Options) { o.StopGrace = 3 * time.Second })
 		h.append(traffic(10, 12)...)
 		h.within(time.Minute, "requests are in flight", func() bool { return h.sync.Status().InFlight > 0 })
+		synctest.Wait() // they hang: each has met the fault before it is taken away
 		box.SetFaults(sandbox.Faults{})
 		began := time.Now()
 		h.reload(rules(t, nil), nil)

@@ -186,7 +186,10 @@ func clipExample(name string) string {
 var buried = logbook.Line{Level: slog.LevelWarn, Message: "event refused for good, kept as a dead letter",
 	Over: "no more events are refused for good", Quiet: 10 * time.Minute}
 
-// buried logs a dead letter, by its reason.
+// buried logs a dead letter, by its reason; one that is only explained is none.
 func (s *Sync) buried(p *part, reason string) {
+	if s.repeats == nil {
+		return
+	}
 	s.repeats.Note(buried, reason, 1, "reason", reason, "sequence", p.seq, "do", "see it: ampcio dead-letters list --sync "+s.o.Name)
 }
