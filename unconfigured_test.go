@@ -40,7 +40,7 @@ func TestCheckConfigSaysWhatToWrite(t *testing.T) {
 		{name: "only the API key of Amplitude", file: strings.Replace(filled, `["k"]`, `[""]`, 1), key: "secret", lines: 5, says: []string{"# under [project.app]:\n" + keyLine + "   # instead of line 5\n"}},
 		{name: "only the region", file: strings.Replace(filled, `= "us"`, `= ""`, 1), key: "secret", lines: 5, says: []string{regionLine + "   # instead of line 9\n"}},
 		{name: "only the line of the site", file: strings.Replace(filled, `site_id `, `# site_id `, 1), key: "secret", lines: 5, says: []string{"# under [sync.production]:\n" + siteLine + "\n"}},
-		{name: "only the key file, empty", file: filled, key: "", lines: 4, says: []string{" is not filled in yet. Write the API key beside that Site ID into its own file.", fileLine}},
+		{name: "only the key file, empty", file: filled, key: "", lines: 4, says: []string{" is not filled in yet. Write the API key beside that Site ID into a file.", fileLine}},
 		{name: "only the key file, missing", file: filled, key: "-", lines: 4, says: []string{fileLine}},
 		{name: "a mistake, too", file: filled + "\n[nonsense]\n", key: "-", another: true, says: []string{"nonsense: unknown", "customerio_api_key: no such file"}},
 	} {
