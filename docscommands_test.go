@@ -118,7 +118,7 @@ var asking = regexp.MustCompile(`ampcio (import|send-test|sync (rewind|remove|ad
 
 // mentioned are commands that a sentence names without what they need. They are there.
 var mentioned = []string{"ampcio explain", "ampcio import --state", "ampcio sync pause", "ampcio sync adopt", "ampcio sync rename", "ampcio sync remove",
-	"ampcio sync resume", "ampcio user forget", "ampcio dead-letters replay"}
+	"ampcio sync resume", "ampcio sync rewind", "ampcio user forget", "ampcio dead-letters replay"}
 
 // sentences begin like commands, and are messages of the log.
 var sentences = []string{"ampcio is stuck", "ampcio takes events", "ampcio has stopped; what is pending stays in the queue"}
