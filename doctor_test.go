@@ -57,7 +57,7 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		}
 		write(t, filepath.Join(r.dir, "storage", doorBook), string(b))
 	}
-	lately := time.Now().Add(-20*time.Minute - 10*time.Second)
+	lately := func() time.Time { return time.Now().Add(-20*time.Minute - 10*time.Second) }
 	whole := rehearse(t, rehearsalSettings{})
 	up(t, whole)
 	down(t, whole)
@@ -163,18 +163,18 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		{"no request has come", func(t *testing.T, r *rehearsal, d *doctor) { door(t, r, ingest.DoorStats{}) },
 			[]string{"warning last request: none has come to the last ampcio that ran | try the door: ampcio send-test; "}},
 		{"requests, and none with a key", func(t *testing.T, r *rehearsal, d *doctor) {
-			door(t, r, ingest.DoorStats{Requests: 3, Refused: []ingest.Refusal{{Reason: "invalid_api_key", Count: 3, Last: lately, Address: "192.0.2.7"}}})
+			door(t, r, ingest.DoorStats{Requests: 3, Refused: []ingest.Refusal{{Reason: "invalid_api_key", Count: 3, Last: lately(), Address: "192.0.2.7"}}})
 		}, []string{"warning last request: 3 requests came to the last ampcio that ran, none of them with an API key of a project | compare the API key",
 			"warning last refused: invalid_api_key: 20m ago, from 192.0.2.7; 3 requests in all | compare the API key of that sender"}},
 		{"old and harmless refusals", func(t *testing.T, r *rehearsal, d *doctor) {
-			door(t, r, ingest.DoorStats{Requests: 3, LastSeen: map[string]time.Time{"app": lately}, Refused: []ingest.Refusal{
-				{Reason: "too_large", Count: 3, Last: lately.Add(-30 * time.Hour)}, {Reason: "aborted_body", Count: 1, Last: lately}}})
+			door(t, r, ingest.DoorStats{Requests: 3, LastSeen: map[string]time.Time{"app": lately()}, Refused: []ingest.Refusal{
+				{Reason: "too_large", Count: 3, Last: lately().Add(-30 * time.Hour)}, {Reason: "aborted_body", Count: 1, Last: lately()}}})
 		}, []string{"ok last request: 20m ago, of project app; 3 requests", "ok last refused: aborted_body: 20m ago"}},
 		{"a proxy that is not trusted", func(t *testing.T, r *rehearsal, d *doctor) {
-			door(t, r, ingest.DoorStats{Requests: 1, LastSeen: map[string]time.Time{"app": lately}, Last: &ingest.Request{At: lately, Peer: "10.1.2.3", Proxied: true}})
+			door(t, r, ingest.DoorStats{Requests: 1, LastSeen: map[string]time.Time{"app": lately()}, Last: &ingest.Request{At: lately(), Peer: "10.1.2.3", Proxied: true}})
 		}, []string{`warning proxy: the last request came through a proxy at 10.1.2.3, which is not trusted: all its senders have its address | if it is yours: server.trusted_proxies = ["10.1.2.3/32"], then: ampcio reload`}},
 		{"a proxy that is trusted", func(t *testing.T, r *rehearsal, d *doctor) {
-			door(t, r, ingest.DoorStats{Requests: 1, LastSeen: map[string]time.Time{"app": lately}, Last: &ingest.Request{At: lately, Peer: "127.0.0.1", Proxied: true, Trusted: true}})
+			door(t, r, ingest.DoorStats{Requests: 1, LastSeen: map[string]time.Time{"app": lately()}, Last: &ingest.Request{At: lately(), Peer: "127.0.0.1", Proxied: true, Trusted: true}})
 		}, []string{"ok proxy: the last request came through a proxy at 127.0.0.1, which is trusted"}},
 		{"a wrong key", func(t *testing.T, r *rehearsal, d *doctor) {
 			write(t, filepath.Join(r.dir, "customerio_api_key"), "another-key\n")
