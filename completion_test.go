@@ -73,6 +73,7 @@ var completions = []struct {
 }
 
 func TestCompletion(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	config := completionHouse(t)
 	for _, test := range completions {
@@ -108,6 +109,7 @@ func TestCompletion(t *testing.T) {
 // TAB in shells that people have: interactive, at a terminal of their own, with the
 // completion that is installed. zsh drives both, since it has pseudo terminals built in.
 func TestCompletionInShells(t *testing.T) {
+	wordsOnly(t)
 	if testing.Short() {
 		t.Skip("what the shells are told is tested above")
 	}

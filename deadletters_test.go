@@ -57,6 +57,7 @@ func listed(t testing.TB, r *rehearsal, args ...string) (ids []string) {
 
 // Which dead letters are meant: by ids and filters, the same running and stopped.
 func TestDeadLettersList(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	r := refused(t)
 	all := listed(t, r)

@@ -164,6 +164,7 @@ var besides = []string{"curl -si http://$LISTEN", "curl -s http://$ADMIN", "spli
 // Each command of the docs is run: those of ampcio in a house that has a sync called production, and people and
 // dead letters as on the pages; the others by what ranElsewhere names.
 func TestCommandsInTheDocs(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	amplitude := rehearse(t, rehearsalSettings{})
 	up(t, amplitude)
@@ -263,6 +264,7 @@ func runElsewhere(t testing.TB, file, command string) {
 
 // The first screen's first event: the block as it is printed, but for the ports, which others may use here.
 func TestFirstEventOfTheREADME(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	lines, _ := shellLines(t, "README.md")
 	i := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, "ampcio sandbox") })

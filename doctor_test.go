@@ -48,6 +48,7 @@ func units(service, socket string) func(context.Context, ...string) (string, err
 
 // Each way in which an installation can be broken is named, in one line, with what to do.
 func TestDoctorNamesWhatIsBroken(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	const good = "ActiveState=active\nSubState=running\nUnitFileState=enabled\nMainPID=1\nNRestarts=0\nNeedDaemonReload=no\n"
 	door := func(t *testing.T, r *rehearsal, s ingest.DoorStats) {

@@ -9,6 +9,7 @@ import (
 
 // A team keeps its mapping under test, on a machine that has neither storage nor keys.
 func TestExpect(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "config.toml")
@@ -104,6 +105,7 @@ func read(t testing.TB, path string) string {
 
 // The input of explain comes in many forms, and what is wrong with it is said.
 func TestExplainSaysWhatItWants(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	r := rehearse(t, rehearsalSettings{})
 	event := filepath.Join(r.dir, "e.json")

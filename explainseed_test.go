@@ -9,6 +9,7 @@ import (
 // On the first day nothing is known but what an import has told: of that explain knows,
 // too, and so do user show and forget, while the daemon runs and when it is stopped.
 func TestExplainKnowsWhoWasSeeded(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	r := rehearse(t, rehearsalSettings{})
 	up(t, r)

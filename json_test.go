@@ -20,6 +20,7 @@ func parsed[T any](t *testing.T, got ran, code int) (v T) {
 
 // What people read is there for machines, too: one object, also when something is wrong.
 func TestJSONOfVerbs(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	r := rehearse(t, rehearsalSettings{})
 	up(t, r)

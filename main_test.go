@@ -97,6 +97,15 @@ func run(t testing.TB, args ...string) ran {
 	return ran{c.ProcessState.ExitCode(), stdout.String(), stderr.String()}
 }
 
+// wordsOnly is of a test about what is said, and not about what happens at once: a short run under the race detector,
+// in which each of its many processes takes several times as long, leaves it out.
+func wordsOnly(t testing.TB) {
+	t.Helper()
+	if underRace && testing.Short() {
+		t.Skip("about words")
+	}
+}
+
 // rehearse sets up a sandbox and an installation whose daemon is not yet started.
 // At the end of the test it is taken down, and its log looked through.
 func rehearse(t testing.TB, s rehearsalSettings) *rehearsal {

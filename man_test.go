@@ -65,6 +65,7 @@ func constants(t *testing.T, glob, prefix string) map[string]string {
 // What the pages say by hand names every exit code and every status that there is; the
 // rest is made of the program.
 func TestManPagesAreWhole(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	main := page(t, "ampcio")
 	for name, value := range constants(t, "*.go", "exit") {
@@ -116,6 +117,7 @@ func TestManPagesAreWhole(t *testing.T) {
 
 // mandoc and groff find nothing wrong with the pages; what is hidden is not shown.
 func TestManPagesAreClean(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	for _, p := range manPages {
 		t.Run(p.file, func(t *testing.T) {

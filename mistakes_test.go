@@ -40,6 +40,7 @@ func rightAgain(t *testing.T, r *rehearsal) {
 // Whatever is wrong with the configuration: the daemon does not start, says where the
 // mistake is and what to do, and touches nothing. check-config says the same, or what to write.
 func TestMistakesInTheConfiguration(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	r := queued(t, rehearsalSettings{})
 	good, err := os.ReadFile(r.configPath)
@@ -134,6 +135,7 @@ func listing(t *testing.T, dir string) string {
 }
 
 func TestCommandLine(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	missing := filepath.Join(t.TempDir(), "config.toml")
 	tests := []struct {
@@ -210,6 +212,7 @@ func TestPortInUse(t *testing.T) {
 }
 
 func TestStorageFolderThatCannotBeUsed(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	r := queued(t, rehearsalSettings{})
 	storage, aside := filepath.Join(r.dir, "storage"), filepath.Join(r.dir, "aside")

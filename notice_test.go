@@ -106,6 +106,7 @@ func texts(t *testing.T, folders ...string) string {
 // NOTICE names what is linked into the program, with the terms of each; when a module
 // comes, goes or changes, it has to be written anew: make notice.
 func TestNotice(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	const line = "\n--------------------------------------------------------------------------------\n"
 	var b strings.Builder

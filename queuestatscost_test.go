@@ -89,6 +89,7 @@ func backlog(t *testing.T, storage string, n int) {
 //
 //	AMPCIO_TEST_QUEUED=5000000 go test -count=1 -v -run StatsOfABacklog .
 func TestStatsOfABacklog(t *testing.T) {
+	wordsOnly(t)
 	if testing.Short() {
 		t.Skip("it measures")
 	}

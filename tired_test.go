@@ -13,6 +13,7 @@ import (
 // it: the words that matter, and nothing that would send them the wrong way. (The whole
 // texts are in admin/testdata.)
 func TestWhatATiredPersonReads(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	failing := func(spec string) func(t *testing.T, r *rehearsal) {
 		f, err := sandbox.ParseFaults(spec)

@@ -166,6 +166,7 @@ func logOf(t testing.TB, r *rehearsal) string {
 // Names that there are not are answered with those that there are; the same running
 // and stopped.
 func TestVerbsOfAnUnknownSync(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	r := rehearse(t, rehearsalSettings{})
 	tests := [][]string{
@@ -190,6 +191,7 @@ func TestVerbsOfAnUnknownSync(t *testing.T) {
 }
 
 func TestVerbsSayWhatTheyWant(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	r := rehearse(t, rehearsalSettings{})
 	tests := []struct {
@@ -430,6 +432,7 @@ func TestVerbRemove(t *testing.T) {
 
 // Where a verb cannot be done it says who can, and nothing happens.
 func TestVerbsThatCannotReachTheDaemon(t *testing.T) {
+	wordsOnly(t)
 	t.Parallel()
 	r := rehearse(t, rehearsalSettings{})
 	up(t, r)
