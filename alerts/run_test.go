@@ -172,6 +172,8 @@ func TestWhenItIsTold(t *testing.T) {
 // The other side fails in each of its ways: the message comes through when it mends, in
 // order, once, the log has few lines, and nobody is asked often.
 func TestTheOtherSideFails(t *testing.T) {
+	// Two thirds of longestTry less half of that by chance are 5 minutes: 72 times in six hours, after the first, shorter waits.
+	const often = 72 + 9
 	for _, test := range []struct {
 		name   string
 		fails  roundTrip
@@ -179,15 +181,15 @@ func TestTheOtherSideFails(t *testing.T) {
 		most   int // requests in six hours
 		before bool
 	}{
-		{"hangs", func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() }, "no answer within 10 s", 45, false},
-		{"404", func(*http.Request) (*http.Response, error) { return answers(404) }, "404 Not Found", 45, false},
+		{"hangs", func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() }, "no answer within 10 s", often, false},
+		{"404", func(*http.Request) (*http.Response, error) { return answers(404) }, "404 Not Found", often, false},
 		{"429 with a Retry-After", func(*http.Request) (*http.Response, error) { return answers(429, "Retry-After", "7200") }, "429 Too Many Requests", 4, false},
 		{"redirects", func(*http.Request) (*http.Response, error) {
 			return answers(307, "Location", "https://alerts.example/elsewhere")
-		}, "it redirects to another address", 45, false},
+		}, "it redirects to another address", often, false},
 		{"is gone", func(*http.Request) (*http.Response, error) {
 			return nil, fmt.Errorf("dial https://alerts.example/secret-path")
-		}, "there was no answer that is HTTP", 45, false},
+		}, "there was no answer that is HTTP", often, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
