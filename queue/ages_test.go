@@ -3,6 +3,7 @@ package queue
 import (
 	"math"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -143,14 +144,15 @@ func TestAnExampleOfWhatWaits(t *testing.T) {
 // The oldest dead letter is known, and is another one when that is gone.
 func TestTheOldestDeadLetter(t *testing.T) {
 	o := options(t.TempDir())
-	now := time.UnixMilli(50_000)
-	o.Now = func() time.Time { return now }
+	var now atomic.Int64 // ms; the consumer looks at it, too
+	now.Store(50_000)
+	o.Now = func() time.Time { return time.UnixMilli(now.Load()) }
 	h, cs := mustOpen(t, o, "p")
 	c := cs["p"]
 	h.append("a:1", "b:2")
 	for range 2 {
 		mustClaim(t, c).Finish([]Outcome{{Ending: Dead, Reason: "invalid"}})
-		now = now.Add(time.Minute)
+		now.Add(60_000)
 	}
 	oldest := func() int64 {
 		t.Helper()
