@@ -42,29 +42,37 @@ func TestDeadLettersDropAsks(t *testing.T) {
 	down(t, r)
 }
 
-// atTerminal runs a command at a terminal of its own: when it has asked, it is answered.
-// It gives what stood on the terminal, and how the command ended.
-func atTerminal(t *testing.T, c *exec.Cmd, question, answer string) (string, error) {
+// terminal opens a pseudo terminal: what a person holds, and what a program writes to.
+func terminal(t *testing.T) (keyboard, screen *os.File) {
 	t.Helper()
 	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Skipf("no terminal: %v", err)
 	}
-	defer keyboard.Close()
 	number, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
 	if err == nil {
 		err = unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0)
 	}
 	if err != nil {
+		keyboard.Close()
 		t.Fatal(err)
 	}
-	screen, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
+	if screen, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+		keyboard.Close()
 		t.Skipf("no terminal: %v", err)
 	}
+	return keyboard, screen
+}
+
+// atTerminal runs a command at a terminal of its own: when it has asked, it is answered.
+// It gives what stood on the terminal, and how the command ended.
+func atTerminal(t *testing.T, c *exec.Cmd, question, answer string) (string, error) {
+	t.Helper()
+	keyboard, screen := terminal(t)
+	defer keyboard.Close()
 	c.Stdin, c.Stdout, c.Stderr = screen, screen, screen
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	err = c.Start()
+	err := c.Start()
 	screen.Close()
 	if err != nil {
 		t.Fatal(err)
