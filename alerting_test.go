@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"ampcio/admin"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -83,23 +84,23 @@ func (h *webhook) tells(t *testing.T, want ...string) {
 // restarts; a test message comes at any time, and a reload changes who hears.
 func TestAlerts(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{}})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{}})
 	hook, other := newWebhook(t), newWebhook(t)
-	write(t, filepath.Join(r.dir, "hook"), hook.URL+"/a-secret-path\n")
+	write(t, filepath.Join(r.Dir, "hook"), hook.URL+"/a-secret-path\n")
 	edit(t, r, "[server]", "[alerts]\nurl_file = \"hook\"\nname = \"vm-1\"\nafter = \"0s\"\nover_after = \"0s\"\n\n[server]")
-	if got := run(t, "alerts", "list", "--config", r.configPath); got.code != 0 || !strings.Contains(got.stdout, "nothing is firing") {
+	if got := run(t, "alerts", "list", "--config", r.ConfigPath); got.code != 0 || !strings.Contains(got.stdout, "nothing is firing") {
 		t.Errorf("before the first start: %+v", got)
 	}
 	tested := func(code int, args ...string) string {
 		t.Helper()
-		got := run(t, append([]string{"alerts", "test", "--config", r.configPath}, args...)...)
+		got := run(t, append([]string{"alerts", "test", "--config", r.ConfigPath}, args...)...)
 		if got.code != code || strings.Contains(got.stdout+got.stderr, "a-secret-path") {
 			t.Errorf("exit %d: %s%s", got.code, got.stdout, got.stderr)
 		}
 		return got.stdout + got.stderr
 	}
 	contains(t, tested(0), "by this command, since ampcio is stopped", "answered    200 OK", "hello from [redacted]", "The message was taken")
-	key := filepath.Join(r.dir, "customerio_api_key")
+	key := filepath.Join(r.Dir, "customerio_api_key")
 	write(t, key, "wrong-key\n")
 	up(t, r)
 	accepted(t, r, numbered("anna", 1, 3))
@@ -112,14 +113,14 @@ func TestAlerts(t *testing.T) {
 	// Nobody listens, and the daemon is killed: neither the trouble nor its end is forgotten.
 	hook.answers(503)
 	contains(t, tested(exitUnavailable), "by the daemon that runs", "answered    503 Service Unavailable", "to do       ", "was not taken")
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	contains(t, did(t, r, "alerts", "list"), "ampcio is stopped", "critical  blocked demo, for ", "nothing waits to be posted; the last message was posted ")
 	up(t, r)
 	eventually(t, 15*time.Second, "it is blocked again", func() bool { return only(t, stats(t, r)).Status == admin.StatusBlocked })
 	down(t, r)
-	write(t, key, demoAPIKey+"\n")
+	write(t, key, rehearsal.APIKey+"\n")
 	up(t, r)
 	eventually(t, 15*time.Second, "the end waits to be told", func() bool {
 		return strings.Contains(did(t, r, "alerts", "list"), "over critical: delivery is no longer blocked: demo")
@@ -129,7 +130,7 @@ func TestAlerts(t *testing.T) {
 		return strings.Contains(strings.Join(stats(t, r).Notes, "\n"), "alerts are not posted: 503 Service Unavailable; 1 wait")
 	})
 	hook.answers(200)
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	up(t, r)
@@ -149,7 +150,7 @@ func TestAlerts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.sandbox.SetFaults(f)
+	r.Sandbox.SetFaults(f)
 	accepted(t, r, numbered("berta", 1, 2))
 	other.tells(t, "firing dead_letters demo")
 	contains(t, other.bodies[0], "dead letters kept", "ampcio dead-letters list --sync demo")
@@ -158,7 +159,7 @@ func TestAlerts(t *testing.T) {
 	eventually(t, 5*time.Second, "there are no alerts any more", func() bool {
 		return strings.Contains(did(t, r, "alerts", "list"), "there is no address for alerts")
 	})
-	if got := run(t, "alerts", "test", "--config", r.configPath); got.code != exitData {
+	if got := run(t, "alerts", "test", "--config", r.ConfigPath); got.code != exitData {
 		t.Errorf("%+v", got)
 	}
 	if strings.Contains(logOf(t, r), "a-secret-path") {

@@ -17,6 +17,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -64,58 +65,58 @@ func TestRestoredFromACopy(t *testing.T) {
 		name string
 		// copy makes the copy while senders are at work; what it returns makes a storage
 		// folder of it, when the first one is lost.
-		copy func(t *testing.T, r *rehearsal) (restore func(to string))
+		copy func(t *testing.T, r *rehearsal.Rehearsal) (restore func(to string))
 	}{
-		{"a backup of the running daemon", func(t *testing.T, r *rehearsal) func(string) {
-			file := filepath.Join(r.dir, "backup.tar")
-			if got := run(t, "backup", "--config", r.configPath, file); got.code != 0 || !strings.Contains(got.stdout, "demo: ") {
+		{"a backup of the running daemon", func(t *testing.T, r *rehearsal.Rehearsal) func(string) {
+			file := filepath.Join(r.Dir, "backup.tar")
+			if got := run(t, "backup", "--config", r.ConfigPath, file); got.code != 0 || !strings.Contains(got.stdout, "demo: ") {
 				t.Fatalf("%+v", got)
 			}
 			return func(string) {
-				got := run(t, "restore", "--config", r.configPath, file)
+				got := run(t, "restore", "--config", r.ConfigPath, file)
 				if got.code != 0 {
 					t.Fatalf("%+v", got)
 				}
 				contains(t, got.stdout, "is as it was on", "demo: ", "under the same ids")
 			}
 		}},
-		{"a backup of the running daemon, as a stream", func(t *testing.T, r *rehearsal) func(string) {
-			got := run(t, "backup", "--config", r.configPath, "-")
+		{"a backup of the running daemon, as a stream", func(t *testing.T, r *rehearsal.Rehearsal) func(string) {
+			got := run(t, "backup", "--config", r.ConfigPath, "-")
 			if got.code != 0 || len(got.stdout) == 0 {
 				t.Fatalf("%d %s", got.code, got.stderr)
 			}
 			return func(string) {
-				c := ampcio("restore", "--config", r.configPath, "-")
+				c := ampcio("restore", "--config", r.ConfigPath, "-")
 				c.Stdin = strings.NewReader(got.stdout)
 				if out, err := c.CombinedOutput(); err != nil {
 					t.Fatalf("%v: %s", err, out)
 				}
 			}
 		}},
-		{"a backup of the files of a stopped daemon", func(t *testing.T, r *rehearsal) func(string) {
+		{"a backup of the files of a stopped daemon", func(t *testing.T, r *rehearsal.Rehearsal) func(string) {
 			down(t, r)
-			file := filepath.Join(r.dir, "backup.tar")
-			if got := run(t, "backup", "--config", r.configPath, file); got.code != 0 {
+			file := filepath.Join(r.Dir, "backup.tar")
+			if got := run(t, "backup", "--config", r.ConfigPath, file); got.code != 0 {
 				t.Fatalf("%+v", got)
 			}
 			up(t, r)
 			return func(string) {
-				if got := run(t, "restore", "--config", r.configPath, file); got.code != 0 {
+				if got := run(t, "restore", "--config", r.ConfigPath, file); got.code != 0 {
 					t.Fatalf("%+v", got)
 				}
 			}
 		}},
-		{"a plain copy of the folder of a stopped daemon", func(t *testing.T, r *rehearsal) func(string) {
+		{"a plain copy of the folder of a stopped daemon", func(t *testing.T, r *rehearsal.Rehearsal) func(string) {
 			down(t, r)
-			copied := filepath.Join(r.dir, "copy")
-			copyFolder(t, filepath.Join(r.dir, "storage"), copied)
+			copied := filepath.Join(r.Dir, "copy")
+			copyFolder(t, filepath.Join(r.Dir, "storage"), copied)
 			up(t, r)
 			return func(to string) { moveFolder(t, copied, to) }
 		}},
-		{"a snapshot of the machine", func(t *testing.T, r *rehearsal) func(string) {
+		{"a snapshot of the machine", func(t *testing.T, r *rehearsal.Rehearsal) func(string) {
 			signalled(t, r, syscall.SIGSTOP)
-			copied := filepath.Join(r.dir, "copy")
-			copyFolder(t, filepath.Join(r.dir, "storage"), copied)
+			copied := filepath.Join(r.Dir, "copy")
+			copyFolder(t, filepath.Join(r.Dir, "storage"), copied)
 			signalled(t, r, syscall.SIGCONT)
 			return func(to string) { moveFolder(t, copied, to) }
 		}},
@@ -124,29 +125,29 @@ func TestRestoredFromACopy(t *testing.T) {
 			t.Parallel()
 			const users, events = 60, 4000
 			seed := seed(t)
-			r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{Seed: seed}, storage: "rotate_bytes = \"1MiB\"\n",
-				sync: "batch_operations = 25\nrequests_per_second = 40\n"})
+			r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{Seed: seed}, Storage: "rotate_bytes = \"1MiB\"\n",
+				Sync: "batch_operations = 25\nrequests_per_second = 40\n"})
 			up(t, r)
-			tr := newTraffic(r, users, events, seed)
+			tr := rehearsal.NewTraffic(r, users, events, seed)
 			ctx := within(t, 90*time.Second)
 			sent := make(chan error, 1)
-			go func() { sent <- tr.run(ctx, 2*time.Second) }()
-			eventually(t, 30*time.Second, "half of it is acknowledged", func() bool { return tr.sent.Load() > events/2 })
+			go func() { sent <- tr.Run(ctx, 2*time.Second) }()
+			eventually(t, 30*time.Second, "half of it is acknowledged", func() bool { return tr.Sent.Load() > events/2 })
 			before := make([]int64, users)
 			for u := range before {
-				before[u] = tr.acked[u].Load()
+				before[u] = tr.Acked[u].Load()
 			}
 			restore := tt.copy(t, r)
 			if err := <-sent; err != nil {
 				t.Fatalf("the senders ended with %v", err)
 			}
-			if err := r.kill(); err != nil {
+			if err := r.Kill(); err != nil {
 				t.Fatal(err)
 			}
 			// Another machine: nothing of the first one's storage is there.
-			to := filepath.Join(r.dir, "restored")
-			edit(t, r, fmt.Sprintf("%q", filepath.Join(r.dir, "storage")), fmt.Sprintf("%q", to))
-			if err := os.RemoveAll(filepath.Join(r.dir, "storage")); err != nil {
+			to := filepath.Join(r.Dir, "restored")
+			edit(t, r, fmt.Sprintf("%q", filepath.Join(r.Dir, "storage")), fmt.Sprintf("%q", to))
+			if err := os.RemoveAll(filepath.Join(r.Dir, "storage")); err != nil {
 				t.Fatal(err)
 			}
 			restore(to)
@@ -155,7 +156,7 @@ func TestRestoredFromACopy(t *testing.T) {
 			up(t, r)
 			for u := range users {
 				accepted(t, r, fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"After Restore","user_id":%q,"device_id":"device-%05d","insert_id":"after-%d"}]}`,
-					recordings.Key, userName(u), u, u))
+					recordings.Key, rehearsal.UserName(u), u, u))
 			}
 			snap := drained(t, r)
 			balanced(t, snap)
@@ -163,7 +164,7 @@ func TestRestoredFromACopy(t *testing.T) {
 			down(t, r)
 			audited(t, r)
 
-			report := r.sandbox.Report()
+			report := r.Sandbox.Report()
 			if o := report.Order; o.OutOfOrder != 0 || o.Repeated != 0 || o.Missing != 0 || o.Overlaps != 0 {
 				t.Errorf("order: %+v", o)
 			}
@@ -171,19 +172,19 @@ func TestRestoredFromACopy(t *testing.T) {
 				t.Errorf("a new event was given the id of an old one: %s", report.Events.FirstDiffering)
 			}
 			after := map[string]int{}
-			for _, e := range r.sandbox.Events(0, int(report.Events.Kept)) {
+			for _, e := range r.Sandbox.Events(0, int(report.Events.Kept)) {
 				if e.Name == "After Restore" {
 					after[e.PersonID]++
 				}
 			}
 			delivered := int64(0)
 			for u := range users {
-				p, _ := r.sandbox.Person("id", userName(u))
+				p, _ := r.Sandbox.Person("id", rehearsal.UserName(u))
 				if p.EventCount < before[u]+1 {
-					t.Errorf("Customer.io has %d events of %s; %d were acknowledged before the copy, and one after it", p.EventCount-1, userName(u), before[u])
+					t.Errorf("Customer.io has %d events of %s; %d were acknowledged before the copy, and one after it", p.EventCount-1, rehearsal.UserName(u), before[u])
 				}
-				if after[userName(u)] != 1 {
-					t.Errorf("the event after the restore came %d times for %s", after[userName(u)], userName(u))
+				if after[rehearsal.UserName(u)] != 1 {
+					t.Errorf("the event after the restore came %d times for %s", after[rehearsal.UserName(u)], rehearsal.UserName(u))
 				}
 				delivered += p.EventCount
 			}
@@ -193,9 +194,9 @@ func TestRestoredFromACopy(t *testing.T) {
 }
 
 // audited runs an audit, which must find nothing.
-func audited(t testing.TB, r *rehearsal) {
+func audited(t testing.TB, r *rehearsal.Rehearsal) {
 	t.Helper()
-	if got := run(t, "audit", "--config", r.configPath); got.code != 0 || !strings.HasPrefix(got.stdout, "demo: balanced\n") || strings.Contains(got.stdout, "note") {
+	if got := run(t, "audit", "--config", r.ConfigPath); got.code != 0 || !strings.HasPrefix(got.stdout, "demo: balanced\n") || strings.Contains(got.stdout, "note") {
 		t.Errorf("audit: %d\n%s%s", got.code, got.stdout, got.stderr)
 	}
 }
@@ -207,9 +208,9 @@ func moveFolder(t testing.TB, from, to string) {
 	}
 }
 
-func signalled(t testing.TB, r *rehearsal, s os.Signal) {
+func signalled(t testing.TB, r *rehearsal.Rehearsal, s os.Signal) {
 	t.Helper()
-	if err := r.daemon.Process.Signal(s); err != nil {
+	if err := r.Daemon.Process.Signal(s); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -218,11 +219,11 @@ func signalled(t testing.TB, r *rehearsal, s os.Signal) {
 // what to do, and nothing that has changed.
 func TestMistakesWithBackups(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	file := filepath.Join(r.dir, "backup.tar")
+	r := rehearse(t, rehearsal.Settings{})
+	file := filepath.Join(r.Dir, "backup.tar")
 	try := func(code int, says string, args ...string) {
 		t.Helper()
-		got := run(t, append(args, "--config", r.configPath)...)
+		got := run(t, append(args, "--config", r.ConfigPath)...)
 		if got.code != code || !strings.Contains(got.stderr, says) {
 			t.Errorf("%s: %d\n%s%s\nwant %d and %q", strings.Join(args, " "), got.code, got.stdout, got.stderr, code, says)
 		}
@@ -233,7 +234,7 @@ func TestMistakesWithBackups(t *testing.T) {
 	accepted(t, r, numbered("ann-1", 1, 20))
 	drained(t, r)
 	try(exitUsage, "backup takes one argument", "backup")
-	try(exitCantCreate, "no such file or directory", "backup", filepath.Join(r.dir, "no", "such", "folder.tar"))
+	try(exitCantCreate, "no such file or directory", "backup", filepath.Join(r.Dir, "no", "such", "folder.tar"))
 	try(0, "", "backup", file)
 	try(exitCantCreate, "is there already: give another name, or --force", "backup", file)
 	try(0, "", "backup", file, "--force")
@@ -247,8 +248,8 @@ func TestMistakesWithBackups(t *testing.T) {
 	if left, _ := filepath.Glob(file + ".*"); len(left) != 0 {
 		t.Errorf("left: %v", left)
 	}
-	edit(t, r, fmt.Sprintf("%q", filepath.Join(r.dir, "storage")), fmt.Sprintf("%q", filepath.Join(r.dir, "other")))
-	spoilt := filepath.Join(r.dir, "spoilt.tar")
+	edit(t, r, fmt.Sprintf("%q", filepath.Join(r.Dir, "storage")), fmt.Sprintf("%q", filepath.Join(r.Dir, "other")))
+	spoilt := filepath.Join(r.Dir, "spoilt.tar")
 	write(t, spoilt, string(whole[:len(whole)/2]))
 	try(exitData, "cut off", "restore", spoilt)
 	flipped := bytes.Clone(whole)
@@ -257,10 +258,10 @@ func TestMistakesWithBackups(t *testing.T) {
 	try(exitData, "nothing was written", "restore", spoilt)
 	write(t, spoilt, "no backup at all"+strings.Repeat(" ", 1000))
 	try(exitData, "this is no backup of ampcio", "restore", spoilt)
-	try(exitUsage, "no such file", "restore", filepath.Join(r.dir, "nowhere.tar"))
+	try(exitUsage, "no such file", "restore", filepath.Join(r.Dir, "nowhere.tar"))
 	try(exitUsage, "restore takes one argument", "restore", file, file)
 	for _, name := range []string{"other", "other.restoring"} {
-		if _, err := os.Lstat(filepath.Join(r.dir, name)); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(filepath.Join(r.Dir, name)); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s was written", name)
 		}
 	}
@@ -272,8 +273,8 @@ func TestMistakesWithBackups(t *testing.T) {
 // people and for machines.
 func TestAuditThatFindsADifference(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	if err := r.stopSandbox(); err != nil { // all stays pending
+	r := rehearse(t, rehearsal.Settings{})
+	if err := r.StopSandbox(); err != nil { // all stays pending
 		t.Fatal(err)
 	}
 	up(t, r)
@@ -283,7 +284,7 @@ func TestAuditThatFindsADifference(t *testing.T) {
 	audited(t, r)
 	down(t, r)
 	audited(t, r)
-	paths, err := filepath.Glob(filepath.Join(r.dir, "storage", "log", "*.db"))
+	paths, err := filepath.Glob(filepath.Join(r.Dir, "storage", "log", "*.db"))
 	if err != nil || len(paths) != 1 {
 		t.Fatal(paths, err)
 	}
@@ -300,14 +301,14 @@ func TestAuditThatFindsADifference(t *testing.T) {
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
-	got := run(t, "audit", "--config", r.configPath)
+	got := run(t, "audit", "--config", r.ConfigPath)
 	if got.code != exitUnbalanced {
 		t.Errorf("exit code %d", got.code)
 	}
 	contains(t, got.stdout, "demo: DOES NOT BALANCE\n", "difference: 10 records between 10 and 21 are neither ended nor in the log\n", "40 pending in the log")
 	contains(t, got.stderr, "the books of demo do not balance")
 
-	got = run(t, "audit", "--config", r.configPath, "--json", "--sync", "demo")
+	got = run(t, "audit", "--config", r.ConfigPath, "--json", "--sync", "demo")
 	var answer struct {
 		Source string
 		Syncs  []struct {
@@ -324,10 +325,10 @@ func TestAuditThatFindsADifference(t *testing.T) {
 		t.Errorf("%+v", answer)
 	}
 	// A ledger of which nothing can be read is no difference, but an error.
-	ledger := filepath.Join(r.dir, "storage", "sync", "demo.db")
+	ledger := filepath.Join(r.Dir, "storage", "sync", "demo.db")
 	moveFolder(t, ledger, ledger+".kept")
 	write(t, ledger, strings.Repeat("no ledger ", 2000))
-	got = run(t, "audit", "--config", r.configPath)
+	got = run(t, "audit", "--config", r.ConfigPath)
 	if got.code != exitIO || !strings.Contains(got.stderr, "the next start of ampcio sets the ledger aside") {
 		t.Errorf("%+v", got)
 	}

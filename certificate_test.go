@@ -22,6 +22,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ampcio/rehearsal"
 )
 
 // pair writes cert.pem and key.pem of a certificate of that name, which ends at a time.
@@ -152,7 +154,7 @@ func TestHTTPS(t *testing.T) {
 	for name, passed := range map[string]bool{"own listener": false, "socket of systemd": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := rehearse(t, rehearsalSettings{})
+			r := rehearse(t, rehearsal.Settings{})
 			if passed {
 				l, err := net.Listen("tcp", "127.0.0.1:0")
 				if err != nil {
@@ -164,8 +166,8 @@ func TestHTTPS(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer socket.Close()
-				r.listen = l.Addr().String()
-				r.command = func(args ...string) *exec.Cmd {
+				r.Listen = l.Addr().String()
+				r.Command = func(args ...string) *exec.Cmd {
 					c := ampcio(args...)
 					// LISTEN_PID must be the daemon's own, which only a shell that becomes the daemon knows beforehand.
 					c.Args = append([]string{"/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, c.Path}, args...)
@@ -175,12 +177,12 @@ func TestHTTPS(t *testing.T) {
 				}
 			}
 			edit(t, r, "[server]\n", "[server]\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\n")
-			pair(t, r.dir, "first.example", time.Now().Add(10*24*time.Hour+time.Hour))
+			pair(t, r.Dir, "first.example", time.Now().Add(10*24*time.Hour+time.Hour))
 			up(t, r)
 			client, shown := secure(t)
 			post := func(body string) (status int, proto string) {
 				t.Helper()
-				a, err := client.Post("https://"+r.listen+"/2/httpapi", "application/json", strings.NewReader(body))
+				a, err := client.Post("https://"+r.Listen+"/2/httpapi", "application/json", strings.NewReader(body))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -194,33 +196,33 @@ func TestHTTPS(t *testing.T) {
 				t.Errorf("%s %d, certificate of %s", proto, status, shown())
 			}
 			snap := stats(t, r)
-			if c := snap.Door.Certificate; c == nil || c.DaysLeft != 10 || snap.Door.URL != "https://"+r.listen+"/2/httpapi" {
+			if c := snap.Door.Certificate; c == nil || c.DaysLeft != 10 || snap.Door.URL != "https://"+r.Listen+"/2/httpapi" {
 				t.Errorf("%+v %+v", snap.Door, c)
 			}
-			contains(t, run(t, "queue-stats", "--config", r.configPath).stdout, "expires on", "in 10 days: renew it")
+			contains(t, run(t, "queue-stats", "--config", r.ConfigPath).stdout, "expires on", "in 10 days: renew it")
 
-			got := run(t, "send-test", "--config", r.configPath, "--yes")
+			got := run(t, "send-test", "--config", r.ConfigPath, "--yes")
 			contains(t, got.stdout, "certificate for first.example, 127.0.0.1", "refuse: x509:", "200 by HTTP/2.0", "ok: ")
 			if passed != strings.Contains(got.stdout, "passed by systemd") || got.code != 0 {
 				t.Errorf("send-test: exit %d\n%s%s", got.code, got.stdout, got.stderr)
 			}
 
 			contains(t, did(t, r, "reload", "--dry-run"), "nothing has changed")
-			pair(t, r.dir, "second.example", time.Now().Add(60*24*time.Hour))
-			contains(t, did(t, r, "reload", "--dry-run"), r.configPath+" would be put in force\n  another certificate, of the files that server.tls_cert and tls_key name\n")
-			contains(t, did(t, r, "reload"), r.configPath+" is in force\n  another certificate, ")
+			pair(t, r.Dir, "second.example", time.Now().Add(60*24*time.Hour))
+			contains(t, did(t, r, "reload", "--dry-run"), r.ConfigPath+" would be put in force\n  another certificate, of the files that server.tls_cert and tls_key name\n")
+			contains(t, did(t, r, "reload"), r.ConfigPath+" is in force\n  another certificate, ")
 			if status, _ := post(numbered("ann-1", 4, 4)); status != 200 || shown() != "second.example" {
 				t.Errorf("%d, certificate of %s", status, shown())
 			}
-			write(t, filepath.Join(r.dir, "key.pem"), "nonsense")
-			got = run(t, "reload", "--config", r.configPath)
-			contains(t, got.stderr, r.configPath+":2: server.tls_cert: ", "no pair of a certificate and its private key")
+			write(t, filepath.Join(r.Dir, "key.pem"), "nonsense")
+			got = run(t, "reload", "--config", r.ConfigPath)
+			contains(t, got.stderr, r.ConfigPath+":2: server.tls_cert: ", "no pair of a certificate and its private key")
 			if status, _ := post(numbered("ann-1", 5, 5)); got.code != exitConfig || status != 200 || shown() != "second.example" {
 				t.Errorf("exit %d; %d, certificate of %s", got.code, status, shown())
 			}
 			down(t, r)
-			got = run(t, "serve", "--config", r.configPath)
-			contains(t, got.stderr, r.configPath+":2: server.tls_cert: ", "no pair")
+			got = run(t, "serve", "--config", r.ConfigPath)
+			contains(t, got.stderr, r.ConfigPath+":2: server.tls_cert: ", "no pair")
 			if got.code != exitConfig {
 				t.Errorf("exit %d", got.code)
 			}
@@ -231,11 +233,11 @@ func TestHTTPS(t *testing.T) {
 // Behind a proxy an address is the visitor's; a reload says which proxies are believed.
 func TestTrustedProxies(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	seen := func() string {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+r.listen+"/2/httpapi", strings.NewReader(`{"api_key":"nobody's","events":[]}`))
+		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+r.Listen+"/2/httpapi", strings.NewReader(`{"api_key":"nobody's","events":[]}`))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -255,10 +257,10 @@ func TestTrustedProxies(t *testing.T) {
 	if got := seen(); got != "127.0.0.1" {
 		t.Errorf("without trusted proxies from %s", got)
 	}
-	if a := ask(t, "GET", "http://"+r.listen+"/healthz", ""); a.status != 200 || a.body != "ok\n" {
+	if a := ask(t, "GET", "http://"+r.Listen+"/healthz", ""); a.status != 200 || a.body != "ok\n" {
 		t.Errorf("/healthz: %d %s", a.status, a.body)
 	}
-	if a := ask(t, "GET", "http://"+r.listen+"/readyz", ""); a.status == 200 {
+	if a := ask(t, "GET", "http://"+r.Listen+"/readyz", ""); a.status == 200 {
 		t.Errorf("/readyz is for the inside: %d %s", a.status, a.body)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 )
 
 // crowd is people whose apps send all the time, whatever becomes of the daemon: a request
@@ -23,7 +24,7 @@ import (
 // sender, so that their requests never race; their events carry a seq without gaps.
 type crowd struct {
 	t    testing.TB
-	r    *rehearsal
+	r    *rehearsal.Rehearsal
 	o    crowdOptions
 	seed uint64
 	ctx  context.Context
@@ -47,7 +48,7 @@ type crowdOptions struct {
 }
 
 // gathered starts a crowd; ctx is when it gives up, which is a failure.
-func gathered(ctx context.Context, t testing.TB, r *rehearsal, seed uint64, o crowdOptions) *crowd {
+func gathered(ctx context.Context, t testing.TB, r *rehearsal.Rehearsal, seed uint64, o crowdOptions) *crowd {
 	c := &crowd{t: t, r: r, o: o, seed: seed, ctx: ctx, last: map[string]int{}}
 	for i := range o.people {
 		c.senders.Go(func() { c.send(rand.New(rand.NewPCG(seed, uint64(i))), o.people[i]) })
@@ -112,7 +113,7 @@ func (c *crowd) noise(rng *rand.Rand) string {
 // tells an SDK to come back, is an error.
 func (c *crowd) post(body string) bool {
 	for {
-		req, err := http.NewRequestWithContext(c.ctx, http.MethodPost, "http://"+c.r.listen+"/2/httpapi", strings.NewReader(body))
+		req, err := http.NewRequestWithContext(c.ctx, http.MethodPost, "http://"+c.r.Listen+"/2/httpapi", strings.NewReader(body))
 		if err != nil {
 			c.t.Error(err)
 			return false

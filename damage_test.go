@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ampcio/rehearsal"
 )
 
 // spoilt overwrites a part of a file, from and to in hundredths of what is in it.
@@ -65,7 +67,7 @@ func TestDamagedFilesAtStart(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			r := rehearse(t, rehearsalSettings{storage: "rotate_bytes = \"1MiB\"\n", sync: "requests_per_second = 1000\n"})
+			r := rehearse(t, rehearsal.Settings{Storage: "rotate_bytes = \"1MiB\"\n", Sync: "requests_per_second = 1000\n"})
 			up(t, r)
 			const people, each = 30, 40
 			post := func(from, to int) {
@@ -79,7 +81,7 @@ func TestDamagedFilesAtStart(t *testing.T) {
 			did(t, r, "sync", "pause", "demo")
 			post(each/2+1, each)
 			down(t, r)
-			storage := filepath.Join(r.dir, "storage")
+			storage := filepath.Join(r.Dir, "storage")
 			tt.damage(t, storage)
 			if strings.Contains(tt.kept, "demo.db") {
 				stopped := did(t, r, "queue-stats")
@@ -107,10 +109,10 @@ func TestDamagedFilesAtStart(t *testing.T) {
 			if (y.Totals.Lost > 0) != tt.lost || y.Totals.Dead != 0 {
 				t.Errorf("%+v", y.Totals)
 			}
-			if got := run(t, "audit", "--config", r.configPath); got.code != 0 || !strings.HasPrefix(got.stdout, "demo: balanced\n") {
+			if got := run(t, "audit", "--config", r.ConfigPath); got.code != 0 || !strings.HasPrefix(got.stdout, "demo: balanced\n") {
 				t.Errorf("audit: %d\n%s%s", got.code, got.stdout, got.stderr)
 			}
-			report := r.sandbox.Report()
+			report := r.Sandbox.Report()
 			if o := report.Order; o.OutOfOrder != 0 || o.Repeated != 0 || o.Overlaps != 0 {
 				t.Errorf("order: %+v", o)
 			}

@@ -16,15 +16,16 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // refused is an installation whose Customer.io refuses the events "Too Much, Indeed" and
 // "Never" of two users, five in all, and one user update.
-func refused(t *testing.T) *rehearsal {
+func refused(t *testing.T) *rehearsal.Rehearsal {
 	t.Helper()
-	r := rehearse(t, rehearsalSettings{})
-	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Too Much, Indeed", "Never"}})
+	r := rehearse(t, rehearsal.Settings{})
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Too Much, Indeed", "Never"}})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 2))
 	for i, e := range []struct{ user, event string }{
@@ -47,7 +48,7 @@ func refused(t *testing.T) *rehearsal {
 var deadID = regexp.MustCompile(`(?m)^(demo/\d+) `)
 
 // listed gives the ids of a list.
-func listed(t testing.TB, r *rehearsal, args ...string) (ids []string) {
+func listed(t testing.TB, r *rehearsal.Rehearsal, args ...string) (ids []string) {
 	t.Helper()
 	for _, m := range deadID.FindAllStringSubmatch(did(t, r, append([]string{"dead-letters", "list"}, args...)...), -1) {
 		ids = append(ids, m[1])
@@ -131,7 +132,7 @@ func TestDeadLettersList(t *testing.T) {
 			t.Errorf("%s is not in:\n%s", bob, again)
 		}
 	}
-	if key, err := os.Stat(filepath.Join(r.dir, "storage", hashKeyFile)); err != nil || key.Mode().Perm() != 0o600 || key.Size() != hashKeyBytes {
+	if key, err := os.Stat(filepath.Join(r.Dir, "storage", hashKeyFile)); err != nil || key.Mode().Perm() != 0o600 || key.Size() != hashKeyBytes {
 		t.Errorf("%v, %v", key, err)
 	}
 }
@@ -213,10 +214,10 @@ func TestDeadLettersReplay(t *testing.T) {
 			if stopped {
 				down(t, r)
 			}
-			r.sandbox.SetFaults(sandbox.Faults{})
+			r.Sandbox.SetFaults(sandbox.Faults{})
 			// By a pipe: the ids that a list has, headings and all.
 			list := verbOf(t, r, "dead-letters", "list", "--user", "bob-2")
-			replay := ampcio("dead-letters", "replay", "-", "--yes", "--config", r.configPath)
+			replay := ampcio("dead-letters", "replay", "-", "--yes", "--config", r.ConfigPath)
 			replay.Stdin = strings.NewReader(list.stdout)
 			out, err := replay.CombinedOutput()
 			if err != nil || !strings.HasPrefix(string(out), "3 dead letters replayed\n  demo invalid: 3\n") {
@@ -232,7 +233,7 @@ func TestDeadLettersReplay(t *testing.T) {
 				t.Errorf("%+v %+v", y.Books, y.Totals)
 			}
 			for _, user := range []string{"ann-1", "bob-2"} {
-				p, _ := r.sandbox.Person("id", user)
+				p, _ := r.Sandbox.Person("id", user)
 				if want := map[string]int64{"ann-1": 4, "bob-2": 6}[user]; p.EventCount != want {
 					t.Errorf("Customer.io has %d events of %s, want %d", p.EventCount, user, want)
 				}
@@ -246,7 +247,7 @@ func TestDeadLettersReplay(t *testing.T) {
 // out again, with what is known of it by now.
 func TestDeadLettersReplayOnlyWhatWasRefused(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	event := func(id, plan string) string {
 		return fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Order Completed","user_id":"ann-1","device_id":"device-1","insert_id":%q,`+
@@ -258,7 +259,7 @@ func TestDeadLettersReplayOnlyWhatWasRefused(t *testing.T) {
 	}
 	ids := listed(t, r)
 	contains(t, did(t, r, "dead-letters", "show", ids[0]), "identify    refused, invalid (207)", "event       accepted (200)\n")
-	if report := r.sandbox.Report(); report.Events.Accepted != 1 {
+	if report := r.Sandbox.Report(); report.Events.Accepted != 1 {
 		t.Errorf("%+v", report.Events)
 	}
 	// Nothing of it can start a campaign: nobody is asked.
@@ -267,8 +268,8 @@ func TestDeadLettersReplayOnlyWhatWasRefused(t *testing.T) {
 	accepted(t, r, event("2", "pro"))
 	did(t, r, "sync", "resume", "demo")
 	balanced(t, drained(t, r))
-	p, _ := r.sandbox.Person("id", "ann-1")
-	report := r.sandbox.Report()
+	p, _ := r.Sandbox.Person("id", "ann-1")
+	report := r.Sandbox.Report()
 	if report.Events.Accepted != 2 || report.Events.Duplicates != 0 || p.EventCount != 2 || string(p.Attributes["plan"]) != `"pro"` {
 		t.Errorf("%+v %+v", report.Events, p)
 	}
@@ -278,13 +279,13 @@ func TestDeadLettersReplayOnlyWhatWasRefused(t *testing.T) {
 // Old events start no campaigns, so nobody is asked.
 func TestDeadLettersReplayOfOldEvents(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Never"}})
+	r := rehearse(t, rehearsal.Settings{})
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Never"}})
 	up(t, r)
 	old := time.Now().Add(-80 * time.Hour).UnixMilli()
 	accepted(t, r, fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Never","user_id":"ann-1","device_id":"device-1","insert_id":"o1","time":%d}]}`, recordings.Key, old))
 	drained(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	contains(t, did(t, r, "dead-letters", "replay", "--all"), "1 dead letter replayed\n")
 	balanced(t, drained(t, r))
 	down(t, r)
@@ -324,7 +325,7 @@ func TestDeadLettersThatAreDamaged(t *testing.T) {
 	r := refused(t)
 	all := listed(t, r)
 	down(t, r)
-	db, err := bolt.Open(filepath.Join(r.dir, "storage", "sync", "demo.db"), 0o600, nil)
+	db, err := bolt.Open(filepath.Join(r.Dir, "storage", "sync", "demo.db"), 0o600, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +352,7 @@ func TestDeadLettersThatAreDamaged(t *testing.T) {
 			t.Errorf("%v are listed, of %v", left, all)
 		}
 	}
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	contains(t, did(t, r, "dead-letters", "replay", "--all", "--yes"), "4 dead letters replayed\n", "damaged, and passed over: sync demo: ")
 	if y := only(t, drained(t, r)); y.Totals.Delivered != 9 || y.Totals.Dead != 1 || !y.Books.Balanced {
 		t.Errorf("%+v %+v", y.Books, y.Totals)

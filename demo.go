@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -69,17 +70,17 @@ func demo(ctx context.Context, out io.Writer, keep, asJSON bool) (err error) {
 	if err != nil {
 		return exit(exitCantCreate, err)
 	}
-	r, err := newRehearsal(dir, func(args ...string) *exec.Cmd {
+	r, err := rehearsal.New(dir, func(args ...string) *exec.Cmd {
 		c := exec.Command(self, args...)
 		c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which stops its daemon itself
 		return c
 	},
-		rehearsalSettings{sandbox: sandbox.Options{Seed: 1, Faults: faraway()}, storage: "min_free = \"16MiB\"\n"})
+		rehearsal.Settings{Sandbox: sandbox.Options{Seed: 1, Faults: faraway()}, Storage: "min_free = \"16MiB\"\n"})
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
 	}
 	defer func() {
-		err = errors.Join(err, r.close())
+		err = errors.Join(err, r.Close())
 		if err == nil || ctx.Err() != nil {
 			err = errors.Join(err, os.RemoveAll(dir))
 		} else {
@@ -88,7 +89,7 @@ func demo(ctx context.Context, out io.Writer, keep, asJSON bool) (err error) {
 	}()
 	limited, cancel := context.WithTimeout(ctx, demoLimit-5*time.Second)
 	defer cancel()
-	s := &stage{out: out, began: began, r: r, t: newTraffic(r, demoUsers, demoEvents, uint64(began.UnixNano()))}
+	s := &stage{out: out, began: began, r: r, t: rehearsal.NewTraffic(r, demoUsers, demoEvents, uint64(began.UnixNano()))}
 	if f, ok := out.(*os.File); ok {
 		s.terminal = term.IsTerminal(int(f.Fd()))
 	}
@@ -102,14 +103,14 @@ func demo(ctx context.Context, out io.Writer, keep, asJSON bool) (err error) {
 	}
 	s.sayVerdict(v)
 	if asJSON {
-		if err := tell(machine, v.show(time.Since(began))); err != nil {
+		if err := tell(machine, shownVerdict(&v, time.Since(began))); err != nil {
 			return err
 		}
 	}
 	if keep {
 		err = s.stay(ctx)
 	}
-	if len(v.problems) > 0 {
+	if len(v.Problems) > 0 {
 		err = errors.Join(err, errors.New("the demo has found ampcio wanting"))
 	}
 	return err
@@ -126,8 +127,8 @@ type stage struct {
 	out      io.Writer
 	terminal bool
 	began    time.Time
-	r        *rehearsal
-	t        *traffic
+	r        *rehearsal.Rehearsal
+	t        *rehearsal.Traffic
 }
 
 func (s *stage) say(format string, args ...any) {
@@ -138,19 +139,19 @@ func (s *stage) say(format string, args ...any) {
 }
 
 // play runs the script and gives the verdict.
-func (s *stage) play(ctx context.Context) (verdict, error) {
-	if err := s.r.start(ctx); err != nil {
-		return verdict{}, err
+func (s *stage) play(ctx context.Context) (rehearsal.Verdict, error) {
+	if err := s.r.Start(ctx); err != nil {
+		return rehearsal.Verdict{}, err
 	}
-	s.say("a sandbox Customer.io runs on %s, ampcio on %s", s.r.sandboxURL, s.r.listen)
-	ids, err := s.t.replay(ctx)
+	s.say("a sandbox Customer.io runs on %s, ampcio on %s", s.r.SandboxURL, s.r.Listen)
+	ids, err := s.t.Replay(ctx)
 	if err != nil {
-		return verdict{}, err
+		return rehearsal.Verdict{}, err
 	}
-	s.say("%d recorded requests of real Amplitude SDKs were taken (%d events)", len(recordings.All()), s.t.recorded.Load())
+	s.say("%d recorded requests of real Amplitude SDKs were taken (%d events)", len(recordings.All()), s.t.Recorded.Load())
 
 	sending := make(chan error, 1)
-	go func() { sending <- s.t.run(ctx, demoSpread) }()
+	go func() { sending <- s.t.Run(ctx, demoSpread) }()
 	s.say("%s events of %d users begin to come", humanize.Comma(demoEvents), demoUsers)
 	start := time.Now()
 	script := []struct {
@@ -161,7 +162,7 @@ func (s *stage) play(ctx context.Context) (verdict, error) {
 			s.say("Customer.io goes down for %s; events keep coming", demoOutage)
 			down := faraway()
 			down.Outages = []sandbox.Outage{{FromNow: true, Length: demoOutage, How: "503"}}
-			s.r.sandbox.SetFaults(down)
+			s.r.Sandbox.SetFaults(down)
 			return nil
 		}},
 		{demoKillAfter, func() error { return s.killAndStart(ctx, "while Customer.io is down") }},
@@ -169,7 +170,7 @@ func (s *stage) play(ctx context.Context) (verdict, error) {
 		{demoKillAgain, func() error {
 			look := time.NewTicker(time.Millisecond)
 			defer look.Stop()
-			for s.r.sandbox.Report().InFlight == 0 && ctx.Err() == nil {
+			for s.r.Sandbox.Report().InFlight == 0 && ctx.Err() == nil {
 				<-look.C // for the moment in which it hurts
 			}
 			return s.killAndStart(ctx, "in the middle of a delivery")
@@ -177,31 +178,31 @@ func (s *stage) play(ctx context.Context) (verdict, error) {
 	}
 	for _, step := range script {
 		if err := s.watch(ctx, time.Until(start.Add(step.after)), sending); err != nil {
-			return verdict{}, err
+			return rehearsal.Verdict{}, err
 		}
 		if err := step.do(); err != nil {
-			return verdict{}, err
+			return rehearsal.Verdict{}, err
 		}
 	}
 	if err := s.watch(ctx, demoLimit, sending); err != nil {
-		return verdict{}, err
+		return rehearsal.Verdict{}, err
 	}
 	s.say("all events are sent and acknowledged; the queue drains")
-	books, err := s.r.drained(ctx)
+	books, err := s.r.Drained(ctx)
 	if err != nil {
-		return verdict{}, err
+		return rehearsal.Verdict{}, err
 	}
 	s.live(ctx)
-	return s.t.verdict(ids, books), nil
+	return s.t.Verdict(ids, books), nil
 }
 
 func (s *stage) killAndStart(ctx context.Context, when string) error {
 	s.say("kill -9 of ampcio, %s", when)
-	if err := s.r.kill(); err != nil {
+	if err := s.r.Kill(); err != nil {
 		return err
 	}
 	begin := time.Now()
-	if err := s.r.start(ctx); err != nil {
+	if err := s.r.Start(ctx); err != nil {
 		return err
 	}
 	s.say("ampcio is up again after %s", time.Since(begin).Round(time.Millisecond))
@@ -246,7 +247,7 @@ func (s *stage) watch(ctx context.Context, d time.Duration, sending chan error) 
 
 // live shows what is received, queued and delivered.
 func (s *stage) live(ctx context.Context) {
-	snap, err := s.r.stats(ctx)
+	snap, err := s.r.Stats(ctx)
 	if err != nil || len(snap.Syncs) == 0 {
 		return // it is down: the next look will tell
 	}
@@ -261,33 +262,33 @@ func (s *stage) live(ctx context.Context) {
 	}
 }
 
-func (s *stage) sayVerdict(v verdict) {
+func (s *stage) sayVerdict(v rehearsal.Verdict) {
 	s.say("drained")
 	p := func(what string, n int64, more string) {
 		fmt.Fprintf(s.out, "  %-13s %8s   %s\n", what, humanize.Comma(n), more)
 	}
 	fmt.Fprintln(s.out)
-	p("received", s.t.sent.Load(), "events acknowledged, of which "+humanize.Comma(s.t.repeats.Load())+" were sent a second time")
-	for _, y := range v.books.Syncs {
+	p("received", s.t.Sent.Load(), "events acknowledged, of which "+humanize.Comma(s.t.Repeats.Load())+" were sent a second time")
+	for _, y := range v.Books.Syncs {
 		p("delivered", int64(y.Totals.Delivered), fmt.Sprintf("records: %s events, %s user updates", humanize.Comma(int64(y.Totals.EventsDelivered)), humanize.Comma(int64(y.Totals.UsersDelivered))))
 		p("filtered", int64(y.Totals.Filtered), "records that the rules do not send")
 	}
-	p("checked", v.acknowledged, "events compared one by one with Customer.io; it ignored "+humanize.Comma(v.repeats)+" repeats of the same id")
-	p("lost", v.lost, "")
-	p("doubled", v.doubled, "")
-	p("out of order", v.outOfOrder, "")
+	p("checked", v.Acknowledged, "events compared one by one with Customer.io; it ignored "+humanize.Comma(v.Repeats)+" repeats of the same id")
+	p("lost", v.Lost, "")
+	p("doubled", v.Doubled, "")
+	p("out of order", v.OutOfOrder, "")
 	books := "balanced"
-	for _, y := range v.books.Syncs {
+	for _, y := range v.Books.Syncs {
 		if !y.Books.Balanced {
 			books = fmt.Sprintf("OUT BY %d", y.Books.Difference)
 		}
 	}
 	fmt.Fprintf(s.out, "  %-13s %8s\n\n", "books", books)
-	if len(v.problems) == 0 {
+	if len(v.Problems) == 0 {
 		fmt.Fprintf(s.out, "no loss, no doubles, in order: proved in %.0f s\n", time.Since(s.began).Seconds())
 		return
 	}
-	for _, problem := range v.problems {
+	for _, problem := range v.Problems {
 		fmt.Fprintln(s.out, "WRONG:", problem)
 	}
 }
@@ -305,8 +306,8 @@ type demoVerdict struct {
 	Problems   []string `json:"problems"`
 }
 
-func (v *verdict) show(took time.Duration) demoVerdict {
-	return demoVerdict{len(v.problems) == 0, seconds(took), v.acknowledged, v.delivered, v.lost, v.doubled, v.outOfOrder, v.repeats, append([]string{}, v.problems...)}
+func shownVerdict(v *rehearsal.Verdict, took time.Duration) demoVerdict {
+	return demoVerdict{len(v.Problems) == 0, seconds(took), v.Acknowledged, v.Delivered, v.Lost, v.Doubled, v.OutOfOrder, v.Repeats, append([]string{}, v.Problems...)}
 }
 
 // stay keeps everything running until the user ends it.
@@ -326,12 +327,12 @@ Take Customer.io down for 20 s:
   curl -s -X POST '%[3]s/_sandbox/faults?outage=20s'
 Status page: http://%[6]s/   log: %[7]s
 Ctrl-C ends it all.
-`, s.r.listen, recordings.Key, s.r.sandboxURL, self, s.r.configPath, s.r.admin, s.r.logFile.Name())
+`, s.r.Listen, recordings.Key, s.r.SandboxURL, self, s.r.ConfigPath, s.r.Admin, s.r.LogFile.Name())
 	select {
 	case <-ctx.Done():
 		return nil
-	case err := <-s.r.ended:
-		s.r.daemon = nil
+	case err := <-s.r.Ended:
+		s.r.Daemon = nil
 		return fmt.Errorf("the daemon has ended: %w", err)
 	}
 }

@@ -13,7 +13,7 @@ import (
 // arrows says which rooms a room may know. Whoever adds one says so here, and in
 // DESIGN.md why. Tests may know more: they put rooms together.
 var arrows = map[string][]string{
-	"ampcio":            {"admin", "alerts", "archive", "config", "delivery", "ingest", "logbook", "mapping", "metrics", "queue", "recordings", "sandbox", "users"},
+	"ampcio":            {"admin", "alerts", "archive", "config", "delivery", "ingest", "logbook", "mapping", "metrics", "queue", "recordings", "rehearsal", "sandbox", "users"},
 	"ampcio/admin":      nil,
 	"ampcio/alerts":     {"logbook"},
 	"ampcio/archive":    nil,
@@ -25,6 +25,7 @@ var arrows = map[string][]string{
 	"ampcio/metrics":    {"admin"},
 	"ampcio/queue":      nil,
 	"ampcio/recordings": nil,
+	"ampcio/rehearsal":  {"admin", "mapping", "recordings", "sandbox"},
 	"ampcio/sandbox":    nil,
 	"ampcio/users":      {"mapping", "queue"},
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -31,7 +32,7 @@ func noise(seed int) func() string {
 
 // fill sends until events are refused, for longer than what is used is only estimated,
 // and gives how many were accepted. Refusals must tell the sender to come back.
-func fill(t *testing.T, r *rehearsal, user string) (last int) {
+func fill(t *testing.T, r *rehearsal.Rehearsal, user string) (last int) {
 	t.Helper()
 	for last < 50_000 {
 		body := padded(user, last+1, last+50, noise(last))
@@ -63,15 +64,15 @@ func fill(t *testing.T, r *rehearsal, user string) (last int) {
 
 // spaceComesBack says that the folder takes events again, without a restart, once the
 // queue has drained; and that all that was accepted has arrived.
-func spaceComesBack(t *testing.T, r *rehearsal, user string, last int) {
+func spaceComesBack(t *testing.T, r *rehearsal.Rehearsal, user string, last int) {
 	t.Helper()
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	balanced(t, drained(t, r))
 	complete(t, r, map[string]int{user: last})
 	// What was refused comes again, as SDKs do it.
 	next := padded(user, last+1, last+50, noise(last))
 	eventually(t, 20*time.Second, "events are taken again", func() bool { return send(t, r, next).status == 200 })
-	if a := ask(t, "GET", "http://"+r.admin+"/readyz", ""); a.status != 200 {
+	if a := ask(t, "GET", "http://"+r.Admin+"/readyz", ""); a.status != 200 {
 		t.Errorf("/readyz: %d %s", a.status, a.body)
 	}
 	balanced(t, drained(t, r))
@@ -82,41 +83,41 @@ func spaceComesBack(t *testing.T, r *rehearsal, user string, last int) {
 }
 
 // refusing says that everybody who looks is told that the disk is full, and why.
-func refusing(t *testing.T, r *rehearsal, why string) {
+func refusing(t *testing.T, r *rehearsal.Rehearsal, why string) {
 	t.Helper()
 	var table string
 	var ready answer
 	// Not at once for good: what a checkpoint frees of the log, or leaves of the reserve, may be enough for a small batch.
 	eventually(t, 30*time.Second, "new events are refused", func() bool {
-		table = run(t, "queue-stats", "--config", r.configPath).stdout
-		ready = ask(t, "GET", "http://"+r.admin+"/readyz", "")
+		table = run(t, "queue-stats", "--config", r.ConfigPath).stdout
+		ready = ask(t, "GET", "http://"+r.Admin+"/readyz", "")
 		return ready.status == 503 && strings.Contains(table, "NEW EVENTS ARE REFUSED: ")
 	})
 	contains(t, table, why, "storage_full: ", "from 127.0.0.1")
 	contains(t, ready.body, "storage is full: ", why)
-	if a := ask(t, "GET", "http://"+r.admin+"/healthz", ""); a.status != 200 {
+	if a := ask(t, "GET", "http://"+r.Admin+"/healthz", ""); a.status != 200 {
 		t.Errorf("/healthz: %d %s", a.status, a.body)
 	}
 }
 
 func TestStorageAtItsCap(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{storage: "max_bytes = \"4MiB\"\nrotate_bytes = \"1MiB\"\n"})
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}, On: "data"})
+	r := rehearse(t, rehearsal.Settings{Storage: "max_bytes = \"4MiB\"\nrotate_bytes = \"1MiB\"\n"})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}, On: "data"})
 	up(t, r)
 	last := fill(t, r, "ann-1")
 	refusing(t, r, "used of storage.max_bytes 4.0 MiB")
 	if used := stats(t, r).Disk.Used; used > 6<<20 {
 		t.Errorf("%d bytes used under a cap of 4 MiB", used)
 	}
-	log, err := os.ReadFile(r.logFile.Name())
+	log, err := os.ReadFile(r.LogFile.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
 	contains(t, string(log), "events refused, senders will try again", "storage_full", "used of storage.max_bytes")
 
 	// Full or not: a crash loses nothing, and the start after it needs no room.
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	up(t, r)
@@ -129,7 +130,7 @@ func TestStorageAtItsCap(t *testing.T) {
 
 func TestLessFreeThanAskedFor(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{storage: "min_free = \"4000TiB\"\n"})
+	r := rehearse(t, rehearsal.Settings{Storage: "min_free = \"4000TiB\"\n"})
 	up(t, r)
 	a := send(t, r, numbered("ann-1", 1, 5))
 	if a.status != 503 || a.header.Get("Retry-After") == "" || !strings.Contains(a.body, "storage is full") {
@@ -157,8 +158,8 @@ func TestSmallDisk(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			r := rehearse(t, rehearsalSettings{storage: fmt.Sprintf("min_free = %q\nrotate_bytes = \"1MiB\"\n", test.minFree)})
-			storage := filepath.Join(r.dir, "storage")
+			r := rehearse(t, rehearsal.Settings{Storage: fmt.Sprintf("min_free = %q\nrotate_bytes = \"1MiB\"\n", test.minFree)})
+			storage := filepath.Join(r.Dir, "storage")
 			if err := os.Mkdir(storage, 0o700); err != nil {
 				t.Fatal(err)
 			}
@@ -166,14 +167,14 @@ func TestSmallDisk(t *testing.T) {
 				t.Skipf("this root may not mount: %s", out)
 			}
 			t.Cleanup(func() {
-				if r.daemon != nil {
-					r.kill()
+				if r.Daemon != nil {
+					r.Kill()
 				}
 				if out, err := exec.Command("umount", storage).CombinedOutput(); err != nil {
 					t.Errorf("umount: %v %s", err, out)
 				}
 			})
-			r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}, On: "data"})
+			r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}, On: "data"})
 			up(t, r)
 			last := fill(t, r, "ann-1")
 			t.Logf("%d events fit", last)
@@ -186,15 +187,15 @@ func TestSmallDisk(t *testing.T) {
 			// Nothing has failed but what was refused: the queue still drains. (Where a write
 			// does fail, the daemon ends, and its next start goes on.)
 			select {
-			case err := <-r.ended:
+			case err := <-r.Ended:
 				t.Logf("it ended with %v", err)
-				r.daemon = nil
+				r.Daemon = nil
 				up(t, r)
 			default:
 			}
-			r.sandbox.SetFaults(sandbox.Faults{})
+			r.Sandbox.SetFaults(sandbox.Faults{})
 			balanced(t, drained(t, r))
-			report := r.sandbox.Report()
+			report := r.Sandbox.Report()
 			if report.Order.OutOfOrder+report.Order.Repeated+report.Order.Missing != 0 || report.Events.Accepted < int64(last) {
 				t.Errorf("%d events of %d: %+v", report.Events.Accepted, last, report.Order)
 			}

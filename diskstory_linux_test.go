@@ -12,17 +12,18 @@ import (
 	"testing"
 	"time"
 
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // smallDisk mounts a disk of so many MiB for a rehearsal's storage folder, and gives where;
 // the test is skipped where that is not possible.
-func smallDisk(t *testing.T, r *rehearsal, mib int) (disk string) {
+func smallDisk(t *testing.T, r *rehearsal.Rehearsal, mib int) (disk string) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("mounting a small disk takes root")
 	}
-	disk = filepath.Join(r.dir, "disk")
+	disk = filepath.Join(r.Dir, "disk")
 	if err := os.Mkdir(disk, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -30,14 +31,14 @@ func smallDisk(t *testing.T, r *rehearsal, mib int) (disk string) {
 		t.Skipf("this root may not mount: %v", err)
 	}
 	t.Cleanup(func() {
-		if r.daemon != nil {
-			r.kill()
+		if r.Daemon != nil {
+			r.Kill()
 		}
 		if err := syscall.Unmount(disk, 0); err != nil {
 			t.Errorf("umount: %v", err)
 		}
 	})
-	edit(t, r, filepath.Join(r.dir, "storage"), filepath.Join(disk, "storage"))
+	edit(t, r, filepath.Join(r.Dir, "storage"), filepath.Join(disk, "storage"))
 	return disk
 }
 
@@ -80,7 +81,7 @@ func (h *hog) gives() {
 // of a disk that failed, and no other.
 type systemd struct {
 	t     *testing.T
-	r     *rehearsal
+	r     *rehearsal.Rehearsal
 	ends  int // of the daemon's own
 	vain  int // starts that failed
 	lives int
@@ -89,13 +90,13 @@ type systemd struct {
 // looks after the daemon, and says whether it runs.
 func (s *systemd) looks() bool {
 	s.t.Helper()
-	if s.r.daemon != nil {
+	if s.r.Daemon != nil {
 		select {
-		case err := <-s.r.ended:
-			s.r.daemon = nil
+		case err := <-s.r.Ended:
+			s.r.Daemon = nil
 			var ended *exec.ExitError
 			if !errors.As(err, &ended) || ended.ExitCode() != exitIO {
-				s.t.Fatalf("the daemon ended with %v\n%s", err, s.r.logTail())
+				s.t.Fatalf("the daemon ended with %v\n%s", err, s.r.LogTail())
 			}
 			s.ends++
 		default:
@@ -105,10 +106,10 @@ func (s *systemd) looks() bool {
 	s.lives++
 	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
 	defer cancel()
-	if s.r.start(ctx) != nil {
+	if s.r.Start(ctx) != nil {
 		s.vain++
 	}
-	return s.r.daemon != nil
+	return s.r.Daemon != nil
 }
 
 // eventually waits until something holds, with the daemon running.
@@ -138,8 +139,8 @@ func TestADiskThatFillsUp(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 0))
 			began := time.Now()
 			down503 := sandbox.Faults{Status: map[int]float64{503: 1}}
-			r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{Seed: seed, MaxKeptEvents: -1, Faults: down503},
-				storage: test.storage + "rotate_bytes = \"1MiB\"\n", sync: "requests_per_second = 1000\n"})
+			r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{Seed: seed, MaxKeptEvents: -1, Faults: down503},
+				Storage: test.storage + "rotate_bytes = \"1MiB\"\n", Sync: "requests_per_second = 1000\n"})
 			disk := smallDisk(t, r, 48)
 			h := &hog{t, filepath.Join(disk, "of another program")}
 			s := &systemd{t: t, r: r}
@@ -162,8 +163,8 @@ func TestADiskThatFillsUp(t *testing.T) {
 			}
 			killed := func() {
 				t.Helper()
-				if r.daemon != nil {
-					if err := r.kill(); err != nil {
+				if r.Daemon != nil {
+					if err := r.Kill(); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -178,7 +179,7 @@ func TestADiskThatFillsUp(t *testing.T) {
 			refusing(t, r, test.why)
 
 			chapter("Customer.io is back")
-			r.sandbox.SetFaults(sandbox.Faults{})
+			r.Sandbox.SetFaults(sandbox.Faults{})
 			more(1000)
 			if s.ends != 0 || s.vain != 0 {
 				t.Errorf("it ended %d times, and %d starts failed", s.ends, s.vain)
@@ -186,7 +187,7 @@ func TestADiskThatFillsUp(t *testing.T) {
 
 			chapter("another program takes what is free: what is only kept makes room first")
 			s.eventually("there are kept files", func() bool {
-				return len(logFiles(t, filepath.Join(disk, "storage"))) > test.enough && pending(stats(t, r)) < 500
+				return len(logFiles(t, filepath.Join(disk, "storage"))) > test.enough && stats(t, r).Pending() < 500
 			})
 			oldest := logFiles(t, filepath.Join(disk, "storage"))[0]
 			h.takes()
@@ -199,7 +200,7 @@ func TestADiskThatFillsUp(t *testing.T) {
 			for round := range 6 {
 				away := rng.IntN(2) == 0
 				if away {
-					r.sandbox.SetFaults(down503)
+					r.Sandbox.SetFaults(down503)
 				}
 				more(rng.Int64N(1000))
 				chapter(fmt.Sprintf("another program takes all (Customer.io is away: %t)", away))
@@ -213,7 +214,7 @@ func TestADiskThatFillsUp(t *testing.T) {
 					s.looks() // or tries to: there may be no room for a start
 				}
 				h.gives()
-				r.sandbox.SetFaults(sandbox.Faults{})
+				r.Sandbox.SetFaults(sandbox.Faults{})
 				more(100 + rng.Int64N(400))
 			}
 

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ampcio/rehearsal"
 )
 
 // Whoever copies the configuration that a page shows has one that works.
@@ -26,7 +28,7 @@ func TestConfigurationsInTheDocs(t *testing.T) {
 				shown++
 				dir := t.TempDir()
 				config := filepath.Join(dir, "config.toml")
-				write(t, filepath.Join(dir, "customerio_api_key"), demoAPIKey)
+				write(t, filepath.Join(dir, "customerio_api_key"), rehearsal.APIKey)
 				write(t, config, strings.ReplaceAll(text, "…", "0123456789abcdef0123456789abcdef"))
 				if got := run(t, "check-config", "--config", config); got.code != 0 {
 					t.Errorf("exit %d: %s", got.code, got.stderr)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -166,16 +167,16 @@ var besides = []string{"curl -si http://$LISTEN", "curl -s http://$ADMIN", "spli
 func TestCommandsInTheDocs(t *testing.T) {
 	wordsOnly(t)
 	t.Parallel()
-	amplitude := rehearse(t, rehearsalSettings{})
+	amplitude := rehearse(t, rehearsal.Settings{})
 	up(t, amplitude)
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	relayTo(t, r, amplitude, "")
 	edit(t, r, "retry_max = \"2s\"\n", "retry_max = \"2s\"\nmax_pending_bytes = \"1GiB\"\n")
 	renameInConfig(t, r, "production")
 	channel := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer channel.Close()
 	edit(t, r, "[project.app]", fmt.Sprintf("[alerts]\nurl = %q\n\n[project.app]", channel.URL))
-	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Never"}})
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Never"}})
 	up(t, r)
 	for _, user := range []string{"anna-123", "u-12345"} {
 		accepted(t, r, fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Order Placed","user_id":%q,"insert_id":%[2]q,"event_properties":{"seq":1,"total":12},"user_properties":{"plan":"pro","email":%q}}]}`,
@@ -187,7 +188,7 @@ func TestCommandsInTheDocs(t *testing.T) {
 	drained(t, r)
 	dead := regexp.MustCompile(`production/\d+`).FindString(did(t, r, "dead-letters", "list"))
 
-	d := deskIn(t, r.dir)
+	d := deskIn(t, r.Dir)
 	if err := os.Mkdir(filepath.Join(d.dir, "cases"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -195,8 +196,8 @@ func TestCommandsInTheDocs(t *testing.T) {
 	write(t, filepath.Join(d.dir, "cases", "order.in.json"), `{"event_type":"Order Placed","user_id":"anna-123"}`)
 	did(t, r, "explain", "--expect", filepath.Join(d.dir, "cases"), "--update")
 	// An installation that has not been started, for what needs one.
-	other := filepath.Join(r.dir, "other.toml")
-	write(t, other, strings.ReplaceAll(configOf(t, r), filepath.Join(r.dir, "storage"), filepath.Join(r.dir, "restored")))
+	other := filepath.Join(r.Dir, "other.toml")
+	write(t, other, strings.ReplaceAll(configOf(t, r), filepath.Join(r.Dir, "storage"), filepath.Join(r.Dir, "restored")))
 
 	done := map[string]bool{}
 	for _, page := range pages(t) {
@@ -225,17 +226,17 @@ func TestCommandsInTheDocs(t *testing.T) {
 			if strings.Contains(bare, "ampcio backup ampcio.tar") {
 				os.Remove(filepath.Join(d.dir, "ampcio.tar"))
 			}
-			config := r.configPath
+			config := r.ConfigPath
 			if strings.Contains(bare, "--refuse") {
-				config = amplitude.configPath // nothing else is asked of that one, and it takes nothing for a minute
+				config = amplitude.ConfigPath // nothing else is asked of that one, and it takes nothing for a minute
 			}
 			if strings.Contains(bare, "ampcio restore") {
 				config = other
-				if err := os.RemoveAll(filepath.Join(r.dir, "restored")); err != nil {
+				if err := os.RemoveAll(filepath.Join(r.Dir, "restored")); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if code, said := d.typed(t, bare, config, "LISTEN="+r.listen, "ADMIN="+r.admin, "DEAD="+dead); code != endings[bare] {
+			if code, said := d.typed(t, bare, config, "LISTEN="+r.Listen, "ADMIN="+r.Admin, "DEAD="+dead); code != endings[bare] {
 				t.Errorf("%s: %q ends with %d, want %d:\n%s", page, bare, code, endings[bare], said)
 			}
 			if strings.Contains(bare, " pause ") {
@@ -273,7 +274,7 @@ func TestFirstEventOfTheREADME(t *testing.T) {
 	}
 	block := lines[i]
 	for _, port := range []string{"8070", "8071", "8090"} {
-		address, err := freeAddress()
+		address, err := rehearsal.FreeAddress()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -343,7 +343,7 @@ func (d *doctor) daemon(ctx context.Context) {
 			return
 		}
 		d.snap = &snap
-		n := pending(snap)
+		n := snap.Pending()
 		verdict := warning
 		if n > 0 {
 			verdict = wrong

@@ -19,6 +19,7 @@ import (
 
 	"ampcio/admin"
 	"ampcio/ingest"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -51,109 +52,117 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 	wordsOnly(t)
 	t.Parallel()
 	const good = "ActiveState=active\nSubState=running\nUnitFileState=enabled\nMainPID=1\nNRestarts=0\nNeedDaemonReload=no\n"
-	door := func(t *testing.T, r *rehearsal, s ingest.DoorStats) {
+	door := func(t *testing.T, r *rehearsal.Rehearsal, s ingest.DoorStats) {
 		b, err := json.Marshal(s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		write(t, filepath.Join(r.dir, "storage", doorBook), string(b))
+		write(t, filepath.Join(r.Dir, "storage", doorBook), string(b))
 	}
 	lately := func() time.Time { return time.Now().Add(-20*time.Minute - 10*time.Second) }
-	whole := rehearse(t, rehearsalSettings{})
+	whole := rehearse(t, rehearsal.Settings{})
 	up(t, whole)
 	down(t, whole)
 	for _, test := range []struct {
 		name   string
-		breaks func(*testing.T, *rehearsal, *doctor)
+		breaks func(*testing.T, *rehearsal.Rehearsal, *doctor)
 		wants  []string
 	}{
-		{"nothing but that it is stopped", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"nothing but that it is stopped", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			d.systemctl = units(strings.Replace(good, "=active", "=inactive", 1), "active")
 		}, []string{
 			"ok configuration: ", "ok keys: every key is there", "warning daemon: it is stopped, with 0 records pending | systemctl start ampcio; why it stopped: journalctl",
 			"ok storage folder: ", "ok disk speed: a sync takes 2 ms, p99 3 ms: about 250 commits/s", "ok disk space: ", "ok listener: systemd holds ", "ok last refused: no request was refused", "skipped credentials: not asked (--offline)",
 		}},
-		{"no configuration", func(t *testing.T, r *rehearsal, d *doctor) { d.configFile = filepath.Join(r.dir, "none.toml") },
+		{"no configuration", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
+			d.configFile = filepath.Join(r.Dir, "none.toml")
+		},
 			[]string{"wrong configuration: there is no ", "skipped keys: "}},
-		{"a mistake in the configuration", func(t *testing.T, r *rehearsal, d *doctor) { edit(t, r, `region       = "eu"`, `region = "moon"`) },
+		{"a mistake in the configuration", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
+			edit(t, r, `region       = "eu"`, `region = "moon"`)
+		},
 			[]string{`wrong configuration: CONFIG:15: sync.demo.region: must be "us" or "eu", not "moon" | mend it`, "skipped keys: "}},
-		{"rules that mean nothing", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"rules that mean nothing", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			edit(t, r, `identifier   = "user_id"`, `identifier = "nobody."`)
 		},
 			[]string{"wrong configuration: "}},
-		{"a configuration that everybody can change", func(t *testing.T, r *rehearsal, d *doctor) { chmod(t, r.configPath, 0o666) },
+		{"a configuration that everybody can change", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) { chmod(t, r.ConfigPath, 0o666) },
 			[]string{"wrong config file: everybody on this machine can change CONFIG (mode 0666) | chmod 0640 CONFIG"}},
-		{"a clock that was set back", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a clock that was set back", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			d.now = func() time.Time { return time.Now().Add(-time.Hour) }
 		}, []string{"warning config file: CONFIG was changed 59m in the future", "warning clock: a file in "}},
-		{"a configuration that only others may read", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a configuration that only others may read", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			if os.Geteuid() == 0 {
 				t.Skip("root may read everything")
 			}
-			chmod(t, r.configPath, 0)
+			chmod(t, r.ConfigPath, 0)
 		}, []string{"skipped configuration: you may not read CONFIG | run this as root", "skipped keys: "}},
-		{"no key file", func(t *testing.T, r *rehearsal, d *doctor) { remove(t, filepath.Join(r.dir, "customerio_api_key")) },
+		{"no key file", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
+			remove(t, filepath.Join(r.Dir, "customerio_api_key"))
+		},
 			[]string{"wrong keys: CONFIG:17: sync.demo.api_key_file: "}},
-		{"a key file that everybody can read", func(t *testing.T, r *rehearsal, d *doctor) {
-			chmod(t, filepath.Join(r.dir, "customerio_api_key"), 0o644)
+		{"a key file that everybody can read", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
+			chmod(t, filepath.Join(r.Dir, "customerio_api_key"), 0o644)
 		},
 			[]string{"wrong keys: CONFIG:17: sync.demo.api_key_file: everybody on this machine can get at "}},
-		{"a secret in a configuration that everybody can read", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a secret in a configuration that everybody can read", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			edit(t, r, `api_key_file = "customerio_api_key"`, `api_key = "key"`)
-			chmod(t, r.configPath, 0o644)
+			chmod(t, r.ConfigPath, 0o644)
 		},
 			[]string{"warning keys: CONFIG:17: sync.demo.api_key: a secret in a file that everybody on this machine can read"}},
-		{"no storage folder", func(t *testing.T, r *rehearsal, d *doctor) {
-			if err := os.Rename(filepath.Join(r.dir, "storage"), filepath.Join(r.dir, "moved")); err != nil {
+		{"no storage folder", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
+			if err := os.Rename(filepath.Join(r.Dir, "storage"), filepath.Join(r.Dir, "moved")); err != nil {
 				t.Fatal(err)
 			}
 		}, []string{"warning daemon: ampcio is not running and has never run", "warning storage folder: ", "ok disk space: "}},
-		{"a storage folder that everybody can look into", func(t *testing.T, r *rehearsal, d *doctor) { chmod(t, filepath.Join(r.dir, "storage"), 0o755) },
+		{"a storage folder that everybody can look into", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
+			chmod(t, filepath.Join(r.Dir, "storage"), 0o755)
+		},
 			[]string{"warning storage folder: everybody on this machine can look into "}},
-		{"a file of somebody else's in it", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a file of somebody else's in it", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			if os.Geteuid() != 0 {
 				t.Skip("only root can give files away")
 			}
-			if err := os.Chown(filepath.Join(r.dir, "storage", "users.db"), 65534, 65534); err != nil {
+			if err := os.Chown(filepath.Join(r.Dir, "storage", "users.db"), 65534, 65534); err != nil {
 				t.Fatal(err)
 			}
 		}, []string{"wrong storage folder: STORAGE/users.db belongs to somebody else than the folder, which is root's: ampcio cannot use it | systemctl stop ampcio; chown -R root: STORAGE; systemctl start ampcio"}},
-		{"the folder of another user than the service's", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"the folder of another user than the service's", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			d.systemctl = units(good+"User=somebody\n", "active")
 		}, []string{"wrong storage folder: STORAGE belongs to "}},
-		{"a slow disk", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a slow disk", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			d.tryDisk = func(context.Context, string) ([]time.Duration, error) {
 				return append(make([]time.Duration, 0, 60), 30*time.Millisecond, 40*time.Millisecond, 70*time.Millisecond, 80*time.Millisecond), nil
 			}
 		}, []string{"warning disk speed: a sync takes 70 ms, p99 80 ms: about 7 commits/s"}},
-		{"a disk that hangs", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a disk that hangs", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			d.tryDisk = func(context.Context, string) ([]time.Duration, error) { return []time.Duration{2 * time.Second}, nil }
 		}, []string{"wrong disk speed: a sync takes 2000 ms"}},
-		{"a disk that keeps nothing", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a disk that keeps nothing", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			d.tryDisk = func(context.Context, string) ([]time.Duration, error) {
 				return []time.Duration{3 * time.Microsecond}, nil
 			}
 		}, []string{"warning disk speed: "}},
-		{"a disk that has become read-only", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a disk that has become read-only", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			d.tryDisk = func(context.Context, string) ([]time.Duration, error) { return nil, syscall.EROFS }
 		}, []string{"wrong disk speed: STORAGE cannot be written to: the disk is read-only | "}},
-		{"less free than is wanted", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"less free than is wanted", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			edit(t, r, `min_free = "16MiB"`, `min_free = "900000GiB"`)
 		},
 			[]string{"wrong disk space: "}},
-		{"a unit that fails", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a unit that fails", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			d.systemctl = units("ActiveState=activating\nSubState=auto-restart\nUnitFileState=enabled\n", "active")
 		}, []string{"wrong service: ampcio.service is activating (auto-restart): it ends as soon as it starts | journalctl -u ampcio -n 30 says why"}},
-		{"a unit that is not enabled and was edited", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a unit that is not enabled and was edited", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			d.systemctl = units(strings.NewReplacer("enabled", "disabled", "Reload=no", "Reload=yes").Replace(good), "inactive")
 		}, []string{"wrong service: ampcio.service is active (running), but nothing answers at ", "warning service: ampcio.service is disabled: it is not started when", "warning service: the unit file was changed", "warning service: ampcio.socket is inactive: "}},
-		{"a unit that is masked", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a unit that is masked", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			d.systemctl = func(context.Context, ...string) (string, error) { return "LoadState=masked\n", nil }
 		}, []string{"wrong service: ampcio.service is masked"}},
-		{"a unit that runs, and another socket", func(t *testing.T, r *rehearsal, d *doctor) { d.systemctl = units(good, "active") },
+		{"a unit that runs, and another socket", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) { d.systemctl = units(good, "active") },
 			[]string{"wrong service: ampcio.service is active (running), but nothing answers at "}},
-		{"another program at the address", func(t *testing.T, r *rehearsal, d *doctor) {
-			l, err := net.Listen("tcp", r.listen)
+		{"another program at the address", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
+			l, err := net.Listen("tcp", r.Listen)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -161,58 +170,58 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 			other.Start()
 			t.Cleanup(other.Close)
 		}, []string{"wrong listener: ampcio is stopped, and another program answers at "}},
-		{"no request has come", func(t *testing.T, r *rehearsal, d *doctor) { door(t, r, ingest.DoorStats{}) },
+		{"no request has come", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) { door(t, r, ingest.DoorStats{}) },
 			[]string{"warning last request: none has come to the last ampcio that ran | try the door: ampcio send-test; "}},
-		{"requests, and none with a key", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"requests, and none with a key", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			door(t, r, ingest.DoorStats{Requests: 3, Refused: []ingest.Refusal{{Reason: "invalid_api_key", Count: 3, Last: lately(), Address: "192.0.2.7"}}})
 		}, []string{"warning last request: 3 requests came to the last ampcio that ran, none of them with an API key of a project | compare the API key",
 			"warning last refused: invalid_api_key: 20m ago, from 192.0.2.7; 3 requests in all | compare the API key of that sender"}},
-		{"old and harmless refusals", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"old and harmless refusals", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			door(t, r, ingest.DoorStats{Requests: 3, LastSeen: map[string]time.Time{"app": lately()}, Refused: []ingest.Refusal{
 				{Reason: "too_large", Count: 3, Last: lately().Add(-30 * time.Hour)}, {Reason: "aborted_body", Count: 1, Last: lately()}}})
 		}, []string{"ok last request: 20m ago, of project app; 3 requests", "ok last refused: aborted_body: 20m ago"}},
-		{"a proxy that is not trusted", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a proxy that is not trusted", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			door(t, r, ingest.DoorStats{Requests: 1, LastSeen: map[string]time.Time{"app": lately()}, Last: &ingest.Request{At: lately(), Peer: "10.1.2.3", Proxied: true}})
 		}, []string{`warning proxy: the last request came through a proxy at 10.1.2.3, which is not trusted: all its senders have its address | if it is yours: server.trusted_proxies = ["10.1.2.3/32"], then: ampcio reload`}},
-		{"a proxy that is trusted", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a proxy that is trusted", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			door(t, r, ingest.DoorStats{Requests: 1, LastSeen: map[string]time.Time{"app": lately()}, Last: &ingest.Request{At: lately(), Peer: "127.0.0.1", Proxied: true, Trusted: true}})
 		}, []string{"ok proxy: the last request came through a proxy at 127.0.0.1, which is trusted"}},
-		{"a wrong key", func(t *testing.T, r *rehearsal, d *doctor) {
-			write(t, filepath.Join(r.dir, "customerio_api_key"), "another-key\n")
+		{"a wrong key", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
+			write(t, filepath.Join(r.Dir, "customerio_api_key"), "another-key\n")
 			d.offline = false
 		}, []string{"wrong sync demo: Customer.io does not accept the Site ID and API key | check site_id and the Track API key", "ok clock: it agrees with that of the services"}},
-		{"the other region", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"the other region", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			edit(t, r, `region       = "eu"`, `region       = "us"`)
 			d.offline = false
 		}, []string{`wrong sync demo: Customer.io says that this account is in region "eu" | the configuration says region = "us": set region = "eu"`}},
-		{"Customer.io fails", func(t *testing.T, r *rehearsal, d *doctor) {
-			r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+		{"Customer.io fails", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
+			r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
 			d.offline = false
 		}, []string{"warning sync demo: "}},
-		{"a clock that is wrong", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a clock that is wrong", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			d.now = func() time.Time { return time.Now().Add(3 * time.Minute) }
 			d.offline = false
 		}, []string{"ok sync demo: Customer.io agrees: region eu", "wrong clock: this machine's is "}},
-		{"a clock that jumps", func(t *testing.T, r *rehearsal, d *doctor) {
+		{"a clock that jumps", func(t *testing.T, r *rehearsal.Rehearsal, d *doctor) {
 			began := time.Now()
 			d.now = func() time.Time { return time.Now().Add(10 * time.Since(began)).Round(0) }
-			r.sandbox.SetFaults(sandbox.Faults{Latency: 60 * time.Millisecond})
+			r.Sandbox.SetFaults(sandbox.Faults{Latency: 60 * time.Millisecond})
 			d.offline = false
 		}, []string{"warning clock: it jumped by "}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			r := rehearse(t, rehearsalSettings{})
-			copyFolder(t, filepath.Join(whole.dir, "storage"), filepath.Join(r.dir, "storage"))
-			chmod(t, filepath.Join(r.dir, "storage"), 0o700)
-			d := &doctor{configFile: r.configPath, offline: true, now: time.Now, getenv: func(string) string { return "" },
+			r := rehearse(t, rehearsal.Settings{})
+			copyFolder(t, filepath.Join(whole.Dir, "storage"), filepath.Join(r.Dir, "storage"))
+			chmod(t, filepath.Join(r.Dir, "storage"), 0o700)
+			d := &doctor{configFile: r.ConfigPath, offline: true, now: time.Now, getenv: func(string) string { return "" },
 				tryDisk: func(context.Context, string) ([]time.Duration, error) {
 					return []time.Duration{time.Millisecond, 2 * time.Millisecond, 3 * time.Millisecond}, nil
 				}}
 			test.breaks(t, r, d)
 			d.examine(t.Context())
 			for _, want := range test.wants {
-				want = strings.NewReplacer("CONFIG", r.configPath, "STORAGE", filepath.Join(r.dir, "storage")).Replace(want)
+				want = strings.NewReplacer("CONFIG", r.ConfigPath, "STORAGE", filepath.Join(r.Dir, "storage")).Replace(want)
 				if !d.of(want) {
 					t.Errorf("nothing begins with %q:\n%s", want, d.said())
 				}
@@ -275,8 +284,8 @@ func TestDoctorJudgesTheCertificate(t *testing.T) {
 // The command, beside a daemon that runs: what is in force, what came in, what is blocked.
 func TestDoctorBesideTheDaemon(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	certFile, keyFile := pair(t, r.dir, "localhost", time.Now().Add(60*24*time.Hour))
+	r := rehearse(t, rehearsal.Settings{})
+	certFile, keyFile := pair(t, r.Dir, "localhost", time.Now().Add(60*24*time.Hour))
 	edit(t, r, "[server]\n", fmt.Sprintf("[server]\ntls_cert = %q\ntls_key = %q\n", certFile, keyFile))
 	chmod(t, keyFile, 0o600)
 	up(t, r)
@@ -307,9 +316,9 @@ func TestDoctorBesideTheDaemon(t *testing.T) {
 		return "nothing is said of " + check
 	}
 	now := look(exitFailed)
-	contains(t, of(now, "daemon"), "ok: it answers at "+r.socket, fmt.Sprintf("pid %d", r.daemon.Process.Pid))
+	contains(t, of(now, "daemon"), "ok: it answers at "+r.Socket, fmt.Sprintf("pid %d", r.Daemon.Process.Pid))
 	contains(t, of(now, "binary"), "ok: ")
-	contains(t, of(now, "listener"), "ok: https://"+r.listen+" answers")
+	contains(t, of(now, "listener"), "ok: https://"+r.Listen+" answers")
 	contains(t, of(now, "certificate"), "warning: who issued it is not known")
 	contains(t, of(now, "file limit"), "ok: the daemon may open ")
 	contains(t, of(now, "in force"), "ok: ")
@@ -321,7 +330,7 @@ func TestDoctorBesideTheDaemon(t *testing.T) {
 	if after := stats(t, r); after.Door.Requests != before.Door.Requests || toJSON(t, after.Door.Refused) != toJSON(t, before.Door.Refused) {
 		t.Errorf("the door has seen the doctor: %+v", after.Door)
 	}
-	entries, err := os.ReadDir(filepath.Join(r.dir, "storage"))
+	entries, err := os.ReadDir(filepath.Join(r.Dir, "storage"))
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), ".doctor") {
 			t.Errorf("%v: it has left %s", err, e.Name())

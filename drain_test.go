@@ -9,13 +9,14 @@ import (
 	"time"
 
 	"ampcio/admin"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // A machine is moved: first a look, then the wait, with new events refused until it may be stopped.
 func TestDrainForAMove(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	did(t, r, "sync", "pause", "demo")
 	for _, user := range []string{"bob-2", "eve-3", "dan-4", "fay-5", "ann-1"} {
@@ -34,7 +35,7 @@ func TestDrainForAMove(t *testing.T) {
 	contains(t, got.stderr, "not empty: 5 records pending")
 
 	// What Customer.io does not take is waited for, until the time is over.
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
 	did(t, r, "sync", "resume", "demo")
 	eventually(t, 10*time.Second, "unreachable", func() bool { return statusOf(t, r, "demo").Status == admin.StatusUnreachable })
 	got = verbOf(t, r, "drain", "--until-empty", "--timeout", "500ms")
@@ -46,7 +47,7 @@ func TestDrainForAMove(t *testing.T) {
 	accepted(t, r, numbered("ann-1", 2, 2)) // nothing was asked to be refused
 
 	// The senders hear 503 until it is empty and a while after.
-	c := ampcio("drain", "--until-empty", "--refuse", "--json", "--config", r.configPath)
+	c := ampcio("drain", "--until-empty", "--refuse", "--json", "--config", r.ConfigPath)
 	out, err := c.StdoutPipe()
 	if err == nil {
 		err = c.Start()
@@ -65,11 +66,11 @@ func TestDrainForAMove(t *testing.T) {
 	if a := send(t, r, numbered("ann-1", 3, 3)); a.status != 503 || a.header.Get("Retry-After") == "" {
 		t.Errorf("while it drains: %+v", a)
 	}
-	if a := ask(t, "GET", "http://"+r.admin+"/readyz", ""); a.status != 503 {
+	if a := ask(t, "GET", "http://"+r.Admin+"/readyz", ""); a.status != 503 {
 		t.Errorf("readyz: %+v", a)
 	}
 	contains(t, strings.Join(stats(t, r).Notes, "\n"), "new events are refused (503)")
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	for looks.Scan() {
 		look = drainReport{}
 		if err := json.Unmarshal(looks.Bytes(), &look); err != nil {
@@ -95,11 +96,11 @@ func TestDrainForAMove(t *testing.T) {
 // Whoever ends a drain leaves a daemon that takes events and delivers.
 func TestDrainEndedByItsOperator(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
 	accepted(t, r, numbered("ann-1", 1, 5))
-	c := ampcio("drain", "--until-empty", "--refuse", "--config", r.configPath)
+	c := ampcio("drain", "--until-empty", "--refuse", "--config", r.ConfigPath)
 	var said strings.Builder
 	c.Stderr = &said
 	if err := c.Start(); err != nil {
@@ -122,7 +123,7 @@ func TestDrainEndedByItsOperator(t *testing.T) {
 	}
 	contains(t, got.stdout, "demo is stopped: ", " pending, not waited for", "to do: start ampcio (systemctl start ampcio)")
 	contains(t, got.stderr, "not empty: ")
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	up(t, r)
 	balanced(t, drained(t, r))
 	down(t, r)

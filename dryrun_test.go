@@ -13,10 +13,11 @@ import (
 
 	"ampcio/admin"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 )
 
 const (
-	demoKeys   = "site_id      = \"" + demoSiteID + "\"\napi_key_file = \"customerio_api_key\"\n"
+	demoKeys   = "site_id      = \"" + rehearsal.SiteID + "\"\napi_key_file = \"customerio_api_key\"\n"
 	dryRunLive = "[sync.demo]\n"
 	dryRunOn   = "[sync.demo]\ndry_run = true\n"
 )
@@ -30,10 +31,10 @@ type dryRunSeen struct {
 	seqs   []uint64       // of events, in the order of the file
 }
 
-func readDryRun(t testing.TB, r *rehearsal) dryRunSeen {
+func readDryRun(t testing.TB, r *rehearsal.Rehearsal) dryRunSeen {
 	t.Helper()
 	seen := dryRunSeen{events: map[string]int{}, users: map[uint64]int{}}
-	f, err := os.Open(filepath.Join(r.dir, "storage", "dry-run", "demo.jsonl"))
+	f, err := os.Open(filepath.Join(r.Dir, "storage", "dry-run", "demo.jsonl"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +71,7 @@ func readDryRun(t testing.TB, r *rehearsal) dryRunSeen {
 // would be sent; and then lets it send, from where the trial has begun.
 func TestDryRunBeforeTheMove(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	edit(t, r, demoKeys, "dry_run = true\n")
 	contains(t, did(t, r, "check-config", "--online"), "dry_run: nothing is sent to Customer.io", "no key yet, since it is a dry run", "Customer.io was not asked")
 	refuses(t, r, exitUnavailable, []string{"has never run"}, "dry-run", "report")
@@ -80,7 +81,7 @@ func TestDryRunBeforeTheMove(t *testing.T) {
 	for _, user := range users {
 		accepted(t, r, numbered(user, 1, 5))
 	}
-	accepted(t, r, fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":%q,"user_id":"annabel","device_id":"device of annabel"}]}`, recordings.Key, demoDrop))
+	accepted(t, r, fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":%q,"user_id":"annabel","device_id":"device of annabel"}]}`, recordings.Key, rehearsal.Drop))
 	shows := func(events uint64) *admin.DryRun {
 		t.Helper()
 		var y admin.Sync
@@ -108,10 +109,10 @@ func TestDryRunBeforeTheMove(t *testing.T) {
 
 	// A crash and a restart: it goes on where it was.
 	eventually(t, 10*time.Second, "the counts are written down", func() bool {
-		c, err := readDryRunCounts(filepath.Join(r.dir, "storage"), "demo")
+		c, err := readDryRunCounts(filepath.Join(r.Dir, "storage"), "demo")
 		return err == nil && c != nil && c.Events == 15
 	})
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	up(t, r)
@@ -127,11 +128,11 @@ func TestDryRunBeforeTheMove(t *testing.T) {
 		t.Errorf("user updates of records %v", seen.users)
 	}
 	for _, name := range []string{"demo.jsonl", "demo.counts.json", "demo.dry.run.db"} {
-		if st, err := os.Stat(filepath.Join(r.dir, "storage", "dry-run", name)); err != nil || st.Mode().Perm() != 0o600 {
+		if st, err := os.Stat(filepath.Join(r.Dir, "storage", "dry-run", name)); err != nil || st.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", name, st, err)
 		}
 	}
-	if n := r.sandbox.Report().Requests; n != 0 {
+	if n := r.Sandbox.Report().Requests; n != 0 {
 		t.Errorf("Customer.io was sent %d requests", n)
 	}
 	shows(24)
@@ -158,7 +159,7 @@ func TestDryRunBeforeTheMove(t *testing.T) {
 	if only(t, snap).DryRun != nil {
 		t.Errorf("still in a dry run: %+v", only(t, snap).DryRun)
 	}
-	if _, err := os.Stat(filepath.Join(r.dir, "storage", "dry-run", "demo.dry.run.db")); !os.IsNotExist(err) {
+	if _, err := os.Stat(filepath.Join(r.Dir, "storage", "dry-run", "demo.dry.run.db")); !os.IsNotExist(err) {
 		t.Errorf("the trial's ledger: %v", err)
 	}
 	contains(t, did(t, r, "dry-run", "report"), "demo: its dry run has ended")
@@ -170,7 +171,7 @@ func TestDryRunBeforeTheMove(t *testing.T) {
 // them, nothing twice, and each user's in order; what was passed over can be had later.
 func TestDryRunReloadedUnderLoad(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	s := sending(t, r, 3)
 	s.more(t)
@@ -179,10 +180,10 @@ func TestDryRunReloadedUnderLoad(t *testing.T) {
 		if got := changes(reloaded(t, r)); got != "demo in a dry run" {
 			t.Errorf("reloaded: %s", got)
 		}
-		before := r.sandbox.Report().Requests
+		before := r.Sandbox.Report().Requests
 		s.more(t)
 		eventually(t, 10*time.Second, "the dry run counts", func() bool { d := only(t, stats(t, r)).DryRun; return d != nil && d.Events > 30 })
-		if n := r.sandbox.Report().Requests; n != before {
+		if n := r.Sandbox.Report().Requests; n != before {
 			t.Errorf("%d requests were sent in a dry run", n-before)
 		}
 		edit(t, r, dryRunOn, dryRunLive)
@@ -190,17 +191,17 @@ func TestDryRunReloadedUnderLoad(t *testing.T) {
 			t.Errorf("reloaded: %s", got)
 		}
 		s.more(t)
-		eventually(t, 10*time.Second, "it sends again", func() bool { return r.sandbox.Report().Requests > before })
+		eventually(t, 10*time.Second, "it sends again", func() bool { return r.Sandbox.Report().Requests > before })
 	}
 	n := s.end()
 	balanced(t, drained(t, r))
-	if o := r.sandbox.Report().Order; o.OutOfOrder != 0 || o.Repeated != 0 || o.Missing == 0 {
+	if o := r.Sandbox.Report().Order; o.OutOfOrder != 0 || o.Repeated != 0 || o.Missing == 0 {
 		t.Errorf("order: %+v", o)
 	}
 	did(t, r, "sync", "rewind", "demo", "--since", "1h", "--untaken", "--yes")
 	balanced(t, drained(t, r))
 	for user, n := range n {
-		if p, _ := r.sandbox.Person("id", user); p.EventCount != int64(n) {
+		if p, _ := r.Sandbox.Person("id", user); p.EventCount != int64(n) {
 			t.Errorf("Customer.io has %d events of %s, want %d", p.EventCount, user, n)
 		}
 	}
@@ -218,7 +219,7 @@ func TestDryRunReloadedUnderLoad(t *testing.T) {
 	edit(t, r, dryRunOn, dryRunLive)
 	reloaded(t, r)
 	balanced(t, drained(t, r))
-	if p, _ := r.sandbox.Person("id", "dorothea"); p.EventCount != 3 {
+	if p, _ := r.Sandbox.Person("id", "dorothea"); p.EventCount != 3 {
 		t.Errorf("Customer.io has %d events of dorothea", p.EventCount)
 	}
 	down(t, r)
@@ -227,9 +228,9 @@ func TestDryRunReloadedUnderLoad(t *testing.T) {
 // A dry run that cannot begin, and one whose ledger was damaged, stop nothing.
 func TestDryRunThatCannotBegin(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	edit(t, r, dryRunLive, dryRunOn)
-	storage := filepath.Join(r.dir, "storage")
+	storage := filepath.Join(r.Dir, "storage")
 	if err := os.Mkdir(storage, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +249,7 @@ func TestDryRunThatCannotBegin(t *testing.T) {
 	}
 	accepted(t, r, numbered("annabel", 5, 6)) // what was in force stays
 	balanced(t, drained(t, r))
-	if p, _ := r.sandbox.Person("id", "annabel"); p.EventCount != 4 {
+	if p, _ := r.Sandbox.Person("id", "annabel"); p.EventCount != 4 {
 		t.Errorf("Customer.io has %d events", p.EventCount)
 	}
 	down(t, r)

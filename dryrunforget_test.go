@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ampcio/rehearsal"
 )
 
 // twoPeople is a request of two, so that a line of the dry run is about both.
@@ -23,13 +25,13 @@ func twoPeople(n int) string {
 func TestForgetReachesDryRuns(t *testing.T) {
 	t.Parallel()
 	const anna, bert = "anna@example.com", "bert@example.com"
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	edit(t, r, dryRunLive, dryRunOn)
 	up(t, r)
 	written := func(events, users int) {
 		t.Helper()
 		eventually(t, 10*time.Second, "it is all written", func() bool {
-			if _, err := os.Stat(filepath.Join(r.dir, "storage", "dry-run", "demo.jsonl")); err != nil {
+			if _, err := os.Stat(filepath.Join(r.Dir, "storage", "dry-run", "demo.jsonl")); err != nil {
 				return false
 			}
 			seen := readDryRun(t, r)
@@ -38,7 +40,7 @@ func TestForgetReachesDryRuns(t *testing.T) {
 	}
 	everywhere := func() (text string) {
 		t.Helper()
-		files, err := filepath.Glob(filepath.Join(r.dir, "storage", "dry-run", "*"))
+		files, err := filepath.Glob(filepath.Join(r.Dir, "storage", "dry-run", "*"))
 		if err != nil || len(files) < 3 {
 			t.Fatalf("%v, %v", files, err)
 		}
@@ -84,20 +86,20 @@ func TestForgetReachesDryRuns(t *testing.T) {
 	up(t, r)
 	accepted(t, r, twoPeople(3))
 	written(3, 2)
-	if names, err := filepath.Glob(filepath.Join(r.dir, "storage", "sync", "*.dry.run*")); err != nil || len(names) != 0 {
+	if names, err := filepath.Glob(filepath.Join(r.Dir, "storage", "sync", "*.dry.run*")); err != nil || len(names) != 0 {
 		t.Errorf("a trial has left %v beside the ledgers, %v", names, err)
 	}
 
 	// A sync that is given up leaves nothing of its dry run.
 	edit(t, r, dryRunOn, dryRunLive)
-	config, err := os.ReadFile(r.configPath)
+	config, err := os.ReadFile(r.ConfigPath)
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, r.configPath, strings.ReplaceAll(string(config), "sync.demo", "sync.another"))
+	write(t, r.ConfigPath, strings.ReplaceAll(string(config), "sync.demo", "sync.another"))
 	did(t, r, "reload", "--yes")
 	did(t, r, "sync", "remove", "demo", "--yes")
-	if names, err := filepath.Glob(filepath.Join(r.dir, "storage", "dry-run", "*")); err != nil || len(names) != 0 {
+	if names, err := filepath.Glob(filepath.Join(r.Dir, "storage", "dry-run", "*")); err != nil || len(names) != 0 {
 		t.Errorf("%v are left, %v", names, err)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ampcio/rehearsal"
 )
 
 // A team keeps its mapping under test, on a machine that has neither storage nor keys.
@@ -107,8 +109,8 @@ func read(t testing.TB, path string) string {
 func TestExplainSaysWhatItWants(t *testing.T) {
 	wordsOnly(t)
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	event := filepath.Join(r.dir, "e.json")
+	r := rehearse(t, rehearsal.Settings{})
+	event := filepath.Join(r.Dir, "e.json")
 	write(t, event, `{"event_type":"Visit"}`)
 	for _, tt := range []struct {
 		code int
@@ -150,7 +152,7 @@ func TestExplainSaysWhatItWants(t *testing.T) {
 // once more. What is known of a user counts for what comes.
 func TestExplainOfADeadLetter(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	edit(t, r, `retry_max = "2s"`, "retry_max = \"2s\"\nlate_policy = \"dead_letter\"")
 	up(t, r)
 	accepted(t, r, `{"api_key":"0123456789abcdef0123456789abcdef","events":[{"event_type":"Visit","user_id":"annabel","device_id":"device-1","insert_id":"old","time":1500000000000,"user_properties":{"plan":"free"}}]}`)
@@ -165,7 +167,7 @@ func TestExplainOfADeadLetter(t *testing.T) {
 				t.Errorf("%s: %+v", seq, e)
 			}
 		}
-		path := filepath.Join(r.dir, "e.json")
+		path := filepath.Join(r.Dir, "e.json")
 		write(t, path, `{"event_type":"Visit","device_id":"device-1"}`)
 		contains(t, did(t, r, "explain", path), "of         user annabel, device device-1", `before     {"plan":"pro"}`, "identify not sent: nothing has changed since")
 		contains(t, did(t, r, "explain", "--seq", "1"), "stored as  record 1\n", "before     (not kept)", `after      {"plan":"free"}`, "late")

@@ -22,6 +22,7 @@ import (
 	"ampcio/mapping"
 	"ampcio/queue"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 	"ampcio/users"
 )
@@ -137,11 +138,11 @@ var timestamps = regexp.MustCompile(`"timestamp":\d+`)
 // is what Customer.io receives of it.
 func TestExplainedIsWhatIsReceived(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	tap := &wiretap{to: r.sandbox}
+	r := rehearse(t, rehearsal.Settings{})
+	tap := &wiretap{to: r.Sandbox}
 	server := httptest.NewServer(tap)
 	defer server.Close()
-	edit(t, r, r.sandboxURL, server.URL)
+	edit(t, r, r.SandboxURL, server.URL)
 	edit(t, r, `retry_max = "2s"`, "retry_max = \"2s\"\nbatch_operations = 1")
 	edit(t, r, `properties = ["plan", "email", "role"]`, `properties = ["*"]`)
 	edit(t, r, `properties = ["seq", "total", "currency"]`, "properties = [\"*\"]\nfields = [\"platform\", \"os\", \"revenue\"]\nuser_properties = [\"role\"]")
@@ -162,7 +163,7 @@ func TestExplainedIsWhatIsReceived(t *testing.T) {
 		t.Fatal(err)
 	}
 	bodies.Write(others)
-	path := filepath.Join(r.dir, "input.jsonl")
+	path := filepath.Join(r.Dir, "input.jsonl")
 	write(t, path, bodies.String())
 	foretold := explained(t, did(t, r, "explain", "--json", path))
 
@@ -226,7 +227,7 @@ func TestExplainedIsWhatIsReceived(t *testing.T) {
 	}
 
 	// By now nothing is new; and stopped it is explained as it is while it runs.
-	e := filepath.Join(r.dir, "event.json")
+	e := filepath.Join(r.Dir, "event.json")
 	write(t, e, `{"event_type":"Visit","user_id":"user-000001","device_id":"device-000001","insert_id":"explained-1","time":1700000000000}`)
 	running := did(t, r, "explain", "--json", e)
 	contains(t, running, `"no_identify_because":"unchanged"`, `"last_sent":"something"`)
@@ -293,7 +294,7 @@ func tomlOf(t testing.TB, value json.RawMessage) string {
 func (p *mappingPair) generationOf(t testing.TB, batch int) *generation {
 	t.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "[project.app]\namplitude_api_keys = [%q]\nrelay = \"off\"\n[sync.demo]\nregion = \"eu\"\nsite_id = %q\napi_key = %q\nidentifier = %q\n", recordings.Key, demoSiteID, demoAPIKey, p.Config.Identifier)
+	fmt.Fprintf(&b, "[project.app]\namplitude_api_keys = [%q]\nrelay = \"off\"\n[sync.demo]\nregion = \"eu\"\nsite_id = %q\napi_key = %q\nidentifier = %q\n", recordings.Key, rehearsal.SiteID, rehearsal.APIKey, p.Config.Identifier)
 	if p.Config.IdentifierKind != "" {
 		fmt.Fprintf(&b, "identifier_kind = %q\n", p.Config.IdentifierKind)
 	}
@@ -463,7 +464,7 @@ func (h *pairHouse) take(a mapping.Arrival) {
 // deliver lets a delivery send all of it to a sandbox, and gives the bodies.
 func (h *pairHouse) deliver() []string {
 	h.t.Helper()
-	tap := &wiretap{to: sandbox.New(sandbox.Options{SiteID: demoSiteID, APIKey: demoAPIKey, Region: "eu"})}
+	tap := &wiretap{to: sandbox.New(sandbox.Options{SiteID: rehearsal.SiteID, APIKey: rehearsal.APIKey, Region: "eu"})}
 	o := accountOptions(h.g.cfg.Sync["demo"])
 	o.Transport = tap
 	s := delivery.New(h.c, h.g.rules["demo"], o)

@@ -4,6 +4,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"ampcio/rehearsal"
 )
 
 // On the first day nothing is known but what an import has told: of that explain knows,
@@ -11,9 +13,9 @@ import (
 func TestExplainKnowsWhoWasSeeded(t *testing.T) {
 	wordsOnly(t)
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
-	lines, event := filepath.Join(r.dir, "seed.json"), filepath.Join(r.dir, "event.json")
+	lines, event := filepath.Join(r.Dir, "seed.json"), filepath.Join(r.Dir, "event.json")
 	write(t, lines, exportLine("anna-17", 1, time.Now().Add(-48*time.Hour), `{"plan":"pro"}`)+"\n")
 	write(t, event, `{"event_type":"Order Completed","device_id":"device of anna-17","insert_id":"i-1","event_properties":{"total":3}}`)
 	did(t, r, "import", "--state", "--yes", lines)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -14,9 +15,9 @@ import (
 // ampcio takes, and twice is once.
 func TestLeavingWithWhatIsLeft(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Never"}})
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Never"}})
 	accepted(t, r, fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Never","user_id":"ann-1","event_properties":{"seq":1}}]}`, recordings.Key))
 	drained(t, r)
 	did(t, r, "sync", "pause", "demo")
@@ -45,14 +46,14 @@ func TestLeavingWithWhatIsLeft(t *testing.T) {
 	refuses(t, r, exitUsage, []string{"sync export wants NAME"}, "sync", "export")
 	refuses(t, r, exitUsage, []string{"nobody"}, "sync", "export", "nobody")
 
-	other := rehearse(t, rehearsalSettings{})
+	other := rehearse(t, rehearsal.Settings{})
 	up(t, other)
 	for range 2 {
 		accepted(t, other, fmt.Sprintf(`{"api_key":%q,"events":[%s]}`, recordings.Key, strings.Join(taken, ",")))
 	}
 	drained(t, other)
 	complete(t, other, map[string]int{"bob-1": 30, "ann-1": 1, "eve-1": 1})
-	for _, e := range other.sandbox.Events(0, 100) {
+	for _, e := range other.Sandbox.Events(0, 100) {
 		if at := time.Unix(e.Timestamp, 0); e.Name == "Skewed" && time.Since(at) > 10*time.Minute {
 			t.Errorf("an event of a sender whose clock is an hour late happened at %v", at)
 		}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -56,29 +57,29 @@ func TestThousandsOfEventsThroughFaultsAndKills(t *testing.T) {
 
 	// Small batches, so that there are many requests to fail; short waits, since the
 	// sandbox recovers at once.
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{Seed: seed},
-		sync: "retry_initial = \"50ms\"\nbatch_operations = 25\nconcurrency = 8\nrequests_per_second = 1000\n"})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{Seed: seed},
+		Sync: "retry_initial = \"50ms\"\nbatch_operations = 25\nconcurrency = 8\nrequests_per_second = 1000\n"})
 	up(t, r)
-	tr := newTraffic(r, 100, 10_000, seed)
+	tr := rehearsal.NewTraffic(r, 100, 10_000, seed)
 	ctx := within(t, 60*time.Second)
-	ids, err := tr.replay(ctx)
+	ids, err := tr.Replay(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	r.sandbox.SetFaults(faults)
+	r.Sandbox.SetFaults(faults)
 	sent := make(chan error, 1)
-	go func() { sent <- tr.run(ctx, spread) }()
+	go func() { sent <- tr.Run(ctx, spread) }()
 	for _, at := range killAt {
 		select {
 		case <-time.After(time.Until(begin.Add(at))):
 		case err := <-sent:
 			sent <- err
 		}
-		if err := r.kill(); err != nil {
+		if err := r.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.start(ctx); err != nil {
+		if err := r.Start(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -89,15 +90,15 @@ func TestThousandsOfEventsThroughFaultsAndKills(t *testing.T) {
 	books := drained(t, r)
 	t.Logf("drained after %s", time.Since(begin).Round(time.Millisecond))
 
-	v := tr.verdict(ids, books)
-	for _, problem := range v.problems {
+	v := tr.Verdict(ids, books)
+	for _, problem := range v.Problems {
 		t.Error(problem)
 	}
-	if v.acknowledged < 10_000 || v.delivered != v.acknowledged {
-		t.Errorf("%d acknowledged, %d delivered", v.acknowledged, v.delivered)
+	if v.Acknowledged < 10_000 || v.Delivered != v.Acknowledged {
+		t.Errorf("%d acknowledged, %d delivered", v.Acknowledged, v.Delivered)
 	}
-	report := r.sandbox.Report()
-	t.Logf("faults met %v, %d repeats ignored, %d requests", report.FaultsInjected, v.repeats, report.Requests)
+	report := r.Sandbox.Report()
+	t.Logf("faults met %v, %d repeats ignored, %d requests", report.FaultsInjected, v.Repeats, report.Requests)
 	for _, fault := range []string{"500", "429", "cut_after", "outage_503"} {
 		if report.FaultsInjected[fault] == 0 {
 			t.Errorf("the sandbox has never met a client with %s: this tests less than it says", fault)
@@ -108,7 +109,7 @@ func TestThousandsOfEventsThroughFaultsAndKills(t *testing.T) {
 	}
 
 	// The same books after a stop, read from the files.
-	if err := r.stop(); err != nil {
+	if err := r.Stop(); err != nil {
 		t.Errorf("the daemon ended with %v", err)
 	}
 	sameBooks(t, books, statsOfFiles(t, r))
@@ -120,31 +121,31 @@ func TestKillsWhileItStores(t *testing.T) {
 	t.Parallel()
 	seed := seed(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{Seed: seed}, sync: "requests_per_second = 1000\n"})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{Seed: seed}, Sync: "requests_per_second = 1000\n"})
 	up(t, r)
-	tr := newTraffic(r, 40, 12_000, seed)
+	tr := rehearsal.NewTraffic(r, 40, 12_000, seed)
 	ctx := within(t, 60*time.Second)
 	sent := make(chan error, 1)
-	go func() { sent <- tr.run(ctx, 0) }()
+	go func() { sent <- tr.Run(ctx, 0) }()
 	for next := int64(0); next < 10_000; {
 		next += 500 + rng.Int64N(1000)
-		eventually(t, 30*time.Second, "more events are acknowledged", func() bool { return tr.sent.Load() >= next })
-		if err := r.kill(); err != nil {
+		eventually(t, 30*time.Second, "more events are acknowledged", func() bool { return tr.Sent.Load() >= next })
+		if err := r.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.start(ctx); err != nil {
+		if err := r.Start(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := <-sent; err != nil {
 		t.Fatalf("the senders ended with %v", err)
 	}
-	v := tr.verdict(nil, drained(t, r))
-	for _, problem := range v.problems {
+	v := tr.Verdict(nil, drained(t, r))
+	for _, problem := range v.Problems {
 		t.Error(problem)
 	}
-	if v.delivered != 12_000 {
-		t.Errorf("%d acknowledged, %d delivered", v.acknowledged, v.delivered)
+	if v.Delivered != 12_000 {
+		t.Errorf("%d acknowledged, %d delivered", v.Acknowledged, v.Delivered)
 	}
 	down(t, r)
 }
@@ -159,23 +160,23 @@ func TestNobodyIsInTwoRequestsAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{Seed: seed, CheckOverlap: true, Faults: faults},
-		sync: "retry_initial = \"20ms\"\nbatch_operations = 10\nconcurrency = 8\nrequests_per_second = 1000\n"})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{Seed: seed, CheckOverlap: true, Faults: faults},
+		Sync: "retry_initial = \"20ms\"\nbatch_operations = 10\nconcurrency = 8\nrequests_per_second = 1000\n"})
 	edit(t, r, `retry_max = "2s"`, `retry_max = "300ms"`)
 	up(t, r)
-	tr := newTraffic(r, 12, 2_000, seed)
-	if err := tr.run(within(t, 60*time.Second), 3*time.Second); err != nil {
+	tr := rehearsal.NewTraffic(r, 12, 2_000, seed)
+	if err := tr.Run(within(t, 60*time.Second), 3*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	books := drained(t, r)
-	v := tr.verdict(nil, books)
-	for _, problem := range v.problems {
+	v := tr.Verdict(nil, books)
+	for _, problem := range v.Problems {
 		t.Error(problem)
 	}
-	report := r.sandbox.Report()
+	report := r.Sandbox.Report()
 	t.Logf("%d requests, at most %d at once, faults met %v", report.Requests, report.MaxInFlight, report.FaultsInjected)
-	if v.delivered != 2_000 || report.MaxInFlight < 2 || len(report.FaultsInjected) < 9 {
-		t.Errorf("%d delivered, at most %d requests at once, faults met %v", v.delivered, report.MaxInFlight, report.FaultsInjected)
+	if v.Delivered != 2_000 || report.MaxInFlight < 2 || len(report.FaultsInjected) < 9 {
+		t.Errorf("%d delivered, at most %d requests at once, faults met %v", v.Delivered, report.MaxInFlight, report.FaultsInjected)
 	}
 	down(t, r)
 }

@@ -21,6 +21,7 @@ import (
 	"ampcio/archive"
 	"ampcio/queue"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 	"ampcio/users"
 )
@@ -128,8 +129,8 @@ func TestImportThroughKills(t *testing.T) {
 	const n = importSize
 	seed := seed(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{Seed: seed}, sync: "requests_per_second = 1000\n"})
-	z := filepath.Join(r.dir, "export.zip")
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{Seed: seed}, Sync: "requests_per_second = 1000\n"})
+	z := filepath.Join(r.Dir, "export.zip")
 	perUser := exported(t, z, 100, n, time.Now().Add(-100*time.Hour), rng)
 	up(t, r)
 	taken := func() uint64 { return only(t, stats(t, r)).Books.Taken }
@@ -137,7 +138,7 @@ func TestImportThroughKills(t *testing.T) {
 		t.Helper()
 		eventually(t, 30*time.Second, "more lines are taken", func() bool { return taken() >= least })
 	}
-	args := []string{"--config", r.configPath, "--yes", "--rate", fmt.Sprint(n / 2), z}
+	args := []string{"--config", r.ConfigPath, "--yes", "--rate", fmt.Sprint(n / 2), z}
 
 	c, _, ended := beginImport(t, args...)
 	at(n / 10)
@@ -149,7 +150,7 @@ func TestImportThroughKills(t *testing.T) {
 
 	_, _, ended = beginImport(t, args...)
 	at(3 * n / 10)
-	if err := r.kill(); err != nil { // the daemon; the command waits for it
+	if err := r.Kill(); err != nil { // the daemon; the command waits for it
 		t.Fatal(err)
 	}
 	up(t, r)
@@ -164,7 +165,7 @@ func TestImportThroughKills(t *testing.T) {
 	if got := <-ended; got.code != 0 {
 		t.Errorf("the import whose daemon was killed: %d\n%s", got.code, got.stderr)
 	}
-	got := run(t, "import", "--config", r.configPath, "--yes", z)
+	got := run(t, "import", "--config", r.ConfigPath, "--yes", z)
 	if contains(t, got.stdout, many(n)+" lines taken: 0 events stored", many(n)+" lines had been taken before"); got.code != 0 {
 		t.Errorf("once more: %d\n%s", got.code, got.stderr)
 	}
@@ -174,7 +175,7 @@ func TestImportThroughKills(t *testing.T) {
 	if taken := only(t, books).Books.Taken; taken != n {
 		t.Errorf("the log has taken %d records for %d events", taken, n)
 	}
-	if p, _ := r.sandbox.Person("id", "importee-1"); len(p.Attributes) != 1 { // its id
+	if p, _ := r.Sandbox.Person("id", "importee-1"); len(p.Attributes) != 1 { // its id
 		t.Errorf("a past event has updated a person: %v", p.Attributes)
 	}
 	down(t, r)
@@ -204,22 +205,22 @@ func transactions(t testing.TB, path string) uint64 {
 func TestImportWithoutDaemon(t *testing.T) {
 	t.Parallel()
 	seed := seed(t)
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{Seed: seed}, sync: "requests_per_second = 1000\n"})
-	z := filepath.Join(r.dir, "export.zip")
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{Seed: seed}, Sync: "requests_per_second = 1000\n"})
+	z := filepath.Join(r.Dir, "export.zip")
 	perUser := exported(t, z, 40, 6000, time.Now().Add(-100*time.Hour), rand.New(rand.NewPCG(seed, 0)))
-	if got := run(t, "import", "--config", r.configPath, "--yes", z); got.code != exitUnavailable || !strings.Contains(got.stderr, "has never run") {
+	if got := run(t, "import", "--config", r.ConfigPath, "--yes", z); got.code != exitUnavailable || !strings.Contains(got.stderr, "has never run") {
 		t.Errorf("without a storage folder: %d %s", got.code, got.stderr)
 	}
 	up(t, r)
 	down(t, r)
-	c, _, ended := beginImport(t, "--config", r.configPath, "--yes", "--rate", "3000", z)
+	c, _, ended := beginImport(t, "--config", r.ConfigPath, "--yes", "--rate", "3000", z)
 	first := uint64(0)
 	eventually(t, 30*time.Second, "the command stores lines", func() bool {
-		held, _ := os.ReadFile(filepath.Join(r.dir, "storage", "lock"))
+		held, _ := os.ReadFile(filepath.Join(r.Dir, "storage", "lock"))
 		if strings.TrimSpace(string(held)) != fmt.Sprint(c.Process.Pid) {
 			return false
 		}
-		files, _ := filepath.Glob(filepath.Join(r.dir, "storage", "log", "*.db"))
+		files, _ := filepath.Glob(filepath.Join(r.Dir, "storage", "log", "*.db"))
 		n := transactions(t, files[len(files)-1])
 		if first == 0 {
 			first = n
@@ -228,7 +229,7 @@ func TestImportWithoutDaemon(t *testing.T) {
 	})
 	c.Process.Kill()
 	<-ended
-	got := run(t, "import", "--config", r.configPath, "--yes", "--json", z)
+	got := run(t, "import", "--config", r.ConfigPath, "--yes", "--json", z)
 	var end importEnd
 	if err := json.Unmarshal([]byte(got.stdout), &end); err != nil || got.code != 0 {
 		t.Fatalf("%d %v\n%s%s", got.code, err, got.stdout, got.stderr)
@@ -248,30 +249,30 @@ func TestImportWithoutDaemon(t *testing.T) {
 // The first day: what Amplitude knows is seeded, and an anonymous device of then is a known person now.
 func TestAnonymousDeviceIsKnownAfterSeeding(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	z := filepath.Join(r.dir, "export.zip")
+	r := rehearse(t, rehearsal.Settings{})
+	z := filepath.Join(r.Dir, "export.zip")
 	exported(t, z, 3, 30, time.Now().Add(-100*time.Hour), rand.New(rand.NewPCG(1, 1)))
 	up(t, r)
-	if got := run(t, "import", "--state", "--config", r.configPath, "--yes", z); got.code != 0 {
+	if got := run(t, "import", "--state", "--config", r.ConfigPath, "--yes", z); got.code != 0 {
 		t.Fatalf("%d\n%s", got.code, got.stderr)
 	}
 	if snap := stats(t, r); only(t, snap).Books.Taken != 0 {
 		t.Errorf("seeding has stored %d events", only(t, snap).Books.Taken)
 	}
 	// There is no record yet, and all the same they are known to whoever asks.
-	write(t, filepath.Join(r.dir, "event.json"), `{"event_type":"Order Completed","device_id":"device of importee-1"}`)
-	contains(t, run0(t, "explain", "--config", r.configPath, filepath.Join(r.dir, "event.json")), "user importee-1", "importee-1@example.com")
-	write(t, filepath.Join(r.dir, "bob.json"), `{"event_type":"Seen","user_id":"bob","event_time":"2026-11-20 10:00:00.000","user_properties":{"plan":"pro"}}`)
-	run0(t, "import", "--state", "--config", r.configPath, "--yes", filepath.Join(r.dir, "bob.json"))
-	contains(t, run0(t, "user", "show", "bob", "--show-ids", "--config", r.configPath), "plan", "pro")
+	write(t, filepath.Join(r.Dir, "event.json"), `{"event_type":"Order Completed","device_id":"device of importee-1"}`)
+	contains(t, run0(t, "explain", "--config", r.ConfigPath, filepath.Join(r.Dir, "event.json")), "user importee-1", "importee-1@example.com")
+	write(t, filepath.Join(r.Dir, "bob.json"), `{"event_type":"Seen","user_id":"bob","event_time":"2026-11-20 10:00:00.000","user_properties":{"plan":"pro"}}`)
+	run0(t, "import", "--state", "--config", r.ConfigPath, "--yes", filepath.Join(r.Dir, "bob.json"))
+	contains(t, run0(t, "user", "show", "bob", "--show-ids", "--config", r.ConfigPath), "plan", "pro")
 	// Seeded is durable when the command says so.
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	up(t, r)
 	accepted(t, r, fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Order Completed","device_id":"device of importee-1","insert_id":"first","event_properties":{"seq":1}}]}`, recordings.Key))
 	drained(t, r)
-	p, known := r.sandbox.Person("id", "importee-1")
+	p, known := r.Sandbox.Person("id", "importee-1")
 	if !known || p.EventCount != 1 || string(p.Attributes["email"]) != `"importee-1@example.com"` || string(p.Attributes["plan"]) != `"plan-28"` {
 		t.Errorf("known %v: %+v", known, p)
 	}
@@ -282,15 +283,15 @@ func TestAnonymousDeviceIsKnownAfterSeeding(t *testing.T) {
 // before a start that knows of one sync more.
 func TestImportBeforeTheFirstStart(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	if err := os.MkdirAll(filepath.Join(r.dir, "storage"), 0o700); err != nil {
+	r := rehearse(t, rehearsal.Settings{})
+	if err := os.MkdirAll(filepath.Join(r.Dir, "storage"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	line := filepath.Join(r.dir, "line.json")
+	line := filepath.Join(r.Dir, "line.json")
 	for n, name := range []string{"demo", "another"} {
-		write(t, r.configPath, strings.ReplaceAll(configOf(t, r), "sync.demo", "sync."+name))
+		write(t, r.ConfigPath, strings.ReplaceAll(configOf(t, r), "sync.demo", "sync."+name))
 		write(t, line, exportLine("ann-1", n+1, time.Now().Add(-time.Hour), "{}"))
-		contains(t, run0(t, "import", "--yes", "--config", r.configPath, line), "1 event stored; they are delivered after the next start")
+		contains(t, run0(t, "import", "--yes", "--config", r.ConfigPath, line), "1 event stored; they are delivered after the next start")
 		up(t, r)
 		if y := syncNamed(t, drained(t, r), name); y.Totals.Delivered != 1 {
 			t.Errorf("%s has delivered %d of 1", name, y.Totals.Delivered)
@@ -302,7 +303,7 @@ func TestImportBeforeTheFirstStart(t *testing.T) {
 
 func TestImportSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{sync: "late_policy = \"dead_letter\"\n"})
+	r := rehearse(t, rehearsal.Settings{Sync: "late_policy = \"dead_letter\"\n"})
 	at := time.Now().Add(-100 * time.Hour)
 	lines := []string{
 		exportLine("someone-1", 1, at, "{}"),
@@ -313,14 +314,14 @@ func TestImportSaysWhatIsWrong(t *testing.T) {
 		`not JSON`,
 		strings.Replace(strings.Replace(exportLine("someone-2", 1, at, "{}"), `"$insert_id":"someone-2-1",`, "", 1), `"uuid":"uuid-someone-2-1",`, "", 1),
 	}
-	file := filepath.Join(r.dir, "lines.json")
+	file := filepath.Join(r.Dir, "lines.json")
 	write(t, file, strings.Join(lines, "\n"))
-	storage := filepath.Join(r.dir, "storage")
+	storage := filepath.Join(r.Dir, "storage")
 
-	got := run(t, "import", "--config", r.configPath, "--dry-run", file)
+	got := run(t, "import", "--config", r.ConfigPath, "--dry-run", file)
 	contains(t, got.stdout, "7 lines in 1 part: 3 events of about 2 users", "Order Completed", "4 lines cannot be taken",
 		"less than 72 h old, so that they may start campaigns: 1", `2 are older than late_after = "72h" and become dead letters`, "without $insert_id and uuid: 1")
-	trial := filepath.Join(r.dir, "trial.toml")
+	trial := filepath.Join(r.Dir, "trial.toml")
 	write(t, trial, strings.Replace(configOf(t, r), "[sync.demo]\n", "[sync.demo]\ndry_run = true\n", 1))
 	contains(t, run(t, "import", "--config", trial, "--dry-run", file).stdout, "sync demo is in a dry run: it sends none of these", "they would go nowhere")
 	contains(t, got.stderr, file+":2: event_time must be a time", file+":4: user_id has no value", file+":5: is neither an event", file+":6: ")
@@ -344,11 +345,11 @@ func TestImportSaysWhatIsWrong(t *testing.T) {
 		{"stdin and a file", []string{"--yes", "-", file}, exitUsage, "one command each"},
 		{"nobody to ask", []string{file}, exitUsage, "--yes"},
 		{"strict", []string{"--yes", "--strict", file}, exitData, "nothing was taken"},
-		{"no event at all", []string{"--yes", r.configPath}, exitData, "no event in it"},
+		{"no event at all", []string{"--yes", r.ConfigPath}, exitData, "no event in it"},
 	}
 	up(t, r)
 	for _, test := range tests {
-		got := run(t, append([]string{"import", "--config", r.configPath}, test.args...)...)
+		got := run(t, append([]string{"import", "--config", r.ConfigPath}, test.args...)...)
 		if got.code != test.code || !strings.Contains(got.stderr, test.says) {
 			t.Errorf("%s: %d, want %d with %q\n%s", test.name, got.code, test.code, test.says, got.stderr)
 		}
@@ -359,7 +360,7 @@ func TestImportSaysWhatIsWrong(t *testing.T) {
 
 	// What is right is taken, from stdin too, and once.
 	for range 2 {
-		c := ampcio("import", "--config", r.configPath, "--yes", "-")
+		c := ampcio("import", "--config", r.ConfigPath, "--yes", "-")
 		c.Stdin = strings.NewReader(strings.Join(lines, "\n"))
 		out, err := c.CombinedOutput()
 		if contains(t, string(out), "stdin:2: event_time", "7 lines taken", "4 lines cannot be taken"); c.ProcessState.ExitCode() != exitData {
@@ -371,7 +372,7 @@ func TestImportSaysWhatIsWrong(t *testing.T) {
 		t.Errorf("taken %d, dead %d", y.Books.Taken, y.Totals.Dead)
 	}
 	for _, private := range []string{"someone-1", "someone-2", "203.0.113.9"} {
-		log, _ := os.ReadFile(r.logFile.Name())
+		log, _ := os.ReadFile(r.LogFile.Name())
 		if bytes.Contains(log, []byte(private)) {
 			t.Errorf("%s is in the log", private)
 		}
@@ -382,19 +383,19 @@ func TestImportSaysWhatIsWrong(t *testing.T) {
 // Amplitude's webhook as the only source: a project without API keys.
 func TestWebhookIsDelivered(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	const secret = "the-secret-of-the-webhook"
 	edit(t, r, fmt.Sprintf("amplitude_api_keys = [%q]", recordings.Key), `webhook_secret_file = "webhook"`)
-	if got := run(t, "check-config", "--config", r.configPath); got.code != exitConfig || !strings.Contains(got.stderr, "webhook_secret_file") {
+	if got := run(t, "check-config", "--config", r.ConfigPath); got.code != exitConfig || !strings.Contains(got.stderr, "webhook_secret_file") {
 		t.Errorf("without the file: %d %s", got.code, got.stderr)
 	}
-	write(t, filepath.Join(r.dir, "webhook"), secret+"\n")
+	write(t, filepath.Join(r.Dir, "webhook"), secret+"\n")
 	up(t, r)
 	now := time.Now()
 	post := func(body string) {
 		t.Helper()
 		header := [][2]string{{"Authorization", "Bearer " + secret}, {"Content-Type", "application/json"}}
-		if err := r.post(within(t, 10*time.Second), "/webhook/amplitude", header, []byte(body)); err != nil {
+		if err := r.Post(within(t, 10*time.Second), "/webhook/amplitude", header, []byte(body)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -403,25 +404,25 @@ func TestWebhookIsDelivered(t *testing.T) {
 	post(exportLine("hooked-1", 2, now.Add(-9*time.Second), `{"plan":"free","email":"a@example.com"}`)) // it comes late
 	post(`{"user_id":"hooked-1","user_properties":{"$set":{"role":"admin"}}}`)
 	balanced(t, drained(t, r))
-	p, _ := r.sandbox.Person("id", "hooked-1")
+	p, _ := r.Sandbox.Person("id", "hooked-1")
 	if p.EventCount != 2 || string(p.Attributes["plan"]) != `"pro"` || string(p.Attributes["role"]) != `"admin"` {
 		t.Errorf("%+v", p)
 	}
-	if a := ask(t, "POST", "http://"+r.listen+"/webhook/amplitude", `{}`); a.status != 401 {
+	if a := ask(t, "POST", "http://"+r.Listen+"/webhook/amplitude", `{}`); a.status != 401 {
 		t.Errorf("without the secret: %d %s", a.status, a.body)
 	}
 	if door := stats(t, r).Door; door.Duplicates != 1 {
 		t.Errorf("door %+v", door)
 	}
 	// Another secret holds from a reload on.
-	write(t, filepath.Join(r.dir, "webhook"), "another-secret-of-the-webhook\n")
-	if got := run(t, "reload", "--config", r.configPath); got.code != 0 {
+	write(t, filepath.Join(r.Dir, "webhook"), "another-secret-of-the-webhook\n")
+	if got := run(t, "reload", "--config", r.ConfigPath); got.code != 0 {
 		t.Errorf("%d %s", got.code, got.stderr)
 	}
-	if err := r.post(within(t, 10*time.Second), "/webhook/amplitude", [][2]string{{"X-Ampcio-Secret", secret}}, []byte(`{}`)); err == nil || !strings.Contains(err.Error(), "401") {
+	if err := r.Post(within(t, 10*time.Second), "/webhook/amplitude", [][2]string{{"X-Ampcio-Secret", secret}}, []byte(`{}`)); err == nil || !strings.Contains(err.Error(), "401") {
 		t.Errorf("with the secret of before: %v", err)
 	}
-	log, _ := os.ReadFile(r.logFile.Name())
+	log, _ := os.ReadFile(r.LogFile.Name())
 	if bytes.Contains(log, []byte("secret-of-the")) {
 		t.Error("a secret is in the log")
 	}
@@ -432,8 +433,8 @@ func TestWebhookIsDelivered(t *testing.T) {
 func TestSeedingThroughAKill(t *testing.T) {
 	t.Parallel()
 	const lines = 6000
-	r := rehearse(t, rehearsalSettings{})
-	z := filepath.Join(r.dir, "export.json")
+	r := rehearse(t, rehearsal.Settings{})
+	z := filepath.Join(r.Dir, "export.json")
 	var all []string
 	for i := range lines {
 		all = append(all, exportLine(fmt.Sprintf("importee-%d", i), 1, time.Now().Add(-time.Hour+time.Duration(i)*time.Millisecond), fmt.Sprintf(`{"n":%d}`, i)))
@@ -449,16 +450,16 @@ func TestSeedingThroughAKill(t *testing.T) {
 	}
 	place := func() (out imported) {
 		in, _ := json.Marshal(importing{Project: "app", Part: fmt.Sprintf("%x", digest), State: true})
-		err := askDaemon(within(t, 10*time.Second), r.socket, "import", in, func(line []byte) error { return json.Unmarshal(line, &out) })
+		err := askDaemon(within(t, 10*time.Second), r.Socket, "import", in, func(line []byte) error { return json.Unmarshal(line, &out) })
 		if err != nil {
 			t.Fatal(err)
 		}
 		return out
 	}
 	up(t, r)
-	_, _, ended := beginImport(t, "--state", "--config", r.configPath, "--yes", "--rate", "4000", z)
+	_, _, ended := beginImport(t, "--state", "--config", r.ConfigPath, "--yes", "--rate", "4000", z)
 	eventually(t, 30*time.Second, "lines are taken", func() bool { return place().Place >= 3000 })
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	up(t, r)
@@ -466,11 +467,11 @@ func TestSeedingThroughAKill(t *testing.T) {
 		t.Fatalf("%d\n%s", got.code, got.stderr)
 	}
 	down(t, r)
-	store, err := queue.Open(queue.Options{Dir: filepath.Join(r.dir, "storage"), Now: time.Now, RotateBytes: 1 << 20, RotateAfter: time.Hour})
+	store, err := queue.Open(queue.Options{Dir: filepath.Join(r.Dir, "storage"), Now: time.Now, RotateBytes: 1 << 20, RotateAfter: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
-	known, err := users.Open(t.Context(), store, users.Options{Path: filepath.Join(r.dir, "storage", "users.db")})
+	known, err := users.Open(t.Context(), store, users.Options{Path: filepath.Join(r.Dir, "storage", "users.db")})
 	if err != nil {
 		t.Fatal(errors.Join(err, store.Close()))
 	}
@@ -488,8 +489,8 @@ func TestSeedingThroughAKill(t *testing.T) {
 // Half of the disk's bounds is left to new events: an import stops there, and goes on when there is room.
 func TestImportLeavesRoomForNewEvents(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{storage: "max_bytes = \"3MiB\"\nrotate_bytes = \"1MiB\"\n", sync: "requests_per_second = 1000\n"})
-	z := filepath.Join(r.dir, "export.json")
+	r := rehearse(t, rehearsal.Settings{Storage: "max_bytes = \"3MiB\"\nrotate_bytes = \"1MiB\"\n", Sync: "requests_per_second = 1000\n"})
+	z := filepath.Join(r.Dir, "export.json")
 	rng := rand.New(rand.NewPCG(1, 1))
 	perUser := map[string]int{}
 	var all []string
@@ -505,7 +506,7 @@ func TestImportLeavesRoomForNewEvents(t *testing.T) {
 	write(t, z, strings.Join(all, "\n"))
 	up(t, r)
 	down(t, r)
-	got := run(t, "import", "--config", r.configPath, "--yes", z)
+	got := run(t, "import", "--config", r.ConfigPath, "--yes", z)
 	if contains(t, got.stderr, "of storage.max_bytes 3.0 MiB are used", "Start ampcio", "the same command goes on"); got.code != exitTemporary {
 		t.Errorf("%d\n%s", got.code, got.stderr)
 	}
@@ -514,7 +515,7 @@ func TestImportLeavesRoomForNewEvents(t *testing.T) {
 		t.Fatalf("%d of 2,500 are stored", some)
 	}
 	up(t, r) // it delivers, so that there is room
-	got = run(t, "import", "--config", r.configPath, "--yes", z)
+	got = run(t, "import", "--config", r.ConfigPath, "--yes", z)
 	if contains(t, got.stdout, fmt.Sprintf("%s events stored", many(2500-some))); got.code != 0 {
 		t.Errorf("%d\n%s", got.code, got.stderr)
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -22,7 +23,7 @@ func parsed[T any](t *testing.T, got ran, code int) (v T) {
 func TestJSONOfVerbs(t *testing.T) {
 	wordsOnly(t)
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 5))
 	drained(t, r)
@@ -31,14 +32,14 @@ func TestJSONOfVerbs(t *testing.T) {
 	if !check.OK || len(check.Errors) != 0 || len(check.Syncs) != 1 || check.Syncs[0].Agrees == nil || !*check.Syncs[0].Agrees || check.Syncs[0].Region != "eu" || len(check.Pending) != 1 {
 		t.Errorf("%+v", check)
 	}
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{401: 1}})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{401: 1}})
 	check = parsed[checkReport](t, verbOf(t, r, "check-config", "--online", "--json"), exitConfig)
 	if check.OK || len(check.Errors) != 1 || check.Syncs[0].Agrees == nil || *check.Syncs[0].Agrees || !strings.Contains(check.Syncs[0].Error, "does not accept") {
 		t.Errorf("a wrong key: %+v", check)
 	}
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 
-	copied := filepath.Join(r.dir, "b.tar")
+	copied := filepath.Join(r.Dir, "b.tar")
 	type backup struct {
 		File  string
 		Bytes int64
@@ -57,8 +58,8 @@ func TestJSONOfVerbs(t *testing.T) {
 	}
 	contains(t, did(t, r, "backup", copied, "--force"), "b.tar: ", " files, up to record 5.\n  demo: 0 pending\n")
 	down(t, r)
-	edit(t, r, filepath.Join(r.dir, "storage"), filepath.Join(r.dir, "other"))
-	if b := parsed[backup](t, verbOf(t, r, "restore", copied, "--json"), 0); b.Dir != filepath.Join(r.dir, "other") || b.Tail != 5 || len(b.Syncs) != 1 {
+	edit(t, r, filepath.Join(r.Dir, "storage"), filepath.Join(r.Dir, "other"))
+	if b := parsed[backup](t, verbOf(t, r, "restore", copied, "--json"), 0); b.Dir != filepath.Join(r.Dir, "other") || b.Tail != 5 || len(b.Syncs) != 1 {
 		t.Errorf("%+v", b)
 	}
 

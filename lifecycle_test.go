@@ -13,14 +13,15 @@ import (
 
 	"ampcio/admin"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // twoSyncs is an installation with the syncs demo and second, each with a sandbox of its own.
-func twoSyncs(t *testing.T) (r, other *rehearsal) {
+func twoSyncs(t *testing.T) (r, other *rehearsal.Rehearsal) {
 	t.Helper()
-	other = rehearse(t, rehearsalSettings{})
-	r = rehearse(t, rehearsalSettings{sync: bounded})
+	other = rehearse(t, rehearsal.Settings{})
+	r = rehearse(t, rehearsal.Settings{Sync: bounded})
 	edit(t, r, bounded, bounded+secondSync("second", other)+"retry_max = \"1s\"\n")
 	return r, other
 }
@@ -32,13 +33,13 @@ func TestLifecycleOfASync(t *testing.T) {
 	t.Parallel()
 	for _, how := range []struct {
 		name  string
-		apply func(t *testing.T, r *rehearsal)
+		apply func(t *testing.T, r *rehearsal.Rehearsal)
 	}{
-		{"by a reload", func(t *testing.T, r *rehearsal) { reloaded(t, r) }},
-		{"by a restart", func(t *testing.T, r *rehearsal) { down(t, r); up(t, r) }},
-		{"by a reload, and a crash", func(t *testing.T, r *rehearsal) {
+		{"by a reload", func(t *testing.T, r *rehearsal.Rehearsal) { reloaded(t, r) }},
+		{"by a restart", func(t *testing.T, r *rehearsal.Rehearsal) { down(t, r); up(t, r) }},
+		{"by a reload, and a crash", func(t *testing.T, r *rehearsal.Rehearsal) {
 			reloaded(t, r)
-			if err := r.kill(); err != nil {
+			if err := r.Kill(); err != nil {
 				t.Fatal(err)
 			}
 			up(t, r)
@@ -79,7 +80,7 @@ func TestLifecycleOfASync(t *testing.T) {
 				if on {
 					f.Status = map[int]float64{503: 1}
 				}
-				other.sandbox.SetFaults(f)
+				other.Sandbox.SetFaults(f)
 			}
 
 			up(t, r)
@@ -103,18 +104,18 @@ func TestLifecycleOfASync(t *testing.T) {
 			ten()
 			is("second", admin.StatusOrphaned, 40, 10)
 			outage(false)
-			write(t, r.configPath, configOf(t, r)+table)
+			write(t, r.ConfigPath, configOf(t, r)+table)
 			how.apply(t, r)
 			ten()
 			is("second", admin.StatusOK, 50, 0)
-			write(t, r.configPath, strings.ReplaceAll(configOf(t, r), "sync.second", "sync.third"))
+			write(t, r.ConfigPath, strings.ReplaceAll(configOf(t, r), "sync.second", "sync.third"))
 			how.apply(t, r)
 			ten()
 			is("second", admin.StatusOrphaned, 50, 0)
 			is("third", admin.StatusOK, 10, 0)
 			down(t, r)
 			complete(t, r, map[string]int{"ann-1": sent})
-			if report := other.sandbox.Report(); report.Order.OutOfOrder != 0 || report.Order.Repeated != 0 || report.Events.Accepted != 60 {
+			if report := other.Sandbox.Report(); report.Order.OutOfOrder != 0 || report.Order.Repeated != 0 || report.Events.Accepted != 60 {
 				t.Errorf("the second sync's Customer.io has %d events, order %+v", report.Events.Accepted, report.Order)
 			}
 		})
@@ -125,15 +126,15 @@ func TestLifecycleOfASync(t *testing.T) {
 // taken all up to one moment, the new one all behind it, so the two can become one.
 func TestLifecycleRenamedUnderLoad(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+	r := rehearse(t, rehearsal.Settings{})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
 	up(t, r)
 	load := sending(t, r, 4)
 	load.more(t)
 	names := []string{"demo"}
 	for i := range 5 {
 		last, next := names[i], fmt.Sprintf("name-%d", i)
-		write(t, r.configPath, strings.ReplaceAll(configOf(t, r), "sync."+last, "sync."+next))
+		write(t, r.ConfigPath, strings.ReplaceAll(configOf(t, r), "sync."+last, "sync."+next))
 		if got := changes(reloaded(t, r)); got != last+" removed, "+next+" added" {
 			t.Errorf("it has changed %q", got)
 		}
@@ -160,14 +161,14 @@ func TestLifecycleRenamedUnderLoad(t *testing.T) {
 		if i == 1 {
 			down(t, r)
 		}
-		if got := run(t, "sync", "rename", names[i], names[5], "--config", r.configPath); got.code != 0 {
+		if got := run(t, "sync", "rename", names[i], names[5], "--config", r.ConfigPath); got.code != 0 {
 			t.Fatalf("rename %s: exit %d %s", names[i], got.code, got.stderr)
 		}
 		if i == 1 {
 			up(t, r)
 		}
 	}
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	snap := drained(t, r)
 	balanced(t, snap)
 	if y := only(t, snap); y.Name != names[5] || y.Books.Taken != uint64(sum) || y.Totals.Delivered != uint64(sum) {
@@ -187,11 +188,11 @@ func TestLifecycleOfAProject(t *testing.T) {
 	if a := send(t, r, shop); a.status != 400 {
 		t.Errorf("an unknown key is answered %d", a.status)
 	}
-	third := rehearse(t, rehearsalSettings{})
+	third := rehearse(t, rehearsal.Settings{})
 	before := configOf(t, r)
 	edit(t, r, "[sync.demo]\n", "[project.shop]\nrelay = \"off\"\namplitude_api_keys = [\"shop-"+recordings.Key+"\"]\n[sync.demo]\nproject = \"app\"\n")
 	edit(t, r, "[sync.second]\n", "[sync.second]\nproject = \"app\"\n")
-	write(t, r.configPath, configOf(t, r)+strings.Replace(secondSync("third", third), "[sync.third]\n", "[sync.third]\nproject = \"shop\"\n", 1))
+	write(t, r.ConfigPath, configOf(t, r)+strings.Replace(secondSync("third", third), "[sync.third]\n", "[sync.third]\nproject = \"shop\"\n", 1))
 	report := reloaded(t, r)
 	if changes(report) != "third added" || strings.Join(report.Changed, " ") != "project.shop" {
 		t.Errorf("%+v", report)
@@ -203,7 +204,7 @@ func TestLifecycleOfAProject(t *testing.T) {
 	complete(t, other, map[string]int{"ann-1": 10})
 	complete(t, third, map[string]int{"ann-1": 5})
 	// Gone again: its key is unknown, its sync holds what it has.
-	write(t, r.configPath, before)
+	write(t, r.ConfigPath, before)
 	if report := reloaded(t, r); changes(report) != "third removed" || strings.Join(report.Changed, " ") != "project.shop" {
 		t.Errorf("%+v", report)
 	}
@@ -216,9 +217,9 @@ func TestLifecycleOfAProject(t *testing.T) {
 // Two syncs that turn out to deliver to one workspace: it is said, in the log and to who asks.
 func TestLifecycleOfASharedWorkspace(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{sync: bounded})
+	r := rehearse(t, rehearsal.Settings{Sync: bounded})
 	edit(t, r, bounded, bounded+secondSync("second", r))
-	check := run(t, "check-config", "--config", r.configPath)
+	check := run(t, "check-config", "--config", r.ConfigPath)
 	contains(t, check.stdout, "warning: ", "sync demo sends to the same workspace")
 	up(t, r)
 	const sentence = "syncs demo and second deliver to the same Customer.io workspace"
@@ -230,7 +231,7 @@ func TestLifecycleOfASharedWorkspace(t *testing.T) {
 	if y := syncNamed(t, snap, "second"); y.Totals.Delivered != 10 {
 		t.Errorf("%+v", y.Totals)
 	}
-	if report := r.sandbox.Report(); report.Events.Accepted != 10 {
+	if report := r.Sandbox.Report(); report.Events.Accepted != 10 {
 		t.Errorf("Customer.io has %d events", report.Events.Accepted)
 	}
 	edit(t, r, "[sync.second]\n", "[sync.second]\nenabled = false\n")
@@ -245,15 +246,15 @@ func TestLifecycleOfASharedWorkspace(t *testing.T) {
 // systemd hears of a reload, also of one that fails: RELOADING with the time, then READY.
 func TestReloadTellsSystemd(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	path := filepath.Join(r.dir, "notify")
+	r := rehearse(t, rehearsal.Settings{})
+	path := filepath.Join(r.Dir, "notify")
 	heard, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer heard.Close()
-	plain := r.command
-	r.command = func(args ...string) *exec.Cmd {
+	plain := r.Command
+	r.Command = func(args ...string) *exec.Cmd {
 		c := plain(args...)
 		c.Env = append(c.Env, "NOTIFY_SOCKET="+path)
 		return c
@@ -282,13 +283,13 @@ func TestReloadTellsSystemd(t *testing.T) {
 	}
 	good := configOf(t, r)
 	for _, text := range []string{good, "nonsense", good} {
-		write(t, r.configPath, text)
+		write(t, r.ConfigPath, text)
 		hangup(t, r)
 		contains(t, hear("RELOADING=1"), "\nMONOTONIC_USEC=")
 		contains(t, hear("READY=1"), "\nSTATUS=demo: ")
 	}
 	stopped := make(chan error, 1)
-	go func() { stopped <- r.stop() }()
+	go func() { stopped <- r.Stop() }()
 	hear("STOPPING=1")
 	if err := <-stopped; err != nil {
 		t.Errorf("the daemon ended with %v", err)
@@ -308,43 +309,43 @@ var givenUpLine = regexp.MustCompile(`msg="the oldest events were given up, sinc
 func TestLifecycleOfASyncThatIsFull(t *testing.T) {
 	t.Parallel()
 	const mib = "max_pending_bytes = \"1MiB\"\n"
-	unreachable := func(t *testing.T, r *rehearsal) {
-		r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+	unreachable := func(t *testing.T, r *rehearsal.Rehearsal) {
+		r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
 	}
 	tests := []struct {
 		name    string
 		sync    string
-		trouble func(t *testing.T, r *rehearsal) // before the start
-		then    func(t *testing.T, r *rehearsal) // once the sync is as status says
+		trouble func(t *testing.T, r *rehearsal.Rehearsal) // before the start
+		then    func(t *testing.T, r *rehearsal.Rehearsal) // once the sync is as status says
 		status  string
 		refuses bool
-		mend    func(t *testing.T, r *rehearsal)
+		mend    func(t *testing.T, r *rehearsal.Rehearsal)
 	}{
 		{name: "unreachable", sync: mib, trouble: unreachable, status: admin.StatusUnreachable, refuses: true,
-			mend: func(t *testing.T, r *rehearsal) { r.sandbox.SetFaults(sandbox.Faults{}) }},
+			mend: func(t *testing.T, r *rehearsal.Rehearsal) { r.Sandbox.SetFaults(sandbox.Faults{}) }},
 		{name: "unreachable, and the oldest are given up", sync: mib + "when_full = \"discard_oldest\"\n", trouble: unreachable, status: admin.StatusUnreachable,
-			mend: func(t *testing.T, r *rehearsal) { r.sandbox.SetFaults(sandbox.Faults{}) }},
+			mend: func(t *testing.T, r *rehearsal.Rehearsal) { r.Sandbox.SetFaults(sandbox.Faults{}) }},
 		{name: "blocked", sync: mib, status: admin.StatusBlocked,
-			trouble: func(t *testing.T, r *rehearsal) {
-				write(t, filepath.Join(r.dir, "customerio_api_key"), "revoked\n")
+			trouble: func(t *testing.T, r *rehearsal.Rehearsal) {
+				write(t, filepath.Join(r.Dir, "customerio_api_key"), "revoked\n")
 			},
-			mend: func(t *testing.T, r *rehearsal) {
-				write(t, filepath.Join(r.dir, "customerio_api_key"), demoAPIKey+"\n")
+			mend: func(t *testing.T, r *rehearsal.Rehearsal) {
+				write(t, filepath.Join(r.Dir, "customerio_api_key"), rehearsal.APIKey+"\n")
 				reloaded(t, r)
 			}},
 		{name: "unreachable, with a bound that is raised by a reload", sync: mib, trouble: unreachable, status: admin.StatusUnreachable,
-			then: func(t *testing.T, r *rehearsal) {
+			then: func(t *testing.T, r *rehearsal.Rehearsal) {
 				edit(t, r, mib, "max_pending_bytes = \"1GiB\"\n")
 				if report := reloaded(t, r); changes(report) != "demo changed" || strings.Join(report.Syncs[0].Keys, " ") != "delivery.max_pending_bytes" {
 					t.Errorf("%+v", report)
 				}
 			},
-			mend: func(t *testing.T, r *rehearsal) { r.sandbox.SetFaults(sandbox.Faults{}) }},
+			mend: func(t *testing.T, r *rehearsal.Rehearsal) { r.Sandbox.SetFaults(sandbox.Faults{}) }},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			r := rehearse(t, rehearsalSettings{sync: "requests_per_second = 1000\n" + test.sync})
+			r := rehearse(t, rehearsal.Settings{Sync: "requests_per_second = 1000\n" + test.sync})
 			test.trouble(t, r)
 			up(t, r)
 			accepted(t, r, numbered("ann-1", 1, 1))

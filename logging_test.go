@@ -4,18 +4,19 @@ import (
 	"strings"
 	"testing"
 
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // A reload changes from which level on something is logged, and back, without a restart.
 func TestLogLevelByReload(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{}})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{}})
 	edit(t, r, "[server]", "[log]\nlevel = \"error\"\nformat = \"json\"\n\n[server]")
 	up(t, r)
 	paused := func() int { // each is a line at info; those that change nothing are at debug
-		did(t, r, "sync", "pause", demoSync)
-		did(t, r, "sync", "resume", demoSync)
+		did(t, r, "sync", "pause", rehearsal.Sync)
+		did(t, r, "sync", "resume", rehearsal.Sync)
 		did(t, r, "dead-letters", "list")
 		return strings.Count(logOf(t, r), "done on an operator's word")
 	}

@@ -23,6 +23,7 @@ import (
 
 	"ampcio/admin"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 )
 
 // The tests of the whole run the real program, as processes that can be killed: the
@@ -108,27 +109,27 @@ func wordsOnly(t testing.TB) {
 
 // rehearse sets up a sandbox and an installation whose daemon is not yet started.
 // At the end of the test it is taken down, and its log looked through.
-func rehearse(t testing.TB, s rehearsalSettings) *rehearsal {
+func rehearse(t testing.TB, s rehearsal.Settings) *rehearsal.Rehearsal {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ampcio-") // short: a unix socket's path has little room
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(s.storage, "min_free") {
-		s.storage += "min_free = \"16MiB\"\n"
+	if !strings.Contains(s.Storage, "min_free") {
+		s.Storage += "min_free = \"16MiB\"\n"
 	}
-	r, err := newRehearsal(dir, ampcio, s)
+	r, err := rehearsal.New(dir, ampcio, s)
 	if err != nil {
 		t.Fatal(errors.Join(err, os.RemoveAll(dir)))
 	}
 	t.Cleanup(func() {
-		if r.daemon != nil && t.Failed() {
-			r.end(syscall.SIGQUIT) // it may be what failed: its goroutines are of interest
+		if r.Daemon != nil && t.Failed() {
+			r.End(syscall.SIGQUIT) // it may be what failed: its goroutines are of interest
 		}
-		if err := r.close(); err != nil {
+		if err := r.Close(); err != nil {
 			t.Errorf("at the end: %v", err)
 		}
-		log, err := os.ReadFile(r.logFile.Name())
+		log, err := os.ReadFile(r.LogFile.Name())
 		if err != nil {
 			t.Error(err)
 		}
@@ -148,17 +149,17 @@ func rehearse(t testing.TB, s rehearsalSettings) *rehearsal {
 }
 
 // up starts the daemon.
-func up(t testing.TB, r *rehearsal) {
+func up(t testing.TB, r *rehearsal.Rehearsal) {
 	t.Helper()
-	if err := r.start(within(t, 30*time.Second)); err != nil {
+	if err := r.Start(within(t, 30*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // down stops it; it must end well.
-func down(t testing.TB, r *rehearsal) {
+func down(t testing.TB, r *rehearsal.Rehearsal) {
 	t.Helper()
-	if err := r.stop(); err != nil {
+	if err := r.Stop(); err != nil {
 		t.Fatalf("the daemon ended with %v", err)
 	}
 }
@@ -186,16 +187,16 @@ func eventually(t testing.TB, d time.Duration, what string, holds func() bool) {
 }
 
 // edit changes the configuration; old must stand in it once.
-func edit(t testing.TB, r *rehearsal, old, new string) {
+func edit(t testing.TB, r *rehearsal.Rehearsal, old, new string) {
 	t.Helper()
-	b, err := os.ReadFile(r.configPath)
+	b, err := os.ReadFile(r.ConfigPath)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if n := strings.Count(string(b), old); n != 1 {
 		t.Fatalf("%q stands %d times in the configuration:\n%s", old, n, b)
 	}
-	write(t, r.configPath, strings.Replace(string(b), old, new, 1))
+	write(t, r.ConfigPath, strings.Replace(string(b), old, new, 1))
 }
 
 func write(t testing.TB, path, text string) {
@@ -206,18 +207,18 @@ func write(t testing.TB, path, text string) {
 }
 
 // drained waits until nothing is pending and gives the books.
-func drained(t testing.TB, r *rehearsal) admin.Snapshot {
+func drained(t testing.TB, r *rehearsal.Rehearsal) admin.Snapshot {
 	t.Helper()
-	snap, err := r.drained(within(t, 30*time.Second))
+	snap, err := r.Drained(within(t, 30*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return snap
 }
 
-func stats(t testing.TB, r *rehearsal) admin.Snapshot {
+func stats(t testing.TB, r *rehearsal.Rehearsal) admin.Snapshot {
 	t.Helper()
-	snap, err := r.stats(within(t, 10*time.Second))
+	snap, err := r.Stats(within(t, 10*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,9 +263,9 @@ func ask(t testing.TB, method, url, body string) answer {
 }
 
 // send posts a body to /2/httpapi, once.
-func send(t testing.TB, r *rehearsal, body string) answer {
+func send(t testing.TB, r *rehearsal.Rehearsal, body string) answer {
 	t.Helper()
-	return ask(t, "POST", "http://"+r.listen+"/2/httpapi", body)
+	return ask(t, "POST", "http://"+r.Listen+"/2/httpapi", body)
 }
 
 // numbered is a request of one user's events with seq first to last.
@@ -283,7 +284,7 @@ func padded(user string, first, last int, padding func() string) string {
 }
 
 // accepted sends and insists on a 200.
-func accepted(t testing.TB, r *rehearsal, body string) {
+func accepted(t testing.TB, r *rehearsal.Rehearsal, body string) {
 	t.Helper()
 	if a := send(t, r, body); a.status != 200 {
 		t.Fatalf("answered %d %s", a.status, a.body)
@@ -291,16 +292,16 @@ func accepted(t testing.TB, r *rehearsal, body string) {
 }
 
 // complete says that the sandbox has each user's events 1 to n, once and in order.
-func complete(t testing.TB, r *rehearsal, n map[string]int) {
+func complete(t testing.TB, r *rehearsal.Rehearsal, n map[string]int) {
 	t.Helper()
-	report := r.sandbox.Report()
+	report := r.Sandbox.Report()
 	if o := report.Order; o.OutOfOrder != 0 || o.Repeated != 0 || o.Missing != 0 {
 		t.Errorf("order: %+v", o)
 	}
 	total := 0
 	for user, n := range n {
 		total += n
-		p, _ := r.sandbox.Person("id", user)
+		p, _ := r.Sandbox.Person("id", user)
 		if p.EventCount != int64(n) {
 			t.Errorf("Customer.io has %d events of %s, want %d", p.EventCount, user, n)
 		}

@@ -14,13 +14,14 @@ import (
 
 	"ampcio/config"
 	"ampcio/queue"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // stoppedHouseOf opens a rehearsal's storage in this process.
-func stoppedHouseOf(t *testing.T, r *rehearsal) *stoppedHouse {
+func stoppedHouseOf(t *testing.T, r *rehearsal.Rehearsal) *stoppedHouse {
 	t.Helper()
-	cfg, err := config.Load(r.configPath, config.Environment{Getenv: os.Getenv, NoSecrets: true})
+	cfg, err := config.Load(r.ConfigPath, config.Environment{Getenv: os.Getenv, NoSecrets: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,8 +51,8 @@ func (l *leaves) Write(b []byte) (int, error) {
 // same command goes on with the rest.
 func TestManyDeadLetters(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Never"}})
+	r := rehearse(t, rehearsal.Settings{})
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Never"}})
 	up(t, r)
 	padding := strings.Repeat("padding ", 50)
 	const many = 3 * deadPortion
@@ -63,7 +64,7 @@ func TestManyDeadLetters(t *testing.T) {
 	}
 
 	// Ctrl-C ends an export at the daemon too, which is in the middle of it: nobody reads.
-	export := ampcio("dead-letters", "export", "--config", r.configPath)
+	export := ampcio("dead-letters", "export", "--config", r.ConfigPath)
 	out, err := export.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +115,7 @@ func TestManyDeadLetters(t *testing.T) {
 		}
 	}
 	contains(t, did(t, r, "dead-letters", "replay", "--all", "--yes"), "500 dead letters replayed\n")
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	up(t, r)
 	if y := only(t, drained(t, r)); y.Totals.Delivered != many-deadPortion || y.Totals.Discarded != deadPortion || y.Totals.Dead != 0 || !y.Books.Balanced {
 		t.Errorf("%+v %+v", y.Books, y.Totals)

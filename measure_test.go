@@ -19,6 +19,7 @@ import (
 	"ampcio/admin"
 	"ampcio/metrics"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -67,7 +68,7 @@ func someEvents(users, from, to int) []byte {
 		}
 		kind := "Order Paid"
 		if i%10 == 9 {
-			kind = demoDrop
+			kind = rehearsal.Drop
 		}
 		fmt.Fprintf(&b, `{"user_id":"someone-%d","event_type":%q,"insert_id":"m%d","event_properties":{"total":%d}}`, i%users, kind, i, i)
 	}
@@ -84,16 +85,16 @@ func TestCountersGoOnAfterACrash(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	r := rehearse(t, rehearsalSettings{})
-	url := "http://" + r.admin + "/metrics"
+	r := rehearse(t, rehearsal.Settings{})
+	url := "http://" + r.Admin + "/metrics"
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	socket := admin.Client(r.socket)
+	socket := admin.Client(r.Socket)
 	defer socket.CloseIdleConnections()
 	const rounds, each = 4, 200
 	before := map[string]float64{}
 	for round := range rounds {
 		up(t, r)
-		if err := r.post(ctx, "/2/httpapi", [][2]string{{"Content-Type", "application/json"}}, someEvents(50, round*each, (round+1)*each)); err != nil {
+		if err := r.Post(ctx, "/2/httpapi", [][2]string{{"Content-Type", "application/json"}}, someEvents(50, round*each, (round+1)*each)); err != nil {
 			t.Fatal(err)
 		}
 		for range 8 { // while it delivers, and right up to the end
@@ -106,12 +107,12 @@ func TestCountersGoOnAfterACrash(t *testing.T) {
 			before = now
 		}
 		if round < rounds-1 {
-			if err := r.kill(); err != nil {
+			if err := r.Kill(); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	if _, err := r.drained(ctx); err != nil {
+	if _, err := r.Drained(ctx); err != nil {
 		t.Fatal(err)
 	}
 	const demo = `destination="customerio",sync="demo"}`
@@ -139,12 +140,12 @@ func TestCountersGoOnAfterACrash(t *testing.T) {
 }
 
 // atTheEnd stops the daemon: what queue-stats counts in its files is what /metrics has said.
-func atTheEnd(t *testing.T, r *rehearsal, last map[string]float64) {
+func atTheEnd(t *testing.T, r *rehearsal.Rehearsal, last map[string]float64) {
 	t.Helper()
-	if err := r.stop(); err != nil {
+	if err := r.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	got := run(t, "queue-stats", "--format", "prometheus", "--config", r.configPath)
+	got := run(t, "queue-stats", "--format", "prometheus", "--config", r.ConfigPath)
 	if got.code != 0 {
 		t.Fatal(got.stderr)
 	}
@@ -168,32 +169,32 @@ func TestMetricsOfADaemon(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{Faults: sandbox.Faults{RefuseEvent: []string{"Order Paid"}}}})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{Faults: sandbox.Faults{RefuseEvent: []string{"Order Paid"}}}})
 	up(t, r)
 	header := [][2]string{{"Content-Type", "application/json"}}
-	if err := r.post(ctx, "/2/httpapi", header, someEvents(5, 0, 20)); err != nil {
+	if err := r.Post(ctx, "/2/httpapi", header, someEvents(5, 0, 20)); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.post(ctx, "/2/httpapi", header, someEvents(5, 0, 20)); err != nil { // all of it again
+	if err := r.Post(ctx, "/2/httpapi", header, someEvents(5, 0, 20)); err != nil { // all of it again
 		t.Fatal(err)
 	}
-	if err := r.post(ctx, "/2/httpapi", header, []byte(`{"api_key":"wrong","events":[{"user_id":"someone","event_type":"Order"}]}`)); err == nil {
+	if err := r.Post(ctx, "/2/httpapi", header, []byte(`{"api_key":"wrong","events":[{"user_id":"someone","event_type":"Order"}]}`)); err == nil {
 		t.Fatal("a wrong key was taken")
 	}
-	if _, err := r.drained(ctx); err != nil {
+	if _, err := r.Drained(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if got := run(t, "reload", "--config", r.configPath); got.code != 0 {
+	if got := run(t, "reload", "--config", r.ConfigPath); got.code != 0 {
 		t.Fatalf("reload: %s", got.stderr)
 	}
-	if got := run(t, "dead-letters", "drop", "--all", "--yes", "--config", r.configPath); got.code != 0 {
+	if got := run(t, "dead-letters", "drop", "--all", "--yes", "--config", r.ConfigPath); got.code != 0 {
 		t.Fatalf("drop: %s", got.stderr)
 	}
-	if got := run(t, "audit", "--config", r.configPath); got.code != 0 {
+	if got := run(t, "audit", "--config", r.ConfigPath); got.code != 0 {
 		t.Fatalf("audit: %s", got.stderr)
 	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	series, families := scrape(t, client, "http://"+r.admin+"/metrics")
+	series, families := scrape(t, client, "http://"+r.Admin+"/metrics")
 	for name, want := range map[string]float64{
 		`ampcio_running`:                                                                                   1,
 		`ampcio_door_events_total`:                                                                         40,
@@ -232,7 +233,7 @@ func TestMetricsOfADaemon(t *testing.T) {
 		}
 	}
 	for name := range series {
-		for _, secret := range []string{"someone", "Order", recordings.Key, demoAPIKey, "total="} {
+		for _, secret := range []string{"someone", "Order", recordings.Key, rehearsal.APIKey, "total="} {
 			if strings.Contains(name, secret) {
 				t.Errorf("%q is told in %s", secret, name)
 			}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -31,10 +32,10 @@ func TestAMillionQueued(t *testing.T) {
 		statsLimit  = 200 * time.Millisecond
 	)
 	down := sandbox.Faults{Outages: []sandbox.Outage{{Length: time.Hour}}}
-	r := rehearse(t, rehearsalSettings{
-		sandbox: sandbox.Options{Faults: down, MaxKeptEvents: -1},
-		storage: "keep = \"0s\"\nrotate_bytes = \"16MiB\"\n",
-		sync:    "requests_per_second = 1000\n",
+	r := rehearse(t, rehearsal.Settings{
+		Sandbox: sandbox.Options{Faults: down, MaxKeptEvents: -1},
+		Storage: "keep = \"0s\"\nrotate_bytes = \"16MiB\"\n",
+		Sync:    "requests_per_second = 1000\n",
 	})
 	up(t, r)
 	ctx := within(t, 100*time.Second)
@@ -45,7 +46,7 @@ func TestAMillionQueued(t *testing.T) {
 	for s := range lanes {
 		senders.Go(func() error {
 			for n := s * each; n < million; n += lanes * each {
-				if err := r.post(ctx, "/2/httpapi", [][2]string{{"Content-Type", "application/json"}}, manyEvents(n, each, people, lanes)); err != nil {
+				if err := r.Post(ctx, "/2/httpapi", [][2]string{{"Content-Type", "application/json"}}, manyEvents(n, each, people, lanes)); err != nil {
 					return err
 				}
 			}
@@ -58,13 +59,13 @@ func TestAMillionQueued(t *testing.T) {
 	t.Logf("stored in %s; memory then %d MiB", time.Since(began).Round(time.Millisecond), resident(t, r)>>20)
 	full := logBytes(t, r)
 
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	began = time.Now()
 	up(t, r)
 	took := time.Since(began)
-	snap, err := r.stats(ctx)
+	snap, err := r.Stats(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +75,7 @@ func TestAMillionQueued(t *testing.T) {
 	best := time.Hour
 	for range 3 {
 		began := time.Now()
-		if got := run(t, "queue-stats", "--json", "--config", r.configPath); got.code != 0 {
+		if got := run(t, "queue-stats", "--json", "--config", r.ConfigPath); got.code != 0 {
 			t.Fatal(got.stderr)
 		}
 		best = min(best, time.Since(began))
@@ -93,12 +94,12 @@ func TestAMillionQueued(t *testing.T) {
 	}
 
 	began = time.Now()
-	r.sandbox.SetFaults(sandbox.Faults{})
-	if _, err := r.drained(ctx); err != nil {
+	r.Sandbox.SetFaults(sandbox.Faults{})
+	if _, err := r.Drained(ctx); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("drained in %s", time.Since(began).Round(time.Millisecond))
-	if rep := r.sandbox.Report(); rep.Events.Unique != million || rep.Order.OutOfOrder != 0 || rep.Order.Missing != 0 {
+	if rep := r.Sandbox.Report(); rep.Events.Unique != million || rep.Order.OutOfOrder != 0 || rep.Order.Missing != 0 {
 		t.Errorf("the sandbox has %+v %+v", rep.Events, rep.Order)
 	}
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -133,9 +134,9 @@ func manyEvents(first, n, people, lanes int) []byte {
 }
 
 // resident is the daemon's resident memory in bytes, file pages included.
-func resident(t *testing.T, r *rehearsal) int64 {
+func resident(t *testing.T, r *rehearsal.Rehearsal) int64 {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.daemon.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.Daemon.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,9 +149,9 @@ func resident(t *testing.T, r *rehearsal) int64 {
 }
 
 // logBytes is what the log files occupy.
-func logBytes(t *testing.T, r *rehearsal) (sum int64) {
+func logBytes(t *testing.T, r *rehearsal.Rehearsal) (sum int64) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(r.dir, "storage", "log", "0*.db"))
+	files, err := filepath.Glob(filepath.Join(r.Dir, "storage", "log", "0*.db"))
 	if err != nil {
 		t.Fatal(err)
 	}

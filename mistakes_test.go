@@ -11,25 +11,26 @@ import (
 	"strings"
 	"testing"
 
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // queued is an installation that is stopped with events of two users in its queue.
-func queued(t *testing.T, s rehearsalSettings) *rehearsal {
+func queued(t *testing.T, s rehearsal.Settings) *rehearsal.Rehearsal {
 	t.Helper()
 	r := rehearse(t, s)
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 15))
 	accepted(t, r, numbered("bob-2", 1, 15))
 	accepted(t, r, numbered("ann-1", 16, 20))
 	down(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	return r
 }
 
 // rightAgain starts what was queued, now that it is set right: all of it arrives.
-func rightAgain(t *testing.T, r *rehearsal) {
+func rightAgain(t *testing.T, r *rehearsal.Rehearsal) {
 	t.Helper()
 	up(t, r)
 	balanced(t, drained(t, r))
@@ -42,8 +43,8 @@ func rightAgain(t *testing.T, r *rehearsal) {
 func TestMistakesInTheConfiguration(t *testing.T) {
 	wordsOnly(t)
 	t.Parallel()
-	r := queued(t, rehearsalSettings{})
-	good, err := os.ReadFile(r.configPath)
+	r := queued(t, rehearsal.Settings{})
+	good, err := os.ReadFile(r.ConfigPath)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +53,7 @@ func TestMistakesInTheConfiguration(t *testing.T) {
 		if !found {
 			t.Fatalf("no %q in:\n%s", part, text)
 		}
-		return fmt.Sprintf("%s:%d: ", r.configPath, 1+strings.Count(before, "\n"))
+		return fmt.Sprintf("%s:%d: ", r.ConfigPath, 1+strings.Count(before, "\n"))
 	}
 	tests := []struct {
 		name, old, new string
@@ -76,18 +77,18 @@ func TestMistakesInTheConfiguration(t *testing.T) {
 			says: []string{"sync.demo.select[1].where[0].op", `">="`}},
 		{name: "rules that send nothing", old: `event = ["*"]`, new: "event = [\"*\"]\naction = \"drop\"", at: "[[sync.demo.select]]\nevent = [\"*\"]", says: []string{"sync.demo.select", `action = "send"`}},
 		{name: "an API key file that is missing", old: `"customerio_api_key"`, new: `"customerio_key"`, at: "api_key_file",
-			says: []string{"sync.demo.api_key_file", filepath.Join(r.dir, "customerio_key")}, unfilled: filepath.Join(r.dir, "customerio_key") + ")"},
+			says: []string{"sync.demo.api_key_file", filepath.Join(r.Dir, "customerio_key")}, unfilled: filepath.Join(r.Dir, "customerio_key") + ")"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			write(t, r.configPath, string(good))
+			write(t, r.ConfigPath, string(good))
 			edit(t, r, test.old, test.new)
-			text, err := os.ReadFile(r.configPath)
+			text, err := os.ReadFile(r.ConfigPath)
 			if err != nil {
 				t.Fatal(err)
 			}
-			before := listing(t, r.dir)
-			got := run(t, "serve", "--config", r.configPath)
+			before := listing(t, r.Dir)
+			got := run(t, "serve", "--config", r.ConfigPath)
 			if got.code != exitConfig {
 				t.Errorf("exit %d, want %d", got.code, exitConfig)
 			}
@@ -95,19 +96,19 @@ func TestMistakesInTheConfiguration(t *testing.T) {
 				contains(t, got.stderr, lineOf(string(text), test.at))
 			}
 			contains(t, got.stderr, test.says...)
-			if strings.Contains(got.stderr, demoAPIKey) {
+			if strings.Contains(got.stderr, rehearsal.APIKey) {
 				t.Error("the message shows the API key")
 			}
-			if after := listing(t, r.dir); after != before {
+			if after := listing(t, r.Dir); after != before {
 				t.Errorf("a daemon that did not start has changed files:\nbefore\n%s\nafter\n%s", before, after)
 			}
-			if check := run(t, "check-config", "--config", r.configPath); check.code != got.code || test.unfilled == "" && check.stderr != got.stderr || !strings.Contains(check.stderr, test.unfilled) {
+			if check := run(t, "check-config", "--config", r.ConfigPath); check.code != got.code || test.unfilled == "" && check.stderr != got.stderr || !strings.Contains(check.stderr, test.unfilled) {
 				t.Errorf("check-config says otherwise: exit %d\n%s", check.code, check.stderr)
 			}
 		})
 	}
-	write(t, r.configPath, string(good))
-	if check := run(t, "check-config", "--config", r.configPath, "--online"); check.code != 0 || !strings.Contains(check.stdout, "Customer.io agrees: region eu") {
+	write(t, r.ConfigPath, string(good))
+	if check := run(t, "check-config", "--config", r.ConfigPath, "--online"); check.code != 0 || !strings.Contains(check.stdout, "Customer.io agrees: region eu") {
 		t.Errorf("check-config --online: %+v", check)
 	}
 	rightAgain(t, r)
@@ -175,15 +176,15 @@ func TestCommandLine(t *testing.T) {
 
 func TestSecondDaemonOnTheSameFolder(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 5))
-	pid := r.daemon.Process.Pid
-	got := run(t, "serve", "--config", r.configPath)
+	pid := r.Daemon.Process.Pid
+	got := run(t, "serve", "--config", r.ConfigPath)
 	if got.code != exitTemporary {
 		t.Errorf("exit %d, want %d", got.code, exitTemporary)
 	}
-	contains(t, got.stderr, "ampcio: "+filepath.Join(r.dir, "storage"), fmt.Sprintf("in use by process %d", pid), "stop it first, or give this one another storage.dir")
+	contains(t, got.stderr, "ampcio: "+filepath.Join(r.Dir, "storage"), fmt.Sprintf("in use by process %d", pid), "stop it first, or give this one another storage.dir")
 	// The first one has not noticed: its doors and its admin socket are its own.
 	accepted(t, r, numbered("ann-1", 6, 10))
 	balanced(t, drained(t, r))
@@ -193,13 +194,13 @@ func TestSecondDaemonOnTheSameFolder(t *testing.T) {
 
 func TestPortInUse(t *testing.T) {
 	t.Parallel()
-	r := queued(t, rehearsalSettings{})
-	for _, test := range []struct{ key, address string }{{"server.listen", r.listen}, {"server.admin", r.admin}} {
+	r := queued(t, rehearsal.Settings{})
+	for _, test := range []struct{ key, address string }{{"server.listen", r.Listen}, {"server.admin", r.Admin}} {
 		l, err := net.Listen("tcp", test.address)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := run(t, "serve", "--config", r.configPath)
+		got := run(t, "serve", "--config", r.ConfigPath)
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -214,11 +215,11 @@ func TestPortInUse(t *testing.T) {
 func TestStorageFolderThatCannotBeUsed(t *testing.T) {
 	wordsOnly(t)
 	t.Parallel()
-	r := queued(t, rehearsalSettings{})
-	storage, aside := filepath.Join(r.dir, "storage"), filepath.Join(r.dir, "aside")
+	r := queued(t, rehearsal.Settings{})
+	storage, aside := filepath.Join(r.Dir, "storage"), filepath.Join(r.Dir, "aside")
 	refused := func(t *testing.T, parts ...string) {
 		t.Helper()
-		got := run(t, "serve", "--config", r.configPath)
+		got := run(t, "serve", "--config", r.ConfigPath)
 		if got.code != exitCantCreate {
 			t.Errorf("exit %d, want %d", got.code, exitCantCreate)
 		}
@@ -235,7 +236,7 @@ func TestStorageFolderThatCannotBeUsed(t *testing.T) {
 		}()
 		write(t, storage, "not a folder")
 		refused(t, "not a directory", "storage.dir")
-		stats := run(t, "queue-stats", "--config", r.configPath)
+		stats := run(t, "queue-stats", "--config", r.ConfigPath)
 		if stats.code != exitUnavailable {
 			t.Errorf("queue-stats: exit %d", stats.code)
 		}
@@ -250,7 +251,7 @@ func TestStorageFolderThatCannotBeUsed(t *testing.T) {
 		}
 		defer os.Chmod(storage, 0o700)
 		refused(t, "permission denied", fmt.Sprintf("must belong to the user that runs ampcio (uid %d)", os.Getuid()))
-		stats := run(t, "queue-stats", "--config", r.configPath)
+		stats := run(t, "queue-stats", "--config", r.ConfigPath)
 		if stats.code != exitUnavailable {
 			t.Errorf("queue-stats: exit %d", stats.code)
 		}
@@ -262,7 +263,7 @@ func TestStorageFolderThatCannotBeUsed(t *testing.T) {
 		}
 		edit(t, r, fmt.Sprintf("dir      = %q", storage), `dir = "/proc/ampcio"`)
 		defer edit(t, r, `dir = "/proc/ampcio"`, fmt.Sprintf("dir      = %q", storage))
-		got := run(t, "serve", "--config", r.configPath)
+		got := run(t, "serve", "--config", r.ConfigPath)
 		if got.code != exitCantCreate {
 			t.Errorf("exit %d, want %d", got.code, exitCantCreate)
 		}

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"testing"
 	"time"
+
+	"ampcio/rehearsal"
 )
 
 // docs/moving.md, step by step, while people go on using the apps. A second ampcio is
@@ -13,12 +15,12 @@ import (
 // has every event once.
 func TestMovingInAndOutAgain(t *testing.T) {
 	t.Parallel()
-	hosted := rehearse(t, rehearsalSettings{})
-	r := rehearse(t, rehearsalSettings{sync: bounded})
+	hosted := rehearse(t, rehearsal.Settings{})
+	r := rehearse(t, rehearsal.Settings{Sync: bounded})
 	// Another project: ids of another making, as the hosted destination's are. What both
 	// send, Customer.io has twice.
 	edit(t, hosted, "[project.app]", "[project.hosted]")
-	edit(t, hosted, hosted.sandboxURL, r.sandboxURL)
+	edit(t, hosted, hosted.SandboxURL, r.SandboxURL)
 	edit(t, hosted, `event = ["*"]`, `event = ["*"]
 where = [{ path = "event.via_ampcio", op = "is not", value = true }]`)
 	relayTo(t, r, hosted, "relay_mark = \"via_ampcio\"\n")
@@ -31,7 +33,7 @@ where = [{ path = "event.via_ampcio", op = "is not", value = true }]`)
 		t.Helper()
 		eventually(t, 30*time.Second, "nothing waits", func() bool {
 			a, b := stats(t, r), stats(t, hosted)
-			return pending(a) == 0 && pending(b) == 0 && pending(stats(t, r)) == 0
+			return a.Pending() == 0 && b.Pending() == 0 && stats(t, r).Pending() == 0
 		})
 	}
 
@@ -41,10 +43,10 @@ where = [{ path = "event.via_ampcio", op = "is not", value = true }]`)
 	sent := first.end()
 	settled()
 	var would dryRunAnswer
-	if err := json.Unmarshal([]byte(run(t, "dry-run", "report", "--json", "--config", r.configPath).stdout), &would); err != nil {
+	if err := json.Unmarshal([]byte(run(t, "dry-run", "report", "--json", "--config", r.ConfigPath).stdout), &would); err != nil {
 		t.Fatal(err)
 	}
-	if has := r.sandbox.Report().Events.Accepted; would.Events != uint64(has) || has < 1000 {
+	if has := r.Sandbox.Report().Events.Accepted; would.Events != uint64(has) || has < 1000 {
 		t.Errorf("ours would have sent %d events, the hosted destination has sent %d", would.Events, has)
 	}
 
@@ -56,12 +58,12 @@ where = [{ path = "event.via_ampcio", op = "is not", value = true }]`)
 	edit(t, r, "dry_run = true\n", "")
 	did(t, r, "reload")
 	apps.more(1000)
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	up(t, r)
 	apps.more(1000)
-	ours := syncNamed(t, stats(t, r), demoSync)
+	ours := syncNamed(t, stats(t, r), rehearsal.Sync)
 	if ours.Totals.Delivered == 0 {
 		t.Errorf("ours sends nothing: %+v", ours)
 	}
@@ -80,11 +82,11 @@ where = [{ path = "event.via_ampcio", op = "is not", value = true }]`)
 	did(t, r, "reload")
 	settled()
 
-	rep := r.sandbox.Report()
+	rep := r.Sandbox.Report()
 	total := 0
 	for person, n := range sent {
 		total += n
-		p, _ := r.sandbox.Person("id", person)
+		p, _ := r.Sandbox.Person("id", person)
 		if p.EventCount != int64(n) {
 			t.Errorf("Customer.io has %d events of %s, who sent %d", p.EventCount, person, n)
 		}
@@ -92,12 +94,12 @@ where = [{ path = "event.via_ampcio", op = "is not", value = true }]`)
 	if rep.Order.Repeated != 0 || rep.Order.Missing != 0 || rep.Events.Accepted != int64(total) {
 		t.Errorf("of %d events Customer.io has %+v, %+v", total, rep.Events, rep.Order)
 	}
-	byUs, byHosted := syncNamed(t, stats(t, r), demoSync).Totals.Delivered, syncNamed(t, stats(t, hosted), demoSync).Totals.Delivered
+	byUs, byHosted := syncNamed(t, stats(t, r), rehearsal.Sync).Totals.Delivered, syncNamed(t, stats(t, hosted), rehearsal.Sync).Totals.Delivered
 	t.Logf("%d events: %d records sent by ours, %d by the hosted destination", total, byUs, byHosted)
 	if byUs < 1000 || byHosted < 3000 {
 		t.Error("that shows nothing")
 	}
-	for _, y := range []*rehearsal{r, hosted} {
+	for _, y := range []*rehearsal.Rehearsal{r, hosted} {
 		for _, s := range stats(t, y).Syncs {
 			if !s.Books.Balanced || s.Totals.Dead != 0 || s.Totals.Lost != 0 {
 				t.Errorf("%s: %+v %+v", s.Name, s.Books, s.Totals)

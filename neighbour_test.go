@@ -16,13 +16,14 @@ import (
 
 	"ampcio/admin"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // meter measures how fast the events of a rehearsal reach one sandbox.
 type meter struct {
 	t     *testing.T
-	r     *rehearsal
+	r     *rehearsal.Rehearsal
 	last  map[string]int // by person
 	total int64          // events so far
 	seen  int64          // of the sandbox's events, those that were looked at
@@ -75,7 +76,7 @@ func (m *meter) sends(requests, events int, padding string, every time.Duration)
 					body = append(body, eventOf(person, last[person], padding))
 					ids = append(ids, fmt.Sprintf("%s%d", person, last[person]))
 				}
-				err := m.r.post(ctx, "/2/httpapi", [][2]string{{"Content-Type", "application/json"}},
+				err := m.r.Post(ctx, "/2/httpapi", [][2]string{{"Content-Type", "application/json"}},
 					fmt.Appendf(nil, `{"api_key":%q,"events":[%s]}`, recordings.Key, strings.Join(body, ",")))
 				if err != nil {
 					return err
@@ -107,9 +108,9 @@ func meterPerson(sender, n int) string { return fmt.Sprintf("person-%d-%02d-", s
 // delivered waits until all that was sent is in the sandbox, and says when what is new arrived.
 func (m *meter) delivered() map[string]time.Time {
 	m.t.Helper()
-	eventually(m.t, 60*time.Second, "all is delivered", func() bool { return m.r.sandbox.Report().Events.Accepted >= m.total })
+	eventually(m.t, 60*time.Second, "all is delivered", func() bool { return m.r.Sandbox.Report().Events.Accepted >= m.total })
 	arrived := map[string]time.Time{}
-	for _, e := range m.r.sandbox.Events(m.seen, 0) {
+	for _, e := range m.r.Sandbox.Events(m.seen, 0) {
 		var a struct{ Seq int }
 		if err := json.Unmarshal(e.Attributes, &a); err != nil {
 			m.t.Fatal(err)
@@ -171,8 +172,8 @@ func TestOneSyncDownTheOtherUnchanged(t *testing.T) {
 		leastPairs, mostPairs = 3, 11
 		leastDelay            = 5 * time.Millisecond
 	)
-	other := rehearse(t, rehearsalSettings{})
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{MaxKeptEvents: 1 << 20}, sync: "requests_per_second = 1000\n" + bounded})
+	other := rehearse(t, rehearsal.Settings{})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{MaxKeptEvents: 1 << 20}, Sync: "requests_per_second = 1000\n" + bounded})
 	edit(t, r, bounded, bounded+secondSync("second", other)+"requests_per_second = 1000\ntimeout = \"1s\"\nretry_max = \"1s\"\n")
 	up(t, r)
 	m := &meter{t: t, r: r, last: map[string]int{}}
@@ -183,10 +184,10 @@ func TestOneSyncDownTheOtherUnchanged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return func() { other.sandbox.SetFaults(f) }
+		return func() { other.Sandbox.SetFaults(f) }
 	}
 	well := func() {
-		if a := ask(t, "DELETE", other.sandboxURL+"/_sandbox/faults", ""); a.status != 200 {
+		if a := ask(t, "DELETE", other.SandboxURL+"/_sandbox/faults", ""); a.status != 200 {
 			t.Fatalf("%d %s", a.status, a.body)
 		}
 		did(t, r, "sync", "resume", "second")

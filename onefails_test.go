@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -23,12 +24,12 @@ func TestOneUserFailsTheOthersDoNotNotice(t *testing.T) {
 		most    = 100             // requests
 	)
 	seed := seed(t)
-	r := rehearse(t, rehearsalSettings{
-		sandbox: sandbox.Options{Seed: seed, MaxKeptEvents: -1, Faults: sandbox.Faults{Poison: []string{poor}, PoisonHow: "hang", HangFor: time.Hour}},
-		storage: "keep = \"0s\"\nrotate_bytes = \"1MiB\"\n",
-		sync:    fmt.Sprintf("retry_initial = \"100ms\"\nrequests_per_second = 1000\ntimeout = %q\n", timeout),
+	r := rehearse(t, rehearsal.Settings{
+		Sandbox: sandbox.Options{Seed: seed, MaxKeptEvents: -1, Faults: sandbox.Faults{Poison: []string{poor}, PoisonHow: "hang", HangFor: time.Hour}},
+		Storage: "keep = \"0s\"\nrotate_bytes = \"1MiB\"\n",
+		Sync:    fmt.Sprintf("retry_initial = \"100ms\"\nrequests_per_second = 1000\ntimeout = %q\n", timeout),
 	})
-	storage := filepath.Join(r.dir, "storage")
+	storage := filepath.Join(r.Dir, "storage")
 	up(t, r)
 	c := gathered(within(t, 120*time.Second), t, r, seed, crowdOptions{every: 40 * time.Millisecond, events: 10,
 		people: [][]string{people("ann", 70), people("bob", 70), people("eve", 60)}})
@@ -48,7 +49,7 @@ func TestOneUserFailsTheOthersDoNotNotice(t *testing.T) {
 		who := fmt.Sprintf("  aside      1 user waits alone, %s records, ", many(most*each))
 		why := fmt.Sprintf("timeout: %s records of 1 user", many(most*each)) // not while a try is in flight
 		eventually(t, 60*time.Second, "queue-stats says who waits, and why", func() bool {
-			said = run(t, "queue-stats", "--config", r.configPath).stdout
+			said = run(t, "queue-stats", "--config", r.ConfigPath).stdout
 			return strings.Contains(said, who) && strings.Contains(said, why)
 		})
 		contains(t, said, "(project app): delivering for ", "  to do      nothing for who waits aside: it is tried again by itself;", "to try at once: ampcio sync retry demo",
@@ -67,7 +68,7 @@ func TestOneUserFailsTheOthersDoNotNotice(t *testing.T) {
 		now := c.soFar()
 		eventually(t, timeout-500*time.Millisecond, "what the others have sent by now is delivered", func() bool {
 			for person, n := range now {
-				if p, _ := r.sandbox.Person("id", person); p.EventCount >= int64(n) {
+				if p, _ := r.Sandbox.Person("id", person); p.EventCount >= int64(n) {
 					delete(now, person)
 				}
 			}
@@ -79,15 +80,15 @@ func TestOneUserFailsTheOthersDoNotNotice(t *testing.T) {
 		arrivesSoon()
 	}
 	eventually(t, 20*time.Second, "the log's files are gone", func() bool { return len(logFiles(t, storage)) <= 2 })
-	if n := r.sandbox.Report().FaultsInjected["poison"]; n == 0 || first > 2 {
+	if n := r.Sandbox.Report().FaultsInjected["poison"]; n == 0 || first > 2 {
 		t.Errorf("%d requests have hung, %d files at first", n, first)
 	}
-	if p, ok := r.sandbox.Person("id", poor); ok {
+	if p, ok := r.Sandbox.Person("id", poor); ok {
 		t.Errorf("Customer.io knows %+v", p)
 	}
 
 	// After a crash the user has to be found again, which may cost others a timeout or two.
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	up(t, r)
@@ -102,7 +103,7 @@ func TestOneUserFailsTheOthersDoNotNotice(t *testing.T) {
 		arrivesSoon()
 	}
 
-	if a := ask(t, "DELETE", r.sandboxURL+"/_sandbox/faults", ""); a.status != 200 {
+	if a := ask(t, "DELETE", r.SandboxURL+"/_sandbox/faults", ""); a.status != 200 {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
 	contains(t, did(t, r, "sync", "retry", "demo"), "demo is tried now; it was delivering")

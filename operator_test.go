@@ -11,15 +11,16 @@ import (
 	"time"
 
 	"ampcio/admin"
+	"ampcio/rehearsal"
 )
 
 // A mistake in the file holds up nobody who asks the daemon, which goes by what it has
 // read. Where none runs, the mistake is all there is to say.
 func TestVerbsWithMistakesInTheConfiguration(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
-	good, err := os.ReadFile(r.configPath)
+	good, err := os.ReadFile(r.ConfigPath)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,18 +31,18 @@ func TestVerbsWithMistakesInTheConfiguration(t *testing.T) {
 		{"broken TOML above the socket", "listen = ", "listen == ", "broken TOML"},
 	} {
 		t.Run(mistake.name, func(t *testing.T) {
-			write(t, r.configPath, string(good))
+			write(t, r.ConfigPath, string(good))
 			edit(t, r, mistake.old, mistake.new)
 			backup++
 			for _, args := range [][]string{
 				{"queue-stats"}, {"sync", "status"}, {"sync", "pause", "demo"}, {"sync", "resume", "demo"}, {"dead-letters", "list"}, {"audit"},
-				{"backup", filepath.Join(r.dir, fmt.Sprintf("%d.tar", backup))},
+				{"backup", filepath.Join(r.Dir, fmt.Sprintf("%d.tar", backup))},
 			} {
 				got := verbOf(t, r, args...)
 				if got.code != 0 || strings.Count(got.stderr, mistake.says) != 1 {
 					t.Errorf("%v: exit %d, %s", args, got.code, got.stderr)
 				}
-				contains(t, got.stderr, "warning: "+r.configPath+":", "asked was the ampcio that runs, at "+r.socket)
+				contains(t, got.stderr, "warning: "+r.ConfigPath+":", "asked was the ampcio that runs, at "+r.Socket)
 			}
 			got := verbOf(t, r, "reload")
 			if got.code != exitConfig || strings.Count(got.stderr, mistake.says) != 1 || strings.Contains(got.stderr, "warning") {
@@ -50,13 +51,13 @@ func TestVerbsWithMistakesInTheConfiguration(t *testing.T) {
 		})
 	}
 	down(t, r)
-	for _, args := range [][]string{{"queue-stats"}, {"sync", "status"}, {"sync", "pause", "demo"}, {"audit"}, {"reload"}, {"backup", filepath.Join(r.dir, "no.tar")}} {
+	for _, args := range [][]string{{"queue-stats"}, {"sync", "status"}, {"sync", "pause", "demo"}, {"audit"}, {"reload"}, {"backup", filepath.Join(r.Dir, "no.tar")}} {
 		got := verbOf(t, r, args...)
 		if got.code != exitConfig || strings.Count(got.stderr, "broken TOML") != 1 || strings.Contains(got.stderr, "warning") {
 			t.Errorf("stopped: %v: exit %d, %s", args, got.code, got.stderr)
 		}
 	}
-	if got := run(t, "queue-stats", "--config", filepath.Join(r.dir, "none.toml")); got.code != exitConfig {
+	if got := run(t, "queue-stats", "--config", filepath.Join(r.Dir, "none.toml")); got.code != exitConfig {
 		t.Errorf("without a file: %+v", got)
 	}
 }
@@ -64,9 +65,9 @@ func TestVerbsWithMistakesInTheConfiguration(t *testing.T) {
 // A daemon that does not go on is told from one that is not there.
 func TestVerbsOfADaemonThatHangs(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
-	if err := r.daemon.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := r.Daemon.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	var all sync.WaitGroup
@@ -80,7 +81,7 @@ func TestVerbsOfADaemonThatHangs(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if err := r.daemon.Process.Signal(syscall.SIGCONT); err != nil {
+	if err := r.Daemon.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "it answers again", func() bool { return statusOf(t, r, "demo").Status == admin.StatusOK })
@@ -91,12 +92,12 @@ func TestVerbsOfADaemonThatHangs(t *testing.T) {
 // after that.
 func TestVerbsTellOfDamage(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 5))
 	drained(t, r)
 	down(t, r)
-	storage := filepath.Join(r.dir, "storage")
+	storage := filepath.Join(r.Dir, "storage")
 	spoilt(t, filepath.Join(storage, "sync", "demo.db"), 0, 100)
 	logs, _ := filepath.Glob(filepath.Join(storage, "log", "*.db"))
 	spoilt(t, logs[len(logs)-1], 40, 70)
@@ -123,10 +124,10 @@ func TestVerbsTellOfDamage(t *testing.T) {
 // Who looks at what is pending need not be somebody who may read the key.
 func TestCheckPendingWithoutTheKey(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	down(t, r)
-	if err := os.Remove(filepath.Join(r.dir, "customerio_api_key")); err != nil {
+	if err := os.Remove(filepath.Join(r.Dir, "customerio_api_key")); err != nil {
 		t.Fatal(err)
 	}
 	contains(t, did(t, r, "check-config", "--pending"), "key not looked at\n", "sync demo: 0 pending", ": ok\n")

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ampcio/admin"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -18,11 +19,11 @@ const patient = "retry_initial = \"2m\"\nretry_max = \"5m\"\n"
 // Customer.io is back says so.
 func TestVerbRetryEndsAWait(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	edit(t, r, "retry_max = \"2s\"\n", patient)
 	up(t, r)
 	eventually(t, 10*time.Second, "it delivers", func() bool { return statusOf(t, r, "demo").Status == admin.StatusOK })
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
 	for _, user := range []string{"ann-1", "bob-2", "eve-3", "dan-4", "fay-5"} {
 		accepted(t, r, numbered(user, 1, 3))
 	}
@@ -31,9 +32,9 @@ func TestVerbRetryEndsAWait(t *testing.T) {
 	if y.Gate != "closed" || y.NextProbe == nil || *y.NextProbe < 30 || y.GateSince == nil {
 		t.Errorf("%+v", y)
 	}
-	contains(t, run(t, "queue-stats", "--config", r.configPath).stdout, "demo (project app): unreachable for ", "; nothing is lost\n", "to try at once: ampcio sync retry demo\n",
+	contains(t, run(t, "queue-stats", "--config", r.ConfigPath).stdout, "demo (project app): unreachable for ", "; nothing is lost\n", "to try at once: ampcio sync retry demo\n",
 		", with what one user has; all go on when that gets through\n")
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	contains(t, did(t, r, "sync", "retry", "demo"), "demo is tried now; it was unreachable (http_503), 15 pending. What came of it: ampcio sync status demo\n")
 	balanced(t, drained(t, r))
 	complete(t, r, map[string]int{"ann-1": 3, "bob-2": 3, "eve-3": 3, "dan-4": 3, "fay-5": 3})
@@ -44,7 +45,7 @@ func TestVerbRetryEndsAWait(t *testing.T) {
 // has said that it shall.
 func TestVerbAdopt(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 2))
 	drained(t, r)
@@ -54,7 +55,7 @@ func TestVerbAdopt(t *testing.T) {
 	down(t, r)
 	refuses(t, r, exitUnavailable, []string{"ampcio is stopped, and only a running one asks Customer.io which workspace it is"}, "sync", "adopt", "demo", "--yes")
 	did(t, r, "sync", "resume", "demo")
-	r.sandbox.SetEnvironmentID(305)
+	r.Sandbox.SetEnvironmentID(305)
 	up(t, r)
 	eventually(t, 10*time.Second, "it is blocked", func() bool { return statusOf(t, r, "demo").Status == admin.StatusBlocked })
 	y := statusOf(t, r, "demo")
@@ -77,9 +78,9 @@ func TestVerbAdopt(t *testing.T) {
 }
 
 // daemonIn says whether the daemon is in a function.
-func daemonIn(t testing.TB, r *rehearsal, function string) bool {
+func daemonIn(t testing.TB, r *rehearsal.Rehearsal, function string) bool {
 	t.Helper()
-	client := admin.Client(r.socket)
+	client := admin.Client(r.Socket)
 	defer client.CloseIdleConnections()
 	resp, err := client.Get("http://admin/debug/pprof/goroutine?debug=2")
 	if err != nil {
@@ -93,14 +94,14 @@ func daemonIn(t testing.TB, r *rehearsal, function string) bool {
 // A reload waits for requests in flight. Who wants to hold a sync meanwhile need not.
 func TestVerbPauseWhileAReloadWaits(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	eventually(t, 10*time.Second, "it delivers", func() bool { return statusOf(t, r, "demo").Status == admin.StatusOK })
-	r.sandbox.SetFaults(sandbox.Faults{Hang: 1})
+	r.Sandbox.SetFaults(sandbox.Faults{Hang: 1})
 	accepted(t, r, numbered("ann-1", 1, 3))
 	eventually(t, 10*time.Second, "a request is in flight", func() bool { return only(t, stats(t, r)).Depth.InFlight == 3 })
 	edit(t, r, `event = ["*"]`, `event = ["Order*"]`)
-	reload := ampcio("reload", "--config", r.configPath)
+	reload := ampcio("reload", "--config", r.ConfigPath)
 	if err := reload.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -112,11 +113,11 @@ func TestVerbPauseWhileAReloadWaits(t *testing.T) {
 	if !waits() {
 		t.Error("the reload has ended first")
 	}
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	reload.Wait() // it cannot end well
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	up(t, r)
 	if y := statusOf(t, r, "demo"); y.PausedSince == nil {
 		t.Errorf("%+v", y)
@@ -131,14 +132,14 @@ func TestVerbPauseWhileAReloadWaits(t *testing.T) {
 // too, and nothing has changed.
 func TestVerbEndedByItsOperator(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 2))
 	drained(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{Hang: 1})
+	r.Sandbox.SetFaults(sandbox.Faults{Hang: 1})
 	accepted(t, r, numbered("ann-1", 3, 5))
 	eventually(t, 10*time.Second, "a request is in flight", func() bool { return only(t, stats(t, r)).Depth.InFlight == 3 })
-	rewind := ampcio("sync", "rewind", "demo", "--since", "1h", "--yes", "--config", r.configPath)
+	rewind := ampcio("sync", "rewind", "demo", "--since", "1h", "--yes", "--config", r.ConfigPath)
 	var said bytes.Buffer
 	rewind.Stderr = &said
 	if err := rewind.Start(); err != nil {
@@ -163,24 +164,24 @@ func TestVerbEndedByItsOperator(t *testing.T) {
 
 	// A stop of ampcio ends it too, and says so.
 	said.Reset()
-	rewind = ampcio("sync", "rewind", "demo", "--since", "1h", "--yes", "--config", r.configPath)
+	rewind = ampcio("sync", "rewind", "demo", "--since", "1h", "--yes", "--config", r.ConfigPath)
 	rewind.Stderr = &said
 	if err := rewind.Start(); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "the daemon rewinds", waits)
-	if err := r.daemon.Process.Signal(os.Interrupt); err != nil {
+	if err := r.Daemon.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
 	rewind.Wait()
 	if code := rewind.ProcessState.ExitCode(); code != exitTemporary || said.String() != "ampcio: ampcio is stopping: do it again when it runs\n" {
 		t.Errorf("exit %d: %s", code, &said)
 	}
-	if err := <-r.ended; err != nil {
+	if err := <-r.Ended; err != nil {
 		t.Errorf("the daemon ended with %v", err)
 	}
-	r.daemon = nil
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Daemon = nil
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	up(t, r)
 	balanced(t, drained(t, r))
 	complete(t, r, map[string]int{"ann-1": 5})

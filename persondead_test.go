@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -16,8 +17,8 @@ import (
 func TestForgetByTheHashOfADeadLetter(t *testing.T) {
 	t.Parallel()
 	const anna = "anna@example.com"
-	r := rehearse(t, rehearsalSettings{storage: "keep = \"0s\"\nrotate_bytes = \"1MiB\"\n"})
-	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Never"}})
+	r := rehearse(t, rehearsal.Settings{Storage: "keep = \"0s\"\nrotate_bytes = \"1MiB\"\n"})
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Never"}})
 	up(t, r)
 	accepted(t, r, one(anna, "Never", "i-1", `{"plan":"pro"}`))
 	drained(t, r)
@@ -25,7 +26,7 @@ func TestForgetByTheHashOfADeadLetter(t *testing.T) {
 		accepted(t, r, padded("somebody else", 50*n+1, 50*n+50, noise(n)))
 	}
 	drained(t, r)
-	first := filepath.Join(r.dir, "storage", "log", "00000000000000000001.db")
+	first := filepath.Join(r.Dir, "storage", "log", "00000000000000000001.db")
 	eventually(t, 20*time.Second, "the log has let go of it", func() bool { _, err := os.Stat(first); return err != nil })
 	down(t, r) // what was deleted could still be in memory
 	up(t, r)

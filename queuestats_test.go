@@ -19,13 +19,14 @@ import (
 
 	"ampcio/admin"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // statsOfFiles is what queue-stats says while the daemon is stopped.
-func statsOfFiles(t testing.TB, r *rehearsal) admin.Snapshot {
+func statsOfFiles(t testing.TB, r *rehearsal.Rehearsal) admin.Snapshot {
 	t.Helper()
-	got := run(t, "queue-stats", "--config", r.configPath, "--json")
+	got := run(t, "queue-stats", "--config", r.ConfigPath, "--json")
 	var snap admin.Snapshot
 	if err := json.Unmarshal([]byte(got.stdout), &snap); err != nil || got.code != 0 || got.stderr != "" {
 		t.Fatalf("queue-stats: exit %d, %s, %v\n%s", got.code, got.stderr, err, got.stdout)
@@ -129,8 +130,8 @@ func steadyJSON(t *testing.T, text string) string {
 // One installation in which everything has happened that queue-stats can tell of.
 func TestQueueStats(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	stopped := run(t, "queue-stats", "--config", r.configPath)
+	r := rehearse(t, rehearsal.Settings{})
+	stopped := run(t, "queue-stats", "--config", r.ConfigPath)
 	if stopped.code != exitUnavailable {
 		t.Errorf("before the first start: exit %d", stopped.code)
 	}
@@ -138,9 +139,9 @@ func TestQueueStats(t *testing.T) {
 
 	up(t, r)
 	eventually(t, 10*time.Second, "it delivers", func() bool { return only(t, stats(t, r)).Status == admin.StatusOK })
-	golden(t, "queue-stats/no-traffic.txt", steady(run(t, "queue-stats", "--config", r.configPath).stdout))
+	golden(t, "queue-stats/no-traffic.txt", steady(run(t, "queue-stats", "--config", r.ConfigPath).stdout))
 
-	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Too Much"}})
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Too Much"}})
 	accepted(t, r, numbered("ann-1", 1, 4))
 	event := func(members string) string {
 		return fmt.Sprintf(`{"api_key":%q,"events":[{%s}]}`, recordings.Key, members)
@@ -159,7 +160,7 @@ func TestQueueStats(t *testing.T) {
 		}
 	}
 	drained(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{500: 1}})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{500: 1}})
 	accepted(t, r, numbered("ann-1", 5, 10))
 	eventually(t, 10*time.Second, "six events wait for a retry", func() bool { return only(t, stats(t, r)).Depth.Retry == 6 })
 
@@ -175,21 +176,21 @@ func TestQueueStats(t *testing.T) {
 	// Stopped and killed it says the same, of the files; and asking changes nothing.
 	down(t, r)
 	snap.Syncs[0].Depth.Retry, snap.Syncs[0].Depth.InFlight = 0, 0
-	before := listing(t, r.dir)
+	before := listing(t, r.Dir)
 	sameBooks(t, snap, statsOfFiles(t, r))
-	golden(t, "queue-stats/stopped.txt", steady(run(t, "queue-stats", "--config", r.configPath).stdout))
-	golden(t, "queue-stats/stopped.json", steadyJSON(t, run(t, "queue-stats", "--config", r.configPath, "--json").stdout))
-	if after := listing(t, r.dir); after != before {
+	golden(t, "queue-stats/stopped.txt", steady(run(t, "queue-stats", "--config", r.ConfigPath).stdout))
+	golden(t, "queue-stats/stopped.json", steadyJSON(t, run(t, "queue-stats", "--config", r.ConfigPath, "--json").stdout))
+	if after := listing(t, r.Dir); after != before {
 		t.Errorf("queue-stats has changed files:\n%s\n%s", before, after)
 	}
 
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	up(t, r)
 	snap = drained(t, r)
 	if y := only(t, snap); !y.Books.Balanced || y.Totals.Dead != 1 {
 		t.Errorf("%+v %+v", y.Books, y.Totals)
 	}
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	if y := only(t, statsOfFiles(t, r)); !y.Books.Balanced || y.Books.Taken != only(t, snap).Books.Taken {
@@ -198,19 +199,19 @@ func TestQueueStats(t *testing.T) {
 }
 
 // eventualTable takes the table at a moment in which nothing is in flight.
-func eventualTable(t *testing.T, r *rehearsal) (table string) {
+func eventualTable(t *testing.T, r *rehearsal.Rehearsal) (table string) {
 	t.Helper()
 	eventually(t, 10*time.Second, "all wait", func() bool {
-		table = run(t, "queue-stats", "--config", r.configPath).stdout
+		table = run(t, "queue-stats", "--config", r.ConfigPath).stdout
 		return strings.Contains(table, "6 records of 1 user,")
 	})
 	return table
 }
 
-func eventualJSON(t *testing.T, r *rehearsal) (text string) {
+func eventualJSON(t *testing.T, r *rehearsal.Rehearsal) (text string) {
 	t.Helper()
 	eventually(t, 10*time.Second, "all wait", func() bool {
-		text = run(t, "queue-stats", "--config", r.configPath, "--json").stdout
+		text = run(t, "queue-stats", "--config", r.ConfigPath, "--json").stdout
 		var snap admin.Snapshot
 		return json.Unmarshal([]byte(text), &snap) == nil && only(t, snap).Depth.Retry == 6
 	})
@@ -219,9 +220,9 @@ func eventualJSON(t *testing.T, r *rehearsal) (text string) {
 
 func TestWatchingTheQueue(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
-	c := ampcio("queue-stats", "--config", r.configPath, "--json", "--watch", "100ms")
+	c := ampcio("queue-stats", "--config", r.ConfigPath, "--json", "--watch", "100ms")
 	out, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -261,9 +262,9 @@ func TestWatchingTheQueue(t *testing.T) {
 // What is to be seen where: the listener shows, the socket also looks inside.
 func TestAdminEndpoints(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
-	info, err := os.Stat(r.socket)
+	info, err := os.Stat(r.Socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +272,7 @@ func TestAdminEndpoints(t *testing.T) {
 		t.Errorf("the admin socket is %s", mode)
 	}
 	overSocket := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", r.socket)
+		return (&net.Dialer{}).DialContext(ctx, "unix", r.Socket)
 	}}}
 	defer overSocket.CloseIdleConnections()
 	tests := []struct {
@@ -293,7 +294,7 @@ func TestAdminEndpoints(t *testing.T) {
 			client *http.Client
 			host   string
 			want   int
-		}{{http.DefaultClient, r.admin, test.overListener}, {overSocket, "admin", test.onSocket}} {
+		}{{http.DefaultClient, r.Admin, test.overListener}, {overSocket, "admin", test.onSocket}} {
 			req, err := http.NewRequestWithContext(within(t, 10*time.Second), test.method, "http://"+over.host+test.path, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -311,12 +312,12 @@ func TestAdminEndpoints(t *testing.T) {
 	}
 	// None of it is at the public door.
 	for _, path := range []string{"/stats", "/readyz", "/debug/pprof/"} {
-		if a := ask(t, "GET", "http://"+r.listen+path, ""); a.status != 400 {
+		if a := ask(t, "GET", "http://"+r.Listen+path, ""); a.status != 400 {
 			t.Errorf("%s at the public door: %d %.200s", path, a.status, a.body)
 		}
 	}
 	down(t, r)
-	if _, err := os.Stat(r.socket); !os.IsNotExist(err) {
+	if _, err := os.Stat(r.Socket); !os.IsNotExist(err) {
 		t.Errorf("the socket is still there: %v", err)
 	}
 }

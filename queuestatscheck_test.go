@@ -19,13 +19,14 @@ import (
 	"ampcio/admin"
 	"ampcio/ingest"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // checked runs a check: its exit code, its first line without perfdata, and the rest.
-func checked(t testing.TB, r *rehearsal, args ...string) (code int, first, all string) {
+func checked(t testing.TB, r *rehearsal.Rehearsal, args ...string) (code int, first, all string) {
 	t.Helper()
-	got := run(t, append([]string{"queue-stats", "--config", r.configPath, "--check"}, args...)...)
+	got := run(t, append([]string{"queue-stats", "--config", r.ConfigPath, "--check"}, args...)...)
 	if got.stderr != "" {
 		t.Errorf("a check says on stderr: %s", got.stderr)
 	}
@@ -44,7 +45,7 @@ var perfLine = regexp.MustCompile(`^QUEUE (OK|WARNING|CRITICAL) - [^|]+ \|( '[a-
 // and that its JSON is as the schema says.
 func TestQueueStatsCheck(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	edit(t, r, "retry_max = \"2s\"\n", "retry_initial = \"100ms\"\nretry_max = \"1s\"\n")
 	// says takes a situation: the exit code, what the first line says, and what else.
 	says := func(situation string, code int, first string, rest ...string) {
@@ -55,7 +56,7 @@ func TestQueueStatsCheck(t *testing.T) {
 		}
 		contains(t, all, rest...)
 		if code != checkUnknown {
-			got := run(t, "queue-stats", "--config", r.configPath, "--json")
+			got := run(t, "queue-stats", "--config", r.ConfigPath, "--json")
 			if got.code != 0 || got.stderr != "" {
 				t.Errorf("%s: --json exits with %d: %s", situation, got.code, got.stderr)
 			}
@@ -68,7 +69,7 @@ func TestQueueStatsCheck(t *testing.T) {
 	eventually(t, 10*time.Second, "it delivers", func() bool { return only(t, stats(t, r)).Status == admin.StatusOK })
 	says("well", checkOK, "QUEUE OK - 1 sync, 0 waiting")
 
-	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Too Much"}})
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Too Much"}})
 	accepted(t, r, fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Too Much","user_id":"ann-1","insert_id":"t1"}]}`, recordings.Key))
 	drained(t, r)
 	says("a dead letter", checkWarning, "QUEUE WARNING - demo: 1 dead letter is kept", "to do: see why, then replay or drop: ampcio dead-letters list --sync demo")
@@ -77,32 +78,32 @@ func TestQueueStatsCheck(t *testing.T) {
 			t.Errorf("%s: exit %d, want %d: %s", args, code, want, first)
 		}
 	}
-	if got := run(t, "dead-letters", "drop", "--all", "--yes", "--config", r.configPath); got.code != 0 {
+	if got := run(t, "dead-letters", "drop", "--all", "--yes", "--config", r.ConfigPath); got.code != 0 {
 		t.Fatal(got.stderr)
 	}
 
 	// Customer.io does not know the key any more.
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{401: 1}})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{401: 1}})
 	accepted(t, r, numbered("bob-2", 1, 5))
 	eventually(t, 10*time.Second, "it is blocked", func() bool { return only(t, stats(t, r)).Status == admin.StatusBlocked })
 	says("blocked", checkCritical, "QUEUE CRITICAL - demo: Customer.io does not accept the Site ID and API key", "to do: check site_id", "systemctl restart ampcio")
 	if code, _, all := checked(t, r, "--sync", "nobody"); code != checkUnknown || !strings.Contains(all, `no sync "nobody"`) {
 		t.Errorf("another sync: exit %d, %s", code, all)
 	}
-	head := strings.SplitN(run(t, "queue-stats", "--config", r.configPath).stdout, "\n", 3)
+	head := strings.SplitN(run(t, "queue-stats", "--config", r.ConfigPath).stdout, "\n", 3)
 	if !strings.HasPrefix(head[0], "CRITICAL: demo: Customer.io does not accept") || !strings.HasPrefix(head[1], "to do: check site_id and the Track API key") {
 		t.Errorf("the first two lines say:\n%s\n%s", head[0], head[1])
 	}
 
 	ack := func(args ...string) ran {
 		t.Helper()
-		return run(t, append([]string{"queue-stats", "--config", r.configPath, "--ack-blocked"}, args...)...)
+		return run(t, append([]string{"queue-stats", "--config", r.ConfigPath, "--ack-blocked"}, args...)...)
 	}
 	contains(t, ack("a new key comes on Monday", "--who", "ann", "--dry-run").stdout, "demo is blocked, and that would be known to ann until ")
 	says("not acknowledged by a dry run", checkCritical, "")
 	contains(t, ack("a new key comes on Monday", "--who", "ann", "--for", "3d").stdout, "demo is blocked, and that is known to ann until ", ": a new key comes on Monday\n")
 	says("acknowledged", checkWarning, "(known to ann for another ", ": a new key comes on Monday)")
-	if err := r.kill(); err != nil { // what was said is durable
+	if err := r.Kill(); err != nil { // what was said is durable
 		t.Fatal(err)
 	}
 	says("stopped", checkCritical, "QUEUE CRITICAL - ampcio is stopped: no events are taken, and 5 events wait", "to do: start it: systemctl start ampcio")
@@ -115,7 +116,7 @@ func TestQueueStatsCheck(t *testing.T) {
 	}
 	says("taken back", checkCritical, "does not accept the Site ID and API key")
 	ack("again", "--sync", "demo")
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	did(t, r, "sync", "retry", "demo")
 	drained(t, r)
 	eventually(t, 10*time.Second, "it is forgotten that somebody knew", func() bool { return only(t, stats(t, r)).Acknowledged == nil })
@@ -126,7 +127,7 @@ func TestQueueStatsCheck(t *testing.T) {
 	down(t, r)
 	says("stopped, and empty", checkWarning, "ampcio is stopped: no events are taken; nothing waits")
 
-	ledger := filepath.Join(r.dir, "storage", "sync", "demo.db")
+	ledger := filepath.Join(r.Dir, "storage", "sync", "demo.db")
 	if err := os.WriteFile(ledger, bytes.Repeat([]byte("no ledger "), 4000), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -134,9 +135,9 @@ func TestQueueStatsCheck(t *testing.T) {
 }
 
 // locked holds the storage folder, as another program may.
-func locked(t *testing.T, r *rehearsal, says func(string, int, string, ...string)) {
+func locked(t *testing.T, r *rehearsal.Rehearsal, says func(string, int, string, ...string)) {
 	t.Helper()
-	path := filepath.Join(r.dir, "storage", "lock")
+	path := filepath.Join(r.Dir, "storage", "lock")
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -159,8 +160,8 @@ func locked(t *testing.T, r *rehearsal, says func(string, int, string, ...string
 		}
 	}
 	says("locked", checkUnknown, "QUEUE UNKNOWN - another process"+holder)
-	got := run(t, "queue-stats", "--config", r.configPath, "--json")
-	if got.code != exitTemporary || got.stdout != "" || !strings.Contains(got.stderr, "uses "+filepath.Join(r.dir, "storage")) {
+	got := run(t, "queue-stats", "--config", r.ConfigPath, "--json")
+	if got.code != exitTemporary || got.stdout != "" || !strings.Contains(got.stderr, "uses "+filepath.Join(r.Dir, "storage")) {
 		t.Errorf("locked: exit %d, %s%s", got.code, got.stdout, got.stderr)
 	}
 	if err := os.WriteFile(path, before, 0o600); err != nil {
@@ -172,7 +173,7 @@ func locked(t *testing.T, r *rehearsal, says func(string, int, string, ...string
 // stopped; and nobody's id is printed who was not asked for.
 func TestQueueStatsBy(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	edit(t, r, "retry_max = \"2s\"\n", patient)
 	up(t, r)
 	eventually(t, 10*time.Second, "it delivers", func() bool { return only(t, stats(t, r)).Status == admin.StatusOK })
@@ -184,7 +185,7 @@ func TestQueueStatsBy(t *testing.T) {
 
 	groups := func(args ...string) (*admin.Groups, string) {
 		t.Helper()
-		got := run(t, append([]string{"queue-stats", "--config", r.configPath, "--json"}, args...)...)
+		got := run(t, append([]string{"queue-stats", "--config", r.ConfigPath, "--json"}, args...)...)
 		var snap admin.Snapshot
 		if err := json.Unmarshal([]byte(got.stdout), &snap); err != nil || got.code != 0 {
 			t.Fatalf("%v: exit %d %s %v", args, got.code, got.stderr, err)
@@ -234,7 +235,7 @@ func TestQueueStatsBy(t *testing.T) {
 		if n := len(byStatus.Rows[0].AgeBuckets); n != 3 {
 			t.Errorf("%s: %d buckets of two ages", state, n)
 		}
-		table := run(t, "queue-stats", "--config", r.configPath, "--by", "user")
+		table := run(t, "queue-stats", "--config", r.ConfigPath, "--by", "user")
 		if strings.Contains(table.stdout, "ann-1") || !strings.Contains(table.stdout, byUser.Rows[0].Key) {
 			t.Errorf("%s: the table says\n%s", state, table.stdout)
 		}
@@ -247,12 +248,12 @@ func TestQueueStatsBy(t *testing.T) {
 // A line is as wide as the terminal, or as COLUMNS says.
 func TestQueueStatsIsAsWideAsTheTerminal(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 5))
 	drained(t, r)
 	for _, columns := range []int{40, 50, 80, 160} {
-		c := ampcio("queue-stats", "--config", r.configPath)
+		c := ampcio("queue-stats", "--config", r.ConfigPath)
 		c.Env = append(c.Env, fmt.Sprintf("COLUMNS=%d", columns))
 		out, err := c.Output()
 		if err != nil {

@@ -21,6 +21,7 @@ import (
 	"ampcio/admin"
 	"ampcio/mapping"
 	"ampcio/queue"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -57,7 +58,7 @@ func backlog(t *testing.T, storage string, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := queue.OpenConsumer(l, queue.ConsumerOptions{Name: demoSync, Project: "app", Enabled: true, WindowBytes: 1 << 20, Now: time.Now})
+	c, err := queue.OpenConsumer(l, queue.ConsumerOptions{Name: rehearsal.Sync, Project: "app", Enabled: true, WindowBytes: 1 << 20, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,16 +107,16 @@ func TestStatsOfABacklog(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{Faults: sandbox.Faults{Outages: []sandbox.Outage{{Length: time.Hour}}}}})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{Faults: sandbox.Faults{Outages: []sandbox.Outage{{Length: time.Hour}}}}})
 	began := time.Now()
-	backlog(t, filepath.Join(r.dir, "storage"), n)
+	backlog(t, filepath.Join(r.Dir, "storage"), n)
 	t.Logf("%d events are stored after %s", n, time.Since(began).Round(time.Millisecond))
 
 	look := func(when string, limit time.Duration, args ...string) {
 		t.Helper()
 		best, worked := time.Hour, time.Hour
 		for range 3 {
-			c := ampcio(append([]string{"queue-stats", "--config", r.configPath}, args...)...)
+			c := ampcio(append([]string{"queue-stats", "--config", r.ConfigPath}, args...)...)
 			var out bytes.Buffer
 			c.Stdout = &out
 			began := time.Now()
@@ -155,7 +156,7 @@ func TestStatsOfABacklog(t *testing.T) {
 	look("stopped", groupsWithin, "--by", "user", "--json")
 	check(statsOfFiles(t, r))
 
-	if err := r.start(within(t, 5*time.Minute)); err != nil { // users.db is made anew from all of it
+	if err := r.Start(within(t, 5*time.Minute)); err != nil { // users.db is made anew from all of it
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "it has tried", func() bool { return only(t, stats(t, r)).Status == admin.StatusUnreachable })
@@ -176,9 +177,9 @@ func TestStatsOfABacklog(t *testing.T) {
 
 // peakOfWatching is the most memory that a process has had that was asked, file pages
 // included. (What wait tells of a child counts that of the process it was forked from.)
-func peakOfWatching(t *testing.T, r *rehearsal, args ...string) int64 {
+func peakOfWatching(t *testing.T, r *rehearsal.Rehearsal, args ...string) int64 {
 	t.Helper()
-	c := ampcio(append([]string{"queue-stats", "--config", r.configPath, "--format", "jsonl", "--watch", "100ms"}, slices.DeleteFunc(args, func(a string) bool { return a == "--json" })...)...)
+	c := ampcio(append([]string{"queue-stats", "--config", r.ConfigPath, "--format", "jsonl", "--watch", "100ms"}, slices.DeleteFunc(args, func(a string) bool { return a == "--json" })...)...)
 	out, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -212,9 +213,9 @@ func peakOfWatching(t *testing.T, r *rehearsal, args ...string) int64 {
 }
 
 // cpuOf is the time that the daemon has used.
-func cpuOf(t *testing.T, r *rehearsal) time.Duration {
+func cpuOf(t *testing.T, r *rehearsal.Rehearsal) time.Duration {
 	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.daemon.Process.Pid))
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.Daemon.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -70,7 +71,7 @@ func TestRecordedRequests(t *testing.T) {
 	for sdk, recs := range bySDK {
 		t.Run(sdk, func(t *testing.T) {
 			t.Parallel()
-			r := rehearse(t, rehearsalSettings{})
+			r := rehearse(t, rehearsal.Settings{})
 			edit(t, r, `properties = ["plan", "email", "role"]`, `properties = ["role", "tags", "old", "n", "logins", "first_seen", "org", "cohort",
   "list", "list2", "plist", "pre", "post", "rem"]`)
 			edit(t, r, `properties = ["seq", "total", "currency"]`, "properties = [\"*\"]\nfields = [\"platform\", \"os\", \"revenue\"]")
@@ -81,21 +82,21 @@ func TestRecordedRequests(t *testing.T) {
 			for _, rec := range recs {
 				sendRecorded(t, r, rec)
 				now := eventsNotSent(t, r)
-				w := workspace{SDK: rec.SDK, People: showPeople(r.sandbox.People()), NotSent: map[string]uint64{}}
+				w := workspace{SDK: rec.SDK, People: showPeople(r.Sandbox.People()), NotSent: map[string]uint64{}}
 				for reason, n := range now {
 					if n > counts[reason] {
 						w.NotSent[reason] = n - counts[reason]
 					}
 				}
 				counts = now
-				events := r.sandbox.Events(after, 0)
+				events := r.Sandbox.Events(after, 0)
 				if len(events) > 0 {
 					after = events[len(events)-1].Number
 				}
 				w.Events = showEvents(t, rec, events)
 				golden(t, "recorded/"+rec.Name+".json", toJSON(t, w))
 			}
-			if report := r.sandbox.Report(); len(report.Invalid) != 0 {
+			if report := r.Sandbox.Report(); len(report.Invalid) != 0 {
 				t.Errorf("Customer.io refused %v: %s", report.Invalid, report.FirstInvalid)
 			}
 			down(t, r)
@@ -104,7 +105,7 @@ func TestRecordedRequests(t *testing.T) {
 }
 
 // eventsNotSent waits until all is delivered, and counts events by why they were not sent.
-func eventsNotSent(t *testing.T, r *rehearsal) map[string]uint64 {
+func eventsNotSent(t *testing.T, r *rehearsal.Rehearsal) map[string]uint64 {
 	t.Helper()
 	snap := drained(t, r)
 	balanced(t, snap)
@@ -119,9 +120,9 @@ func eventsNotSent(t *testing.T, r *rehearsal) map[string]uint64 {
 
 // sendRecorded writes a recorded request to the wire as the SDK did, but for the port
 // in its Host.
-func sendRecorded(t *testing.T, r *rehearsal, rec recordings.Request) {
+func sendRecorded(t *testing.T, r *rehearsal.Rehearsal, rec recordings.Request) {
 	t.Helper()
-	c, err := net.Dial("tcp", r.listen)
+	c, err := net.Dial("tcp", r.Listen)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +131,7 @@ func sendRecorded(t *testing.T, r *rehearsal, rec recordings.Request) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\n", rec.Method, rec.Path)
 	for _, h := range rec.Header {
-		fmt.Fprintf(&b, "%s: %s\r\n", h[0], strings.ReplaceAll(h[1], "127.0.0.1:PORT", r.listen))
+		fmt.Fprintf(&b, "%s: %s\r\n", h[0], strings.ReplaceAll(h[1], "127.0.0.1:PORT", r.Listen))
 	}
 	b.WriteString("\r\n")
 	b.Write(rec.Body)

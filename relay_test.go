@@ -16,25 +16,26 @@ import (
 	"ampcio/mapping"
 	"ampcio/queue"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 )
 
 // relayTo lets a rehearsal pass its events on to another, which stands in for Amplitude.
-func relayTo(t testing.TB, r, amplitude *rehearsal, more string) {
+func relayTo(t testing.TB, r, amplitude *rehearsal.Rehearsal, more string) {
 	t.Helper()
-	edit(t, r, `relay = "off"`, fmt.Sprintf("relay = \"eu\"\nrelay_endpoint = \"http://%s\"\n%s", amplitude.listen, more))
+	edit(t, r, `relay = "off"`, fmt.Sprintf("relay = \"eu\"\nrelay_endpoint = \"http://%s\"\n%s", amplitude.Listen, more))
 }
 
 // withoutSyncs takes the sync away.
-func withoutSyncs(t testing.TB, r *rehearsal) {
+func withoutSyncs(t testing.TB, r *rehearsal.Rehearsal) {
 	t.Helper()
 	config := configOf(t, r)
-	write(t, r.configPath, config[:strings.Index(config, "[sync.")])
+	write(t, r.ConfigPath, config[:strings.Index(config, "[sync.")])
 }
 
 // stored reads what the log of a rehearsal has, in order; its daemon is stopped.
-func stored(t testing.TB, r *rehearsal) (list []mapping.Record) {
+func stored(t testing.TB, r *rehearsal.Rehearsal) (list []mapping.Record) {
 	t.Helper()
-	l, err := queue.Open(queue.Options{Dir: r.dir + "/storage", RotateBytes: 64 << 20, RotateAfter: time.Hour, InFlightBytes: 1 << 20, Now: time.Now})
+	l, err := queue.Open(queue.Options{Dir: r.Dir + "/storage", RotateBytes: 64 << 20, RotateAfter: time.Hour, InFlightBytes: 1 << 20, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,16 +93,16 @@ func relayedAlike(t *testing.T, ours, theirs []mapping.Record, mark string) (who
 // refuses for a while: it gets every event once, in order, as it was sent.
 func TestRelay(t *testing.T) {
 	t.Parallel()
-	amplitude := rehearse(t, rehearsalSettings{})
+	amplitude := rehearse(t, rehearsal.Settings{})
 	up(t, amplitude)
-	r := rehearse(t, rehearsalSettings{sync: bounded})
+	r := rehearse(t, rehearsal.Settings{Sync: bounded})
 	relayTo(t, r, amplitude, "")
 	up(t, r)
 	ctx := within(t, 60*time.Second)
 
 	for _, rec := range recordings.All() {
 		if rec.Method == "POST" {
-			if err := r.post(ctx, rec.Path, rec.Header, rec.Body); err != nil {
+			if err := r.Post(ctx, rec.Path, rec.Header, rec.Body); err != nil {
 				t.Fatalf("%s: %v", rec.Name, err)
 			}
 		}
@@ -119,7 +120,7 @@ func TestRelay(t *testing.T) {
 				if round%2 == 0 { // as an SDK does: there is nothing to add then
 					body = strings.ReplaceAll(body, `{"event_type"`, fmt.Sprintf(`{"time":%d,"event_type"`, time.Now().UnixMilli()))
 				}
-				if err := r.post(ctx, "/2/httpapi", nil, []byte(body)); err != nil {
+				if err := r.Post(ctx, "/2/httpapi", nil, []byte(body)); err != nil {
 					t.Error(err)
 					return
 				}
@@ -143,11 +144,11 @@ func TestRelay(t *testing.T) {
 		}
 	}
 	await(senders * rounds / 5)
-	must(amplitude.kill())
+	must(amplitude.Kill())
 	await(senders * rounds / 5)
 	up(t, amplitude)
 	await(senders * rounds / 5)
-	must(r.kill())
+	must(r.Kill())
 	up(t, r)
 	edit(t, amplitude, `min_free = "16MiB"`, `min_free = "900000GiB"`) // it refuses with 503 now
 	reloaded(t, amplitude)
@@ -157,18 +158,18 @@ func TestRelay(t *testing.T) {
 		return y.LastAnswer == "http_503"
 	})
 	sending.Wait()
-	contains(t, run0(t, "sync", "status", "relay.app", "--config", r.configPath), "unreachable", "asks to wait (http_503)", "status.amplitude.com")
+	contains(t, run0(t, "sync", "status", "relay.app", "--config", r.ConfigPath), "unreachable", "asks to wait (http_503)", "status.amplitude.com")
 	edit(t, amplitude, `min_free = "900000GiB"`, `min_free = "16MiB"`)
 	reloaded(t, amplitude)
-	run0(t, "sync", "retry", "relay.app", "--config", r.configPath) // it was asked to wait for longer than a test may
+	run0(t, "sync", "retry", "relay.app", "--config", r.ConfigPath) // it was asked to wait for longer than a test may
 
 	snap := drained(t, r)
 	balanced(t, snap)
-	relay, sync := syncNamed(t, snap, "relay.app"), syncNamed(t, snap, demoSync)
+	relay, sync := syncNamed(t, snap, "relay.app"), syncNamed(t, snap, rehearsal.Sync)
 	if relay.Destination != admin.ToAmplitude || sync.Destination != admin.ToCustomerIO || relay.Totals.Delivered != relay.Totals.Received || relay.Totals.Received != sync.Totals.Received {
 		t.Errorf("relay %+v\nsync %+v", relay.Totals, sync.Totals)
 	}
-	if got := run0(t, "audit", "--config", r.configPath); !strings.Contains(got, "relay.app") {
+	if got := run0(t, "audit", "--config", r.ConfigPath); !strings.Contains(got, "relay.app") {
 		t.Errorf("audit: %s", got)
 	}
 	down(t, r)
@@ -212,13 +213,13 @@ func run0(t testing.TB, args ...string) string {
 // it is turned off.
 func TestRelayAlone(t *testing.T) {
 	t.Parallel()
-	amplitude := rehearse(t, rehearsalSettings{})
+	amplitude := rehearse(t, rehearsal.Settings{})
 	up(t, amplitude)
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	whole := configOf(t, r)
 	withoutSyncs(t, r)
 	relayTo(t, r, amplitude, "relay_mark = \"via ampcio\"\n")
-	flag := func(args ...string) []string { return append(args, "--config", r.configPath) }
+	flag := func(args ...string) []string { return append(args, "--config", r.ConfigPath) }
 	contains(t, run0(t, flag("check-config", "--online")...), "relay.app: every event of project app is passed on to http://", "Amplitude answers")
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 10))
@@ -231,17 +232,17 @@ func TestRelayAlone(t *testing.T) {
 	contains(t, run0(t, flag("check-config", "--pending")...), "relay.app: 10 pending", "sent -> sent")
 
 	alone := configOf(t, r)
-	write(t, r.configPath, whole)
+	write(t, r.ConfigPath, whole)
 	if report := reloaded(t, r); changes(report) != "demo added, relay.app removed" || strings.Join(report.Syncs[1].Keys, " ") != "relay relay_mark relay_endpoint" || len(report.Changed) != 0 {
 		t.Errorf("%+v", report)
 	}
 	contains(t, run0(t, flag("sync", "status", "relay.app")...), "orphaned", "project.app.relay is off", "ampcio sync remove relay.app")
 	accepted(t, r, numbered("ann-1", 21, 25)) // the relay does not take these
-	write(t, r.configPath, alone)
+	write(t, r.ConfigPath, alone)
 	if report := reloaded(t, r); changes(report) != "demo removed, relay.app back" {
 		t.Errorf("%+v", report)
 	}
-	run0(t, flag("sync", "remove", demoSync, "--yes")...)
+	run0(t, flag("sync", "remove", rehearsal.Sync, "--yes")...)
 	for _, no := range [][]string{{"sync", "rename", "relay.app", "production"}, {"sync", "remove", "relay.app", "--yes"}} {
 		if got := run(t, flag(no...)...); got.code == 0 {
 			t.Errorf("%v: %s", no, got.stdout)
@@ -253,10 +254,10 @@ func TestRelayAlone(t *testing.T) {
 	run0(t, flag("sync", "rewind", "relay.app", "--since", "1h", "--yes")...)
 	balanced(t, drained(t, r))
 
-	backup := filepath.Join(r.dir, "backup.tar")
+	backup := filepath.Join(r.Dir, "backup.tar")
 	run0(t, flag("backup", backup)...)
-	elsewhere := filepath.Join(r.dir, "elsewhere.toml")
-	write(t, elsewhere, strings.ReplaceAll(strings.Replace(configOf(t, r), r.dir+"/storage", r.dir+"/restored", 1), "admin.sock", "elsewhere.sock"))
+	elsewhere := filepath.Join(r.Dir, "elsewhere.toml")
+	write(t, elsewhere, strings.ReplaceAll(strings.Replace(configOf(t, r), r.Dir+"/storage", r.Dir+"/restored", 1), "admin.sock", "elsewhere.sock"))
 	run0(t, "restore", backup, "--config", elsewhere)
 	contains(t, run0(t, "audit", "--config", elsewhere), "relay.app: balanced")
 
@@ -278,7 +279,7 @@ func TestRelayAlone(t *testing.T) {
 	down(t, amplitude)
 	ours := slices.DeleteFunc(stored(t, r), func(r mapping.Record) bool { return r.Seq > 20 && r.Seq <= 25 })
 	relayedAlike(t, ours, stored(t, amplitude), "") // no sync takes them, so none has the mark
-	text, err := os.ReadFile(r.logFile.Name())
+	text, err := os.ReadFile(r.LogFile.Name())
 	if err != nil {
 		t.Fatal(err)
 	}

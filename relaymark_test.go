@@ -12,6 +12,7 @@ import (
 	"ampcio/config"
 	"ampcio/queue"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 )
 
 // What a sync takes is marked, also while a reload is about to start it, and while a
@@ -69,35 +70,35 @@ func TestMarkedInTheMiddleOfAnOperation(t *testing.T) {
 // has not got all that the sync has taken.
 func TestASyncIsRemovedOnceItsEventsAreRelayed(t *testing.T) {
 	t.Parallel()
-	amplitude := rehearse(t, rehearsalSettings{}) // down, for now
-	r := rehearse(t, rehearsalSettings{sync: bounded})
+	amplitude := rehearse(t, rehearsal.Settings{}) // down, for now
+	r := rehearse(t, rehearsal.Settings{Sync: bounded})
 	relayTo(t, r, amplitude, "relay_mark = \"via_ampcio\"\n")
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 10))
-	eventually(t, 10*time.Second, "Customer.io has them", func() bool { return syncNamed(t, stats(t, r), demoSync).Totals.Delivered == 10 })
+	eventually(t, 10*time.Second, "Customer.io has them", func() bool { return syncNamed(t, stats(t, r), rehearsal.Sync).Totals.Delivered == 10 })
 	withoutSyncs(t, r)
 	reloaded(t, r)
 	accepted(t, r, numbered("ann-1", 11, 15)) // of no sync
-	write(t, filepath.Join(r.dir, "line.json"), exportLine("bob-1", 1, time.Now(), "{}"))
-	run0(t, "import", "--yes", "--config", r.configPath, filepath.Join(r.dir, "line.json"))
-	if got := run0(t, "sync", "export", "relay.app", "--config", r.configPath); strings.Count(got, "\n") != 15 {
+	write(t, filepath.Join(r.Dir, "line.json"), exportLine("bob-1", 1, time.Now(), "{}"))
+	run0(t, "import", "--yes", "--config", r.ConfigPath, filepath.Join(r.Dir, "line.json"))
+	if got := run0(t, "sync", "export", "relay.app", "--config", r.ConfigPath); strings.Count(got, "\n") != 15 {
 		t.Errorf("exported to be taken to Amplitude:\n%s", got) // without what came from there
 	}
 	for _, how := range []string{"--dry-run", "--yes", "--yes"} {
-		if got := run(t, "sync", "remove", demoSync, how, "--config", r.configPath); got.code != exitData {
+		if got := run(t, "sync", "remove", rehearsal.Sync, how, "--config", r.ConfigPath); got.code != exitData {
 			t.Errorf("%s: exit %d %s", how, got.code, got.stdout)
 		} else {
 			contains(t, got.stderr, "relay.app has not passed on yet all that demo has taken", "ampcio reload")
 		}
-		if r.daemon != nil {
+		if r.Daemon != nil {
 			down(t, r)
 		}
 	}
 	up(t, r)
 	up(t, amplitude)
-	run0(t, "sync", "retry", "relay.app", "--config", r.configPath)
+	run0(t, "sync", "retry", "relay.app", "--config", r.ConfigPath)
 	drained(t, r)
-	run0(t, "sync", "remove", demoSync, "--yes", "--config", r.configPath)
+	run0(t, "sync", "remove", rehearsal.Sync, "--yes", "--config", r.ConfigPath)
 	down(t, r)
 	drained(t, amplitude)
 	down(t, amplitude)
@@ -116,12 +117,12 @@ func TestASyncIsRemovedOnceItsEventsAreRelayed(t *testing.T) {
 // same event when an archive, or the webhook, brings it back: Customer.io has it once.
 func TestWhatWasRelayedComesBackAsTheSameEvent(t *testing.T) {
 	t.Parallel()
-	amplitude := rehearse(t, rehearsalSettings{})
+	amplitude := rehearse(t, rehearsal.Settings{})
 	up(t, amplitude)
-	r := rehearse(t, rehearsalSettings{sync: bounded})
-	write(t, filepath.Join(r.dir, "secret"), "a-secret-of-this-test")
+	r := rehearse(t, rehearsal.Settings{Sync: bounded})
+	write(t, filepath.Join(r.Dir, "secret"), "a-secret-of-this-test")
 	relayTo(t, r, amplitude, "relay_mark = \"via\"\nwebhook_secret_file = \"secret\"\n")
-	if err := os.Chmod(filepath.Join(r.dir, "secret"), 0o600); err != nil {
+	if err := os.Chmod(filepath.Join(r.Dir, "secret"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	up(t, r)
@@ -135,15 +136,15 @@ func TestWhatWasRelayedComesBackAsTheSameEvent(t *testing.T) {
 		t.Fatal(err, relayed)
 	}
 	line := strings.Replace(exportLine("ann-1", 1, time.Now(), "{}"), `"$insert_id":"ann-1-1"`, `"$insert_id":"`+relayed.InsertID+`"`, 1)
-	write(t, filepath.Join(r.dir, "line.json"), line)
-	contains(t, run0(t, "import", "--yes", "--config", r.configPath, filepath.Join(r.dir, "line.json")), "1 event stored")
-	if err := r.post(within(t, 5*time.Second), "/webhook/amplitude", [][2]string{{"X-Ampcio-Secret", "a-secret-of-this-test"}}, []byte(line)); err != nil {
+	write(t, filepath.Join(r.Dir, "line.json"), line)
+	contains(t, run0(t, "import", "--yes", "--config", r.ConfigPath, filepath.Join(r.Dir, "line.json")), "1 event stored")
+	if err := r.Post(within(t, 5*time.Second), "/webhook/amplitude", [][2]string{{"X-Ampcio-Secret", "a-secret-of-this-test"}}, []byte(line)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "Customer.io has been sent it three times", func() bool {
-		return syncNamed(t, stats(t, r), demoSync).Totals.Delivered == 3
+		return syncNamed(t, stats(t, r), rehearsal.Sync).Totals.Delivered == 3
 	})
-	if p, _ := r.sandbox.Person("id", "ann-1"); p.EventCount != 1 {
+	if p, _ := r.Sandbox.Person("id", "ann-1"); p.EventCount != 1 {
 		t.Errorf("Customer.io has %d events of 1", p.EventCount)
 	}
 	down(t, r)

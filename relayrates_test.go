@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 )
 
 // How fast events come in with and without a relay, and how fast a relay sends a backlog.
@@ -38,7 +39,7 @@ func TestRelayRates(t *testing.T) {
 	defer amplitude.Close()
 
 	round := 0
-	load := func(r *rehearsal) float64 {
+	load := func(r *rehearsal.Rehearsal) float64 {
 		round++
 		const senders, run = 8, 100
 		began := time.Now()
@@ -57,7 +58,7 @@ func TestRelayRates(t *testing.T) {
 							user, user, round, i, k, began.UnixMilli(), i)
 					}
 					b.WriteString("]}")
-					if err := r.post(t.Context(), "/2/httpapi", nil, []byte(b.String())); err != nil {
+					if err := r.Post(t.Context(), "/2/httpapi", nil, []byte(b.String())); err != nil {
 						t.Error(err)
 						return
 					}
@@ -67,7 +68,7 @@ func TestRelayRates(t *testing.T) {
 		sending.Wait()
 		return float64(n) / time.Since(began).Seconds()
 	}
-	without, with := rehearse(t, rehearsalSettings{}), rehearse(t, rehearsalSettings{})
+	without, with := rehearse(t, rehearsal.Settings{}), rehearse(t, rehearsal.Settings{})
 	edit(t, without, "[sync.demo]\n", "[sync.demo]\nenabled = false\n") // nothing is sent to anybody
 	withoutSyncs(t, with)
 	edit(t, with, `relay = "off"`, fmt.Sprintf("relay = \"eu\"\nrelay_endpoint = %q", amplitude.URL))
@@ -79,19 +80,19 @@ func TestRelayRates(t *testing.T) {
 		t.Logf("ingest without a relay: %.0f events/s", load(without))
 		before := time.Now()
 		rate := load(with)
-		if _, err := with.drained(within(t, 10*time.Minute)); err != nil {
+		if _, err := with.Drained(within(t, 10*time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		t.Logf("ingest with a relay: %.0f events/s; %.1f s until the last was relayed too", rate, time.Since(before).Seconds())
 	}
-	run0(t, "sync", "pause", "relay.app", "--config", with.configPath)
+	run0(t, "sync", "pause", "relay.app", "--config", with.ConfigPath)
 	t.Logf("ingest with a relay that is paused: %.0f events/s", load(with))
 	requests.Store(0)
 	events.Store(0)
 	bytes.Store(0)
 	began := time.Now()
-	run0(t, "sync", "resume", "relay.app", "--config", with.configPath)
-	if _, err := with.drained(within(t, 10*time.Minute)); err != nil {
+	run0(t, "sync", "resume", "relay.app", "--config", with.ConfigPath)
+	if _, err := with.Drained(within(t, 10*time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	took := time.Since(began)

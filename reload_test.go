@@ -17,27 +17,28 @@ import (
 
 	"ampcio/admin"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
-func hangup(t testing.TB, r *rehearsal) {
+func hangup(t testing.TB, r *rehearsal.Rehearsal) {
 	t.Helper()
-	if err := r.daemon.Process.Signal(syscall.SIGHUP); err != nil {
+	if err := r.Daemon.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // said waits until the daemon's log has a text so many times, at least.
-func said(t testing.TB, r *rehearsal, times int, text string) {
+func said(t testing.TB, r *rehearsal.Rehearsal, times int, text string) {
 	t.Helper()
 	eventually(t, 20*time.Second, fmt.Sprintf("the log says %d times: %s", times, text), func() bool {
 		return countInLog(t, r, text) >= times
 	})
 }
 
-func countInLog(t testing.TB, r *rehearsal, text string) int {
+func countInLog(t testing.TB, r *rehearsal.Rehearsal, text string) int {
 	t.Helper()
-	log, err := os.ReadFile(r.logFile.Name())
+	log, err := os.ReadFile(r.LogFile.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,9 +46,9 @@ func countInLog(t testing.TB, r *rehearsal, text string) int {
 }
 
 // reloaded has the configuration reloaded, which must go well.
-func reloaded(t testing.TB, r *rehearsal, flags ...string) reloadReport {
+func reloaded(t testing.TB, r *rehearsal.Rehearsal, flags ...string) reloadReport {
 	t.Helper()
-	got := run(t, append([]string{"reload", "--config", r.configPath, "--json"}, flags...)...)
+	got := run(t, append([]string{"reload", "--config", r.ConfigPath, "--json"}, flags...)...)
 	var report reloadReport
 	if got.code != 0 {
 		t.Fatalf("reload: exit %d: %s", got.code, got.stderr)
@@ -79,9 +80,9 @@ func syncNamed(t testing.TB, snap admin.Snapshot, name string) admin.Sync {
 	return admin.Sync{}
 }
 
-func configOf(t testing.TB, r *rehearsal) string {
+func configOf(t testing.TB, r *rehearsal.Rehearsal) string {
 	t.Helper()
-	b, err := os.ReadFile(r.configPath)
+	b, err := os.ReadFile(r.ConfigPath)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +90,7 @@ func configOf(t testing.TB, r *rehearsal) string {
 }
 
 // secondSync is a sync of everything to another sandbox.
-func secondSync(name string, other *rehearsal) string {
+func secondSync(name string, other *rehearsal.Rehearsal) string {
 	return fmt.Sprintf(`
 [sync.%s]
 region       = "eu"
@@ -105,7 +106,7 @@ properties = ["seq"]
 
 [sync.%[1]s.delivery]
 max_pending_bytes = "1GiB"
-`, name, demoSiteID, demoAPIKey, other.sandboxURL)
+`, name, rehearsal.SiteID, rehearsal.APIKey, other.SandboxURL)
 }
 
 const bounded = "max_pending_bytes = \"1GiB\"\n"
@@ -119,13 +120,13 @@ type incessant struct {
 	sent    atomic.Int64
 }
 
-func sending(t *testing.T, r *rehearsal, senders int) *incessant {
+func sending(t *testing.T, r *rehearsal.Rehearsal, senders int) *incessant {
 	s := &incessant{last: make([]int, senders)}
 	for i := range senders {
 		s.senders.Go(func() {
 			for !s.stop.Load() {
 				body := numbered(incessantUser(i), s.last[i]+1, s.last[i]+3)
-				resp, err := http.Post("http://"+r.listen+"/2/httpapi", "application/json", strings.NewReader(body))
+				resp, err := http.Post("http://"+r.Listen+"/2/httpapi", "application/json", strings.NewReader(body))
 				if err != nil {
 					t.Errorf("a request failed: %v", err)
 					return
@@ -167,11 +168,11 @@ func (s *incessant) more(t *testing.T) {
 // each request is answered 200 at once, and each event arrives once and in order.
 func TestReloadUnderLoad(t *testing.T) {
 	t.Parallel()
-	other := rehearse(t, rehearsalSettings{})
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{CheckOverlap: true}, sync: "requests_per_second = 1000\n" + bounded})
+	other := rehearse(t, rehearsal.Settings{})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{CheckOverlap: true}, Sync: "requests_per_second = 1000\n" + bounded})
 	up(t, r)
 	base := configOf(t, r)
-	key := filepath.Join(r.dir, "customerio_api_key")
+	key := filepath.Join(r.Dir, "customerio_api_key")
 	steps := []struct {
 		config string
 		key    string // "" = the right one
@@ -196,10 +197,10 @@ func TestReloadUnderLoad(t *testing.T) {
 				step.want = "second back"
 			}
 			if step.key == "" {
-				step.key = demoAPIKey
+				step.key = rehearsal.APIKey
 			}
 			write(t, key, step.key+"\n")
-			write(t, r.configPath, step.config)
+			write(t, r.ConfigPath, step.config)
 			if i%3 == 2 {
 				done := countInLog(t, r, "the configuration is reloaded")
 				hangup(t, r)
@@ -213,7 +214,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 	sent := load.end()
 	// What the second sync had not delivered when it was removed is held until it is back.
-	write(t, r.configPath, base+secondSync("second", other))
+	write(t, r.ConfigPath, base+secondSync("second", other))
 	if got := changes(reloaded(t, r)); got != "second back" {
 		t.Errorf("at the end %q", got)
 	}
@@ -227,11 +228,11 @@ func TestReloadUnderLoad(t *testing.T) {
 	if y := syncNamed(t, snap, "demo"); y.Totals.Delivered != uint64(total) || y.Totals.Filtered != 0 {
 		t.Errorf("%d sent, totals %+v", total, y.Totals)
 	}
-	if report := r.sandbox.Report(); report.Order.Overlaps != 0 {
+	if report := r.Sandbox.Report(); report.Order.Overlaps != 0 {
 		t.Errorf("%d times a user was in two requests at once", report.Order.Overlaps)
 	}
 	// What the second sync has taken in its two lives arrived as well, once and in order.
-	second, report := syncNamed(t, snap, "second"), other.sandbox.Report()
+	second, report := syncNamed(t, snap, "second"), other.Sandbox.Report()
 	if second.Books.Taken == 0 || second.Books.Taken >= uint64(total) || second.Totals.Delivered != second.Books.Taken ||
 		report.Events.Accepted != int64(second.Books.Taken) || report.Order.OutOfOrder != 0 || report.Order.Repeated != 0 {
 		t.Errorf("the second sync: %+v, Customer.io has %d, order %+v", second.Books, report.Events.Accepted, report.Order)
@@ -251,34 +252,34 @@ func TestReloadUnderLoad(t *testing.T) {
 // the daemon ends well, and nothing is sent twice.
 func TestStopDuringAReload(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{CheckOverlap: true}})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{CheckOverlap: true}})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 1))
 	drained(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{Latency: 1500 * time.Millisecond})
+	r.Sandbox.SetFaults(sandbox.Faults{Latency: 1500 * time.Millisecond})
 	accepted(t, r, numbered("ann-1", 2, 50))
-	eventually(t, 10*time.Second, "a request to Customer.io is in flight", func() bool { return r.sandbox.Report().InFlight > 0 })
+	eventually(t, 10*time.Second, "a request to Customer.io is in flight", func() bool { return r.Sandbox.Report().InFlight > 0 })
 	edit(t, r, `retry_max = "2s"`, `retry_max = "3s"`)
 	edit(t, r, "amplitude_api_keys = [", `amplitude_api_keys = ["another-key", `)
-	asked := ampcio("reload", "--config", r.configPath)
+	asked := ampcio("reload", "--config", r.ConfigPath)
 	if err := asked.Start(); err != nil {
 		t.Fatal(err)
 	}
 	another := strings.Replace(numbered("bob-2", 1, 1), recordings.Key, "another-key", 1)
 	eventually(t, 10*time.Second, "the new key is known", func() bool { return send(t, r, another).status == 200 })
-	if r.sandbox.Report().InFlight == 0 {
+	if r.Sandbox.Report().InFlight == 0 {
 		t.Error("the reload has nothing to wait for: this tests less than it says")
 	}
 	down(t, r)
 	_ = asked.Wait() // it may have had its answer, or been cut off
-	if n := r.sandbox.Report().InFlight; n != 0 {
+	if n := r.Sandbox.Report().InFlight; n != 0 {
 		t.Errorf("%d requests to Customer.io were left alone", n)
 	}
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	up(t, r)
 	balanced(t, drained(t, r))
 	complete(t, r, map[string]int{"ann-1": 50, "bob-2": 1})
-	if report := r.sandbox.Report(); report.Events.Duplicates != 0 || report.Order.Overlaps != 0 {
+	if report := r.Sandbox.Report(); report.Events.Duplicates != 0 || report.Order.Overlaps != 0 {
 		t.Errorf("%d events were sent again, %d overlaps", report.Events.Duplicates, report.Order.Overlaps)
 	}
 	down(t, r)
@@ -288,7 +289,7 @@ func TestStopDuringAReload(t *testing.T) {
 // in force stays, and the mistake is named with its line.
 func TestReloadWithAMistakeKeepsTheOld(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	good := configOf(t, r)
 	for _, test := range []struct {
@@ -301,14 +302,14 @@ func TestReloadWithAMistakeKeepsTheOld(t *testing.T) {
 		{"another project", "[project.app]", "[project.other]", []string{"sync.demo.project", `its ledger belongs to project "app"`, "give the sync another name"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			write(t, r.configPath, good)
+			write(t, r.ConfigPath, good)
 			edit(t, r, test.old, test.new)
 			before := countInLog(t, r, "the configuration was not reloaded")
-			got := run(t, "reload", "--config", r.configPath)
+			got := run(t, "reload", "--config", r.ConfigPath)
 			if got.code != exitConfig || got.stdout != "" {
 				t.Errorf("exit %d, stdout %q", got.code, got.stdout)
 			}
-			contains(t, got.stderr, append(test.says, r.configPath+":")...)
+			contains(t, got.stderr, append(test.says, r.ConfigPath+":")...)
 			asked := countInLog(t, r, "the configuration was not reloaded")
 			hangup(t, r)
 			said(t, r, asked+1, "the configuration was not reloaded; the one in force stays")
@@ -317,7 +318,7 @@ func TestReloadWithAMistakeKeepsTheOld(t *testing.T) {
 	}
 	accepted(t, r, numbered("ann-1", 1, 10))
 	drained(t, r)
-	write(t, r.configPath, good)
+	write(t, r.ConfigPath, good)
 	if report := reloaded(t, r); len(report.Syncs) != 0 || len(report.Changed) != 0 || len(report.Restart) != 0 {
 		t.Errorf("nothing was put in force, yet there is something to take back: %+v", report)
 	}
@@ -330,8 +331,8 @@ func TestReloadWithAMistakeKeepsTheOld(t *testing.T) {
 // A revoked key is mended by a signal: nothing is lost, all comes in order.
 func TestReloadWithTheRightKeyDrains(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	key := filepath.Join(r.dir, "customerio_api_key")
+	r := rehearse(t, rehearsal.Settings{})
+	key := filepath.Join(r.Dir, "customerio_api_key")
 	write(t, key, "revoked\n")
 	up(t, r)
 	for i := range 10 {
@@ -339,7 +340,7 @@ func TestReloadWithTheRightKeyDrains(t *testing.T) {
 		accepted(t, r, numbered("bob-2", 10*i+1, 10*i+10))
 	}
 	eventually(t, 10*time.Second, "the sync is blocked", func() bool { return only(t, stats(t, r)).Status == admin.StatusBlocked })
-	write(t, key, demoAPIKey+"\n")
+	write(t, key, rehearsal.APIKey+"\n")
 	hangup(t, r)
 	snap := drained(t, r)
 	balanced(t, snap)
@@ -347,7 +348,7 @@ func TestReloadWithTheRightKeyDrains(t *testing.T) {
 	if y := only(t, snap); y.Status != admin.StatusOK || y.Totals.Delivered != 200 {
 		t.Errorf("%s, %+v", y.Status, y.Totals)
 	}
-	if log := countInLog(t, r, demoAPIKey); log != 0 {
+	if log := countInLog(t, r, rehearsal.APIKey); log != 0 {
 		t.Error("the log shows the API key")
 	}
 	down(t, r)
@@ -356,14 +357,14 @@ func TestReloadWithTheRightKeyDrains(t *testing.T) {
 // A key that came with the start of the process cannot be mended by a reload, which says so.
 func TestReloadCannotSeeANewCredential(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	credentials := filepath.Join(r.dir, "credentials")
+	r := rehearse(t, rehearsal.Settings{})
+	credentials := filepath.Join(r.Dir, "credentials")
 	if err := os.Mkdir(credentials, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(credentials, "customerio_api_key"), "revoked\n")
-	plain := r.command
-	r.command = func(args ...string) *exec.Cmd {
+	plain := r.Command
+	r.Command = func(args ...string) *exec.Cmd {
 		c := plain(args...)
 		c.Env = append(c.Env, "CREDENTIALS_DIRECTORY="+credentials)
 		return c
@@ -377,16 +378,16 @@ func TestReloadCannotSeeANewCredential(t *testing.T) {
 // What cannot change while it runs stays, and is named; all else of the same file counts.
 func TestReloadSaysWhatNeedsARestart(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
-	elsewhere, err := freeAddress()
+	elsewhere, err := rehearsal.FreeAddress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	edit(t, r, fmt.Sprintf("listen = %q", r.listen), fmt.Sprintf("listen = %q", elsewhere))
+	edit(t, r, fmt.Sprintf("listen = %q", r.Listen), fmt.Sprintf("listen = %q", elsewhere))
 	edit(t, r, "[project.app]", "keep = \"1h\"\n[log]\nlevel = \"debug\"\nformat = \"json\"\n[project.app]")
-	text := run(t, "reload", "--config", r.configPath, "--dry-run")
-	contains(t, text.stdout, r.configPath+" would be put in force\n  storage.keep, log.level\n", "needs a restart, and is as before until then: server.listen, log.format\n")
+	text := run(t, "reload", "--config", r.ConfigPath, "--dry-run")
+	contains(t, text.stdout, r.ConfigPath+" would be put in force\n  storage.keep, log.level\n", "needs a restart, and is as before until then: server.listen, log.format\n")
 	report := reloaded(t, r)
 	if strings.Join(report.Restart, " ") != "server.listen log.format" || strings.Join(report.Changed, " ") != "storage.keep log.level" || len(report.Syncs) != 0 {
 		t.Errorf("%+v", report)
@@ -415,25 +416,25 @@ func TestReloadThatWouldFilterMostOfWhatIsPending(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			r := rehearse(t, rehearsalSettings{})
-			r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+			r := rehearse(t, rehearsal.Settings{})
+			r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
 			up(t, r)
 			accepted(t, r, hourOld(numbered("ann-1", 1, 15)))
 			accepted(t, r, hourOld(numbered("bob-2", 1, 15)))
 			accepted(t, r, numbered("bob-2", 16, 20)) // of now
 			good := configOf(t, r)
 			edit(t, r, test.old, test.new)
-			dry := run(t, "reload", "--config", r.configPath, "--dry-run")
+			dry := run(t, "reload", "--config", r.ConfigPath, "--dry-run")
 			if dry.code != 0 {
 				t.Errorf("--dry-run: exit %d %s", dry.code, dry.stderr)
 			}
 			contains(t, dry.stdout, "Without --yes that is refused")
 			contains(t, did(t, r, "check-config", "--pending"), "  ampcio reload: ", " of 35 that are to be sent would be filtered. Without --yes that is refused\n")
-			got := run(t, "reload", "--config", r.configPath)
+			got := run(t, "reload", "--config", r.ConfigPath)
 			if got.code != exitData || got.stdout != "" {
 				t.Errorf("exit %d, want %d: %s", got.code, exitData, got.stdout)
 			}
-			asJSON := run(t, "reload", "--config", r.configPath, "--json")
+			asJSON := run(t, "reload", "--config", r.ConfigPath, "--json")
 			var refused reloadReport
 			if err := json.Unmarshal([]byte(asJSON.stdout), &refused); err != nil || asJSON.code != exitData || !refused.Refused || len(refused.Pending) != 1 {
 				t.Errorf("%v: %+v", err, asJSON)
@@ -450,14 +451,14 @@ func TestReloadThatWouldFilterMostOfWhatIsPending(t *testing.T) {
 				t.Errorf("%+v", y.Books)
 			}
 			// The old rules are those that count, until the new ones are meant.
-			write(t, r.configPath, good)
+			write(t, r.ConfigPath, good)
 			reloaded(t, r)
 			edit(t, r, test.old, test.new)
 			report := reloaded(t, r, "--yes")
 			if changes(report) != "demo changed" || len(report.Pending) != 1 || report.Pending[0].ToBeSent != 35 || report.Pending[0].NewlyFiltered < 30 {
 				t.Errorf("%+v", report)
 			}
-			r.sandbox.SetFaults(sandbox.Faults{})
+			r.Sandbox.SetFaults(sandbox.Faults{})
 			snap := drained(t, r)
 			balanced(t, snap)
 			events := uint64(0)
@@ -482,42 +483,42 @@ func hourOld(body string) string {
 // check-config --pending says the same of a queue, running and stopped, and changes nothing.
 func TestCheckConfigPending(t *testing.T) {
 	t.Parallel()
-	r := queued(t, rehearsalSettings{})
-	stopped := run(t, "check-config", "--config", r.configPath, "--pending")
+	r := queued(t, rehearsal.Settings{})
+	stopped := run(t, "check-config", "--config", r.ConfigPath, "--pending")
 	if stopped.code != 0 {
 		t.Fatalf("exit %d %s", stopped.code, stopped.stderr)
 	}
 	contains(t, stopped.stdout, "sync demo: 35 pending, all looked at\n", `sent                                              35   such as "Order Completed"`)
 	edit(t, r, `event = ["*"]`, "event = [\"*\"]\nwhere = [{ path = \"event.seq\", op = \">\", value = 5 }]")
-	contains(t, run(t, "check-config", "--config", r.configPath, "--pending").stdout, "not_selected                                      10   such as", "sent                                              25   such as")
+	contains(t, run(t, "check-config", "--config", r.ConfigPath, "--pending").stdout, "not_selected                                      10   such as", "sent                                              25   such as")
 	edit(t, r, "\nwhere = [{ path = \"event.seq\", op = \">\", value = 5 }]", "")
 
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
 	up(t, r)
 	edit(t, r, `event = ["*"]`, "event = [\"*\"]\nwhere = [{ path = \"event.seq\", op = \">\", value = 5 }]")
-	running := run(t, "check-config", "--config", r.configPath, "--pending")
+	running := run(t, "check-config", "--config", r.ConfigPath, "--pending")
 	if running.code != 0 {
 		t.Fatalf("exit %d %s", running.code, running.stderr)
 	}
 	contains(t, running.stdout, "sync demo: 35 pending, all looked at\n", "sent -> sent                                      25   such as", "sent -> not_selected                              10   such as")
 
-	copied := filepath.Join(r.dir, "copy.toml")
+	copied := filepath.Join(r.Dir, "copy.toml")
 	write(t, copied, configOf(t, r))
 	for _, verb := range [][]string{{"check-config", "--pending"}, {"reload"}} {
 		elsewhere := run(t, append(verb, "--config", copied)...)
 		if elsewhere.code != exitUsage {
 			t.Errorf("%v: exit %d, want %d", verb, elsewhere.code, exitUsage)
 		}
-		contains(t, elsewhere.stderr, "was started with "+r.configPath+", and --config says "+copied)
+		contains(t, elsewhere.stderr, "was started with "+r.ConfigPath+", and --config says "+copied)
 	}
 	if y := only(t, stats(t, r)); y.Books.Pending != 35 {
 		t.Errorf("%+v", y.Books)
 	}
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	balanced(t, drained(t, r))
 	complete(t, r, map[string]int{"ann-1": 20, "bob-2": 15})
 	down(t, r)
-	if got := run(t, "reload", "--config", r.configPath); got.code != exitUnavailable || !strings.Contains(got.stderr, "ampcio does not run, so there is nothing to reload") {
+	if got := run(t, "reload", "--config", r.ConfigPath); got.code != exitUnavailable || !strings.Contains(got.stderr, "ampcio does not run, so there is nothing to reload") {
 		t.Errorf("a reload of what is stopped: %+v", got)
 	}
 }
@@ -525,16 +526,16 @@ func TestCheckConfigPending(t *testing.T) {
 // A reload that cannot be done in one part is not done in any.
 func TestReloadThatFailsHalfWay(t *testing.T) {
 	t.Parallel()
-	other := rehearse(t, rehearsalSettings{})
-	r := rehearse(t, rehearsalSettings{sync: bounded})
+	other := rehearse(t, rehearsal.Settings{})
+	r := rehearse(t, rehearsal.Settings{Sync: bounded})
 	up(t, r)
 	good := configOf(t, r)
-	inTheWay := filepath.Join(r.dir, "storage", "sync", "zebra.db")
+	inTheWay := filepath.Join(r.Dir, "storage", "sync", "zebra.db")
 	if err := os.Mkdir(inTheWay, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	write(t, r.configPath, strings.Replace(good, `event  = ["Heartbeat"]`, `event = ["Heartbeat", "Order *"]`, 1)+secondSync("second", other)+secondSync("zebra", other))
-	got := run(t, "reload", "--config", r.configPath)
+	write(t, r.ConfigPath, strings.Replace(good, `event  = ["Heartbeat"]`, `event = ["Heartbeat", "Order *"]`, 1)+secondSync("second", other)+secondSync("zebra", other))
+	got := run(t, "reload", "--config", r.ConfigPath)
 	if got.code != exitIO {
 		t.Errorf("exit %d, want %d", got.code, exitIO)
 	}
@@ -545,7 +546,7 @@ func TestReloadThatFailsHalfWay(t *testing.T) {
 	if only(t, snap).Totals.Delivered != 10 {
 		t.Errorf("the new rules are in force: %+v", only(t, snap).Totals)
 	}
-	if _, err := os.Stat(filepath.Join(r.dir, "storage", "sync", "second.db")); err == nil {
+	if _, err := os.Stat(filepath.Join(r.Dir, "storage", "sync", "second.db")); err == nil {
 		t.Error("the ledger of a sync that is not in force has stayed")
 	}
 	if err := os.Remove(inTheWay); err != nil {

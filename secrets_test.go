@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ampcio/admin"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -21,7 +22,7 @@ import (
 func TestSecretsStaySecret(t *testing.T) {
 	t.Parallel()
 	const (
-		cioKey   = demoAPIKey                 // of Customer.io
+		cioKey   = rehearsal.APIKey           // of Customer.io
 		otherKey = "wrong-key-91be02d4"       // one that was pasted wrongly
 		ampKey   = "amplitude-key-77e1"       // the project's
 		badKey   = "stranger-key-0a4c"        // of an SDK that has another
@@ -30,13 +31,13 @@ func TestSecretsStaySecret(t *testing.T) {
 		webhookS = "T0webhook-5d11-secret"    // in the address that alerts are posted to
 	)
 	planted := []string{cioKey, otherKey, ampKey, badKey, person, secret, webhookS}
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{}})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{}})
 	edit(t, r, `retry_max = "2s"`, "retry_max = \"100ms\"\nretry_initial = \"50ms\"")
 	edit(t, r, "[server]", "[log]\nlevel = \"debug\"\n\n[server]")
 	edit(t, r, `["0123456789abcdef0123456789abcdef"]`, fmt.Sprintf("[%q]", ampKey))
 	hook := newWebhook(t)
 	edit(t, r, "[log]", fmt.Sprintf("[alerts]\nurl = %q\nafter = \"0s\"\nover_after = \"0s\"\n\n[log]", hook.URL+"/hook/"+webhookS+"?token="+webhookS))
-	keyFile := filepath.Join(r.dir, "customerio_api_key")
+	keyFile := filepath.Join(r.Dir, "customerio_api_key")
 	events := func(key string) string {
 		return fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Visit","user_id":%q,"device_id":"device-%[2]s","insert_id":"%[3]s-1","ip":"203.0.113.77",`+
 			`"event_properties":{"seq":1,"total":%[3]q},"user_properties":{"email":%[2]q,"plan":%[3]q,"role":%[3]q}}]}`, key, person, secret)
@@ -45,23 +46,23 @@ func TestSecretsStaySecret(t *testing.T) {
 	looks := 0
 	look := func() {
 		for _, args := range [][]string{{"queue-stats"}, {"queue-stats", "--json"}, {"check-config"}, {"check-config", "--online"}} {
-			got := run(t, append(args, "--config", r.configPath)...)
+			got := run(t, append(args, "--config", r.ConfigPath)...)
 			heard.WriteString(got.stdout + got.stderr)
 		}
 		if looks++; looks%5 == 1 { // each is a process, and they are slow to start
 			for _, args := range [][]string{{"alerts", "test"}, {"alerts", "test", "--json"}, {"alerts", "list"}, {"alerts", "list", "--json"}} {
-				got := run(t, append(args, "--config", r.configPath)...)
+				got := run(t, append(args, "--config", r.ConfigPath)...)
 				heard.WriteString(got.stdout + got.stderr)
 			}
 		}
-		if r.daemon == nil {
+		if r.Daemon == nil {
 			return
 		}
-		heard.WriteString(ask(t, "GET", "http://"+r.admin+"/stats", "").body)
-		heard.WriteString(ask(t, "GET", "http://"+r.admin+"/readyz", "").body)
+		heard.WriteString(ask(t, "GET", "http://"+r.Admin+"/stats", "").body)
+		heard.WriteString(ask(t, "GET", "http://"+r.Admin+"/readyz", "").body)
 		if runtime.GOOS == "linux" {
 			for _, file := range []string{"cmdline", "environ"} {
-				b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", r.daemon.Process.Pid, file))
+				b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", r.Daemon.Process.Pid, file))
 				if err != nil {
 					t.Error(err)
 				}
@@ -88,7 +89,7 @@ func TestSecretsStaySecret(t *testing.T) {
 			t.Errorf("answered %d %s", a.status, a.body)
 		}
 	}
-	ask(t, "GET", "http://"+r.listen+"/"+secret+"?api_key="+ampKey, "")
+	ask(t, "GET", "http://"+r.Listen+"/"+secret+"?api_key="+ampKey, "")
 	status(admin.StatusBlocked)
 	look()
 	down(t, r)
@@ -109,13 +110,13 @@ func TestSecretsStaySecret(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.sandbox.SetFaults(f)
+		r.Sandbox.SetFaults(f)
 		hook.answers(map[bool]int{true: 404, false: 200}[strings.HasPrefix(faults, "500")]) // it repeats the address
 		up(t, r)
-		before := r.sandbox.Report().Requests
+		before := r.Sandbox.Report().Requests
 		eventually(t, 15*time.Second, "requests meet "+faults, func() bool {
 			y := only(t, stats(t, r))
-			return r.sandbox.Report().Requests > before+2 || y.Books.Pending == 0 || y.Status == admin.StatusBlocked
+			return r.Sandbox.Report().Requests > before+2 || y.Books.Pending == 0 || y.Status == admin.StatusBlocked
 		})
 		look()
 		down(t, r)
@@ -126,15 +127,15 @@ func TestSecretsStaySecret(t *testing.T) {
 	look()
 
 	// A configuration that is broken near its secrets.
-	good, err := os.ReadFile(r.configPath)
+	good, err := os.ReadFile(r.ConfigPath)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, broken := range []string{`api_key = ` + cioKey, `api_key = "` + cioKey, `api_key_ = "` + cioKey + `"`, `api_key = ["` + cioKey + `"]`, `api_key_file = "` + cioKey + `" x`,
 		`api_key = "` + cioKey + `\` + `"`} {
-		write(t, r.configPath, strings.Replace(string(good), `api_key_file = "customerio_api_key"`, broken, 1))
+		write(t, r.ConfigPath, strings.Replace(string(good), `api_key_file = "customerio_api_key"`, broken, 1))
 		for _, verb := range []string{"serve", "check-config"} {
-			got := run(t, verb, "--config", r.configPath)
+			got := run(t, verb, "--config", r.ConfigPath)
 			if got.code != exitConfig {
 				t.Errorf("%s: exit %d", broken, got.code)
 			}
@@ -144,8 +145,8 @@ func TestSecretsStaySecret(t *testing.T) {
 
 	for _, broken := range []string{`url = ` + webhookS, `url = "http://x/` + webhookS, `url = ["` + webhookS + `"]`, `url = "ftp://x/` + webhookS + `"`, `url = "x/` + webhookS + `"`,
 		`url_file = "https://x/` + webhookS + `"`, `url = { a = "` + webhookS + `" }`, `urls = "` + webhookS + `"`, `url = "http://x/%zz` + webhookS + `"`} {
-		write(t, r.configPath, regexp.MustCompile(`(?m)^url = .*$`).ReplaceAllLiteralString(string(good), broken))
-		got := run(t, "alerts", "test", "--config", r.configPath)
+		write(t, r.ConfigPath, regexp.MustCompile(`(?m)^url = .*$`).ReplaceAllLiteralString(string(good), broken))
+		got := run(t, "alerts", "test", "--config", r.ConfigPath)
 		if got.code != exitConfig {
 			t.Errorf("%s: exit %d", broken, got.code)
 		}
@@ -158,7 +159,7 @@ func TestSecretsStaySecret(t *testing.T) {
 		t.Errorf("%d alerts were posted", len(hook.bodies))
 	}
 
-	log, err := os.ReadFile(r.logFile.Name())
+	log, err := os.ReadFile(r.LogFile.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +179,7 @@ func TestSecretsStaySecret(t *testing.T) {
 	}
 
 	// Keys are not stored either; and what is stored is for ampcio's eyes only.
-	err = filepath.WalkDir(filepath.Join(r.dir, "storage"), func(path string, e fs.DirEntry, err error) error {
+	err = filepath.WalkDir(filepath.Join(r.Dir, "storage"), func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}

@@ -12,11 +12,12 @@ import (
 
 	"ampcio/admin"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // tested runs send-test and gives its report.
-func tested(t testing.TB, r *rehearsal, code int, args ...string) (testReport, string) {
+func tested(t testing.TB, r *rehearsal.Rehearsal, code int, args ...string) (testReport, string) {
 	t.Helper()
 	got := verbOf(t, r, append([]string{"send-test", "--yes", "--json"}, args...)...)
 	var report testReport
@@ -26,7 +27,7 @@ func tested(t testing.TB, r *rehearsal, code int, args ...string) (testReport, s
 	if got.code != code || report.OK != (code == 0) {
 		t.Errorf("send-test %q: exit %d, ok %t, want %d: %s", args, got.code, report.OK, code, got.stderr)
 	}
-	if strings.Contains(got.stdout+got.stderr, demoAPIKey) {
+	if strings.Contains(got.stdout+got.stderr, rehearsal.APIKey) {
 		t.Error("the secret key is shown")
 	}
 	return report, got.stderr
@@ -36,11 +37,11 @@ func tested(t testing.TB, r *rehearsal, code int, args ...string) (testReport, s
 // before somebody says yes.
 func TestSendTest(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	refuses(t, r, exitUnavailable, []string{"ampcio does not run", r.socket, "systemctl start ampcio"}, "send-test", "--yes")
+	r := rehearse(t, rehearsal.Settings{})
+	refuses(t, r, exitUnavailable, []string{"ampcio does not run", r.Socket, "systemctl start ampcio"}, "send-test", "--yes")
 	up(t, r)
 
-	contains(t, did(t, r, "send-test", "--dry-run"), "delivering, to "+r.sandboxURL, "the event is sent by "+r.configPath, "would be sent:", `"user_id":"ampcio-send-test"`)
+	contains(t, did(t, r, "send-test", "--dry-run"), "delivering, to "+r.SandboxURL, "the event is sent by "+r.ConfigPath, "would be sent:", `"user_id":"ampcio-send-test"`)
 	got := verbOf(t, r, "send-test")
 	contains(t, got.stdout, `event        "ampcio send-test" of user ampcio-send-test`, "campaigns that")
 	contains(t, got.stderr, "nothing was changed, since there is no terminal to ask at")
@@ -49,7 +50,7 @@ func TestSendTest(t *testing.T) {
 	}
 
 	report, _ := tested(t, r, 0, "--user-properties", `{"plan":"pro"}`)
-	p, known := r.sandbox.Person("id", "ampcio-send-test")
+	p, known := r.Sandbox.Person("id", "ampcio-send-test")
 	if !known || len(p.Events) != 1 || p.Events[0].Name != "ampcio send-test" || p.Events[0].ID != report.Plan.EventID {
 		t.Errorf("Customer.io has %+v, want the event %s", p.Events, report.Plan.EventID)
 	}
@@ -63,13 +64,13 @@ func TestSendTest(t *testing.T) {
 	}
 	contains(t, did(t, r, "send-test", "--yes", "--user", "x1", "--user-properties", `{"plan":"pro"}`), "200 by HTTP/1.1: it is on disk", "in its queue, sequence 2",
 		"delivered: event accepted by Customer.io, user update accepted", "ok: ")
-	if p, known := r.sandbox.Person("id", "x1"); !known || len(p.Events) != 1 { // shorter than Amplitude lets a user id be
+	if p, known := r.Sandbox.Person("id", "x1"); !known || len(p.Events) != 1 { // shorter than Amplitude lets a user id be
 		t.Errorf("%+v", p)
 	}
 	if report, _ := tested(t, r, 0, "--event", "Signed Up", "--properties", `{"total":2.50}`); report.Syncs[0].User != "filtered/unchanged" {
 		t.Errorf("%+v", report.Syncs)
 	}
-	if p, _ := r.sandbox.Person("id", "ampcio-send-test"); string(p.Events[1].Attributes) != `{"total":2.50}` || p.Events[1].Name != "Signed Up" {
+	if p, _ := r.Sandbox.Person("id", "ampcio-send-test"); string(p.Events[1].Attributes) != `{"total":2.50}` || p.Events[1].Name != "Signed Up" {
 		t.Errorf("%s %s", p.Events[1].Name, p.Events[1].Attributes)
 	}
 
@@ -94,14 +95,14 @@ func TestSendTest(t *testing.T) {
 // Wherever it stops, send-test says where and what to do.
 func TestSendTestThatDoesNotGetThrough(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	at := func(path string, line int) string {
-		return fmt.Sprintf("%s:%d: sync.demo.%s", r.configPath, line, path)
+		return fmt.Sprintf("%s:%d: sync.demo.%s", r.ConfigPath, line, path)
 	}
 	lineOf := func(part string) int {
 		t.Helper()
-		b, err := os.ReadFile(r.configPath)
+		b, err := os.ReadFile(r.ConfigPath)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -112,7 +113,7 @@ func TestSendTestThatDoesNotGetThrough(t *testing.T) {
 		return 1 + strings.Count(before, "\n")
 	}
 	drop := at("select[0]", lineOf("[[sync.demo.select]]"))
-	report, said := tested(t, r, exitData, "--event", demoDrop)
+	report, said := tested(t, r, exitData, "--event", rehearsal.Drop)
 	contains(t, said, "demo has not delivered the event: not sent (dropped_by_rule)", drop+` matches, and says action = "drop"`)
 	if report.Syncs[0].Event != "filtered/dropped_by_rule" || report.Plan.Syncs[0].Event != "dropped_by_rule" {
 		t.Errorf("%+v", report)
@@ -127,13 +128,13 @@ func TestSendTestThatDoesNotGetThrough(t *testing.T) {
 	did(t, r, "sync", "resume", "demo")
 	balanced(t, drained(t, r))
 
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
 	report, said = tested(t, r, exitUnavailable, "--timeout", "300ms")
 	contains(t, said, "it waits in", "queue")
 	if s := report.Steps[len(report.Steps)-1]; s.What != "waits" || s.Reason != "http_503" {
 		t.Errorf("%+v", report.Steps)
 	}
-	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Refused"}})
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Refused"}})
 	did(t, r, "sync", "retry", "demo")
 	drained(t, r)
 	report, said = tested(t, r, exitData, "--event", "Refused")
@@ -156,7 +157,7 @@ func TestSendTestThatDoesNotGetThrough(t *testing.T) {
 	tested(t, r, 0, "--properties", `{"total":11}`)
 	_, said = tested(t, r, exitData, "--properties", `{"total":11}`, "--user-properties", `{"email":null}`, "--user", "nobody-in-particular")
 	contains(t, said, "no_identifier: the user has no identifier in sync.demo.identifier, which is user.email",
-		fmt.Sprintf("(%s:%d)", r.configPath, lineOf("identifier   = ")))
+		fmt.Sprintf("(%s:%d)", r.ConfigPath, lineOf("identifier   = ")))
 	edit(t, r, "[sync.demo.events]\n", "[sync.demo.events]\nsend = false\n")
 	reloaded(t, r)
 	if report, _ := tested(t, r, 0, "--user-properties", `{"plan":"pro"}`); report.Syncs[0].Event != "filtered/events_off" || report.Syncs[0].User != "delivered" {
@@ -186,9 +187,9 @@ func TestSendTestThatDoesNotGetThrough(t *testing.T) {
 // in the middle.
 func TestSendTestWithAWrongKey(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	const appKey = "0123456789abcdef0123456789abcdef"
-	write(t, filepath.Join(r.dir, "customerio_api_key"), appKey+"\n")
+	write(t, filepath.Join(r.Dir, "customerio_api_key"), appKey+"\n")
 	up(t, r)
 	eventually(t, 20*time.Second, "the sync is blocked", func() bool { return only(t, stats(t, r)).Status == admin.StatusBlocked })
 	got := verbOf(t, r, "send-test", "--yes")
@@ -200,16 +201,16 @@ func TestSendTestWithAWrongKey(t *testing.T) {
 	}
 	down(t, r)
 
-	write(t, filepath.Join(r.dir, "customerio_api_key"), demoAPIKey+"\n")
-	r.sandbox.SetFaults(sandbox.Faults{Hang: 1, HangFor: 20 * time.Second, On: "data"})
+	write(t, filepath.Join(r.Dir, "customerio_api_key"), rehearsal.APIKey+"\n")
+	r.Sandbox.SetFaults(sandbox.Faults{Hang: 1, HangFor: 20 * time.Second, On: "data"})
 	up(t, r)
 	killed := make(chan error, 1)
 	go func() {
 		ctx := within(t, 20*time.Second)
 		for {
-			snap, err := r.stats(ctx)
-			if err != nil || pending(snap) == 2 {
-				killed <- errors.Join(err, r.kill())
+			snap, err := r.Stats(ctx)
+			if err != nil || snap.Pending() == 2 {
+				killed <- errors.Join(err, r.Kill())
 				return
 			}
 			time.Sleep(5 * time.Millisecond)
@@ -223,10 +224,10 @@ func TestSendTestWithAWrongKey(t *testing.T) {
 	if got.code != exitUnavailable {
 		t.Errorf("exit %d", got.code)
 	}
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	up(t, r)
 	balanced(t, drained(t, r))
-	if p, _ := r.sandbox.Person("id", "ampcio-send-test"); len(p.Events) != 2 {
+	if p, _ := r.Sandbox.Person("id", "ampcio-send-test"); len(p.Events) != 2 {
 		t.Errorf("Customer.io has %+v, and two events were accepted", p.Events)
 	}
 }
@@ -235,13 +236,13 @@ func TestSendTestWithAWrongKey(t *testing.T) {
 func TestSendTestOfTwoSyncs(t *testing.T) {
 	t.Parallel()
 	const bound = "max_pending_bytes = \"1GiB\"\n"
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	edit(t, r, "retry_max = \"2s\"\n", "retry_max = \"2s\"\n"+bound+`
 [sync.second]
 region       = "eu"
 site_id      = "another"
 api_key_file = "customerio_api_key"
-endpoint     = "`+r.sandboxURL+`"
+endpoint     = "`+r.SandboxURL+`"
 delivery.max_pending_bytes = "1GiB"
 [[sync.second.select]]
 event = ["Order *"]
@@ -263,8 +264,8 @@ event = ["Order *"]
 // A project that takes Amplitude's webhook alone has no key that a test event could carry.
 func TestSendTestOfAWebhookOnly(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	write(t, filepath.Join(r.dir, "webhook"), "a-secret-of-the-webhook")
+	r := rehearse(t, rehearsal.Settings{})
+	write(t, filepath.Join(r.Dir, "webhook"), "a-secret-of-the-webhook")
 	edit(t, r, fmt.Sprintf("amplitude_api_keys = [%q]", recordings.Key), `webhook_secret_file = "webhook"`)
 	up(t, r)
 	refuses(t, r, exitData, []string{"has no amplitude_api_keys", "ampcio trace --user"}, "send-test", "--yes")

@@ -13,12 +13,13 @@ import (
 
 	"ampcio/admin"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 )
 
 // askedAdmin gets from the admin listener, under a name of the host.
-func askedAdmin(t testing.TB, r *rehearsal, path, host string) (int, string) {
+func askedAdmin(t testing.TB, r *rehearsal.Rehearsal, path, host string) (int, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.admin+path, nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.Admin+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +40,7 @@ func askedAdmin(t testing.TB, r *rehearsal, path, host string) (int, string) {
 
 // knownPoints is how many points of the last quarter of an hour the charts have, and what
 // most is of what waited.
-func knownPoints(t testing.TB, r *rehearsal) (points int, most float64) {
+func knownPoints(t testing.TB, r *rehearsal.Rehearsal) (points int, most float64) {
 	t.Helper()
 	code, body := askedAdmin(t, r, "/history?span=15m", "")
 	var past struct {
@@ -67,9 +68,9 @@ func knownPoints(t testing.TB, r *rehearsal) (points int, most float64) {
 // and its charts know of the time before a restart.
 func TestStatusPage(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
-	r.sandbox.SetFaults(faraway())
+	r.Sandbox.SetFaults(faraway())
 	if code, body := askedAdmin(t, r, "/", ""); code != 200 || !strings.Contains(body, `<details class="sync" id="sync-demo"`) {
 		t.Errorf("%d %s", code, body)
 	}
@@ -80,7 +81,7 @@ func TestStatusPage(t *testing.T) {
 			}
 		}
 	}
-	pause := run(t, "sync", "pause", "demo", "--config", r.configPath)
+	pause := run(t, "sync", "pause", "demo", "--config", r.ConfigPath)
 	if pause.code != 0 {
 		t.Fatal(pause)
 	}
@@ -90,7 +91,7 @@ func TestStatusPage(t *testing.T) {
 		t.Errorf("%s", body)
 	}
 	down(t, r)
-	file := filepath.Join(r.dir, "storage", historyFile)
+	file := filepath.Join(r.Dir, "storage", historyFile)
 	if st, err := os.Stat(file); err != nil || st.Mode().Perm() != 0o600 || st.Size() > 20_000 {
 		t.Errorf("%v %v", st, err)
 	}
@@ -116,13 +117,13 @@ func TestStatusPage(t *testing.T) {
 // A disk that is full gets no charts.
 func TestFullDiskKeepsNoCharts(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{storage: "min_free = \"1000TiB\"\n"})
+	r := rehearse(t, rehearsal.Settings{Storage: "min_free = \"1000TiB\"\n"})
 	up(t, r)
 	if code, body := askedAdmin(t, r, "/", ""); code != 200 || !strings.Contains(body, "New events are refused.") {
 		t.Errorf("%d %s", code, body)
 	}
 	down(t, r)
-	if _, err := os.Stat(filepath.Join(r.dir, "storage", historyFile)); !os.IsNotExist(err) {
+	if _, err := os.Stat(filepath.Join(r.Dir, "storage", historyFile)); !os.IsNotExist(err) {
 		t.Errorf("%v", err)
 	}
 }

@@ -12,12 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // closed says whether the daemon takes no more connections.
-func closed(r *rehearsal) bool {
-	c, err := net.DialTimeout("tcp", r.listen, time.Second)
+func closed(r *rehearsal.Rehearsal) bool {
+	c, err := net.DialTimeout("tcp", r.Listen, time.Second)
 	if err == nil {
 		c.Close()
 	}
@@ -25,10 +26,10 @@ func closed(r *rehearsal) bool {
 }
 
 // begin sends a request but for its last byte; the answer comes once finish has sent that.
-func begin(t *testing.T, r *rehearsal, body string) (finish func() answer) {
+func begin(t *testing.T, r *rehearsal.Rehearsal, body string) (finish func() answer) {
 	t.Helper()
 	before := stats(t, r).Door.Requests
-	c, err := net.Dial("tcp", r.listen)
+	c, err := net.Dial("tcp", r.Listen)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,25 +55,25 @@ func begin(t *testing.T, r *rehearsal, body string) (finish func() answer) {
 // daemon ends with code 0, and what was under way is neither lost nor done again.
 func TestGracefulStop(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{CheckOverlap: true}})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{CheckOverlap: true}})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 1))
 	drained(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{Latency: 1500 * time.Millisecond})
+	r.Sandbox.SetFaults(sandbox.Faults{Latency: 1500 * time.Millisecond})
 	accepted(t, r, numbered("ann-1", 2, 50))
-	eventually(t, 10*time.Second, "a request to Customer.io is in flight", func() bool { return r.sandbox.Report().InFlight > 0 })
+	eventually(t, 10*time.Second, "a request to Customer.io is in flight", func() bool { return r.Sandbox.Report().InFlight > 0 })
 	finish := begin(t, r, numbered("bob-2", 1, 50))
 
 	asked := time.Now()
-	if err := r.daemon.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := r.Daemon.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 5*time.Second, "the door is closed", func() bool { return closed(r) })
 	if a := finish(); a.status != 200 {
 		t.Errorf("the SDK's request was answered %d", a.status)
 	}
-	err := <-r.ended
-	r.daemon = nil
+	err := <-r.Ended
+	r.Daemon = nil
 	took := time.Since(asked)
 	if err != nil {
 		t.Errorf("it ended with %v", err)
@@ -81,21 +82,21 @@ func TestGracefulStop(t *testing.T) {
 		t.Errorf("it took %s, although all answers had come", took)
 	}
 	t.Logf("stopped after %s", took)
-	if n := r.sandbox.Report().InFlight; n != 0 {
+	if n := r.Sandbox.Report().InFlight; n != 0 {
 		t.Errorf("%d requests to Customer.io were left alone", n)
 	}
 	y := only(t, statsOfFiles(t, r))
-	if p, _ := r.sandbox.Person("id", "ann-1"); p.EventCount != 50 || y.Totals.Delivered != 50 {
+	if p, _ := r.Sandbox.Person("id", "ann-1"); p.EventCount != 50 || y.Totals.Delivered != 50 {
 		t.Errorf("Customer.io has %d events, the books say %d delivered; want 50", p.EventCount, y.Totals.Delivered)
 	}
 	if y.Books.Pending != 50 || y.Books.Taken != 100 {
 		t.Errorf("books %+v", y.Books)
 	}
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	up(t, r)
 	balanced(t, drained(t, r))
 	complete(t, r, map[string]int{"ann-1": 50, "bob-2": 50})
-	if report := r.sandbox.Report(); report.Events.Duplicates != 0 || report.Order.Overlaps != 0 {
+	if report := r.Sandbox.Report(); report.Events.Duplicates != 0 || report.Order.Overlaps != 0 {
 		t.Errorf("%d events were sent again, %d overlaps", report.Events.Duplicates, report.Order.Overlaps)
 	}
 	down(t, r)
@@ -105,28 +106,28 @@ func TestGracefulStop(t *testing.T) {
 // comes again, under the same ids.
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 20))
 	drained(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{Hang: 1, HangFor: time.Minute})
+	r.Sandbox.SetFaults(sandbox.Faults{Hang: 1, HangFor: time.Minute})
 	accepted(t, r, numbered("ann-1", 21, 40))
-	eventually(t, 10*time.Second, "a request hangs at Customer.io", func() bool { return r.sandbox.Report().InFlight > 0 })
-	if err := r.daemon.Process.Signal(syscall.SIGTERM); err != nil {
+	eventually(t, 10*time.Second, "a request hangs at Customer.io", func() bool { return r.Sandbox.Report().InFlight > 0 })
+	if err := r.Daemon.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 5*time.Second, "the door is closed", func() bool { return closed(r) })
 	select {
-	case err := <-r.ended:
+	case err := <-r.Ended:
 		t.Fatalf("it did not wait for the request: %v", err)
 	default:
 	}
 	again := time.Now()
-	if err := r.daemon.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := r.Daemon.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	err := <-r.ended
-	r.daemon = nil
+	err := <-r.Ended
+	r.Daemon = nil
 	if took := time.Since(again); took > 2*time.Second {
 		t.Errorf("it took %s", took)
 	}
@@ -134,7 +135,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	if !errors.As(err, &exited) || !strings.Contains(err.Error(), "terminated") {
 		t.Errorf("it ended with %v", err)
 	}
-	ask(t, "DELETE", r.sandboxURL+"/_sandbox/faults", "") // lets the hanging request go as well
+	ask(t, "DELETE", r.SandboxURL+"/_sandbox/faults", "") // lets the hanging request go as well
 	up(t, r)
 	snap := drained(t, r)
 	balanced(t, snap)
@@ -148,7 +149,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 // A hangup is no reason to stop, not even before the daemon is up, nor one on another's heels.
 func TestHangupDoesNotStop(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	for range 10 {
 		hangup(t, r)

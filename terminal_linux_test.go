@@ -23,7 +23,7 @@ func TestDeadLettersDropAsks(t *testing.T) {
 		code int
 		left int
 	}{{"n\n", exitFailed, 5}, {"\n", exitFailed, 5}, {"y\n", 0, 0}} {
-		c := ampcio("dead-letters", "drop", "--all", "--config", r.configPath)
+		c := ampcio("dead-letters", "drop", "--all", "--config", r.ConfigPath)
 		said, err := atTerminal(t, c, "Drop 5 dead letters? [y/N] ", test.says)
 		var exited *exec.ExitError
 		if err != nil && !errors.As(err, &exited) {

@@ -11,6 +11,7 @@ import (
 
 	"ampcio/admin"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -21,7 +22,7 @@ func one(user, event, insertID, properties string) string {
 }
 
 // tracedBy runs a trace and reads what it says.
-func tracedBy(t testing.TB, r *rehearsal, args ...string) (all []traced, sum traceSummary) {
+func tracedBy(t testing.TB, r *rehearsal.Rehearsal, args ...string) (all []traced, sum traceSummary) {
 	t.Helper()
 	for line := range strings.Lines(did(t, r, append([]string{"trace", "--json", "--show-ids"}, args...)...)) {
 		var l traceLine
@@ -50,27 +51,27 @@ func in(t testing.TB, of traced) tracedFor {
 func TestTraceTellsAnEventsStory(t *testing.T) {
 	t.Parallel()
 	const anna = "anna@example.com"
-	r := rehearse(t, rehearsalSettings{sandbox: sandbox.Options{}})
+	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{}})
 	edit(t, r, `retry_max = "2s"`, "retry_initial = \"200ms\"\nretry_max = \"400ms\"")
 	edit(t, r, `select]]
 event = ["*"]`, `select]]
 event = ["Order*", "Sent *"]`)
 	up(t, r)
 	accepted(t, r, one(anna, "Order 1", "i-1", `{"plan":"pro"}`))
-	accepted(t, r, one(anna, demoDrop, "i-2", `{}`))
+	accepted(t, r, one(anna, rehearsal.Drop, "i-2", `{}`))
 	accepted(t, r, one(anna, "Looked", "i-3", `{"plan":"team"}`))
 	accepted(t, r, one("benny", "Order 1", "i-1", `{}`))
 	drained(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{Poison: []string{"Order 4"}, PoisonHow: "503"})
+	r.Sandbox.SetFaults(sandbox.Faults{Poison: []string{"Order 4"}, PoisonHow: "503"})
 	accepted(t, r, one(anna, "Order 4", "i-4", `{}`))
 	eventually(t, 10*time.Second, "two tries have failed", func() bool {
 		all, _ := tracedBy(t, r, "--insert-id", "i-4")
 		return len(all) == 1 && in(t, all[0]).Tries >= 2
 	})
-	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Order 5"}})
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Order 5"}})
 	accepted(t, r, one(anna, "Order 5", "i-5", `{}`))
 	drained(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{Poison: []string{anna}, PoisonHow: "503"})
+	r.Sandbox.SetFaults(sandbox.Faults{Poison: []string{anna}, PoisonHow: "503"})
 	accepted(t, r, one(anna, "Order 6", "i-6", `{}`))
 	accepted(t, r, one(anna, "Order 7", "i-7", `{}`))
 	eventually(t, 10*time.Second, "a try has failed", func() bool {
@@ -149,11 +150,11 @@ event = ["Order*", "Sent *"]`)
 	// The rules of now say otherwise; without a history only they do.
 	edit(t, r, `"Order*", `, "")
 	contains(t, did(t, r, "trace", "--insert-id", "i-1"), "event delivered", "by the rules as they are now it would be filtered (not_selected)")
-	if err := os.RemoveAll(filepath.Join(r.dir, "storage", "sync", "demo.history")); err != nil {
+	if err := os.RemoveAll(filepath.Join(r.Dir, "storage", "sync", "demo.history")); err != nil {
 		t.Fatal(err)
 	}
 	contains(t, did(t, r, "trace", "--insert-id", "i-1"), "ended; when and how is not known any more; by the rules as they are now: event not_selected, user update sent")
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 }
 
 // A person is forgotten everywhere at once, and nothing brings them back: no rewind, no
@@ -161,16 +162,16 @@ event = ["Order*", "Sent *"]`)
 func TestForgetAPerson(t *testing.T) {
 	t.Parallel()
 	const anna = "anna@example.com"
-	r := rehearse(t, rehearsalSettings{storage: "keep = \"1h\"\nrotate_after = \"24h\"\n"})
+	r := rehearse(t, rehearsal.Settings{Storage: "keep = \"1h\"\nrotate_after = \"24h\"\n"})
 	edit(t, r, `retry_max = "2s"`, "retry_initial = \"1m\"\nretry_max = \"1m\"")
 	up(t, r)
 	accepted(t, r, one(anna, "Order 1", "i-1", `{"plan":"pro","email":"anna@example.com"}`))
 	accepted(t, r, one("benny", "Order 1", "i-1", `{"plan":"team"}`))
 	drained(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Order 2"}})
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Order 2"}})
 	accepted(t, r, one(anna, "Order 2", "i-2", `{}`))
 	drained(t, r)
-	r.sandbox.SetFaults(sandbox.Faults{Poison: []string{anna}, PoisonHow: "503"})
+	r.Sandbox.SetFaults(sandbox.Faults{Poison: []string{anna}, PoisonHow: "503"})
 	accepted(t, r, one(anna, "Order 3", "i-3", `{}`))
 	eventually(t, 10*time.Second, "a try has failed", func() bool { return only(t, stats(t, r)).Depth.Retry == 1 })
 
@@ -202,17 +203,17 @@ func TestForgetAPerson(t *testing.T) {
 	forgotten()
 
 	// She comes again, as somebody new: nothing of before is sent.
-	r.sandbox.SetFaults(sandbox.Faults{})
-	before, _ := r.sandbox.Person("id", anna)
+	r.Sandbox.SetFaults(sandbox.Faults{})
+	before, _ := r.Sandbox.Person("id", anna)
 	did(t, r, "sync", "rewind", "demo", "--since", "1h", "--yes", "--partly")
 	drained(t, r)
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	up(t, r)
 	did(t, r, "sync", "rewind", "demo", "--since", "1h", "--yes", "--partly")
 	drained(t, r)
-	if after, _ := r.sandbox.Person("id", anna); after.EventCount != before.EventCount {
+	if after, _ := r.Sandbox.Person("id", anna); after.EventCount != before.EventCount {
 		t.Errorf("%d events of hers, %d before", after.EventCount, before.EventCount)
 	}
 	forgotten()
@@ -224,7 +225,7 @@ func TestForgetAPerson(t *testing.T) {
 	up(t, r)
 	eventually(t, 20*time.Second, "the log's file is full", func() bool {
 		accepted(t, r, one("benny", "Order 1", fmt.Sprint(time.Now().UnixNano()), `{}`))
-		files, err := os.ReadDir(filepath.Join(r.dir, "storage", "log"))
+		files, err := os.ReadDir(filepath.Join(r.Dir, "storage", "log"))
 		return err == nil && len(files) >= 2
 	})
 	down(t, r) // with a checkpoint of users.db, which may else wait for half a minute
@@ -233,20 +234,20 @@ func TestForgetAPerson(t *testing.T) {
 	// The log's file goes when it is replaced and no longer kept.
 	eventually(t, 20*time.Second, "no byte is left", func() bool {
 		accepted(t, r, one("benny", "Order 1", fmt.Sprint(time.Now().UnixNano()), `{}`))
-		return len(filesWith(t, filepath.Join(r.dir, "storage"), anna)) == 0
+		return len(filesWith(t, filepath.Join(r.Dir, "storage"), anna)) == 0
 	})
 	eventually(t, 20*time.Second, "the tombstone goes, too", func() bool {
-		b, err := os.ReadFile(filepath.Join(r.dir, "storage", "forgotten.jsonl"))
+		b, err := os.ReadFile(filepath.Join(r.Dir, "storage", "forgotten.jsonl"))
 		return err == nil && len(b) == 0
 	})
 	down(t, r)
-	if files := filesWith(t, filepath.Join(r.dir, "storage"), anna); len(files) > 0 {
+	if files := filesWith(t, filepath.Join(r.Dir, "storage"), anna); len(files) > 0 {
 		t.Errorf("she is still in %v", files)
 	}
 	// Stopped, the command does it itself.
 	contains(t, did(t, r, "user", "forget", "benny", "--yes"), " is forgotten: 1 property, 1 linked device, ")
 	contains(t, did(t, r, "user", "show", "benny"), "nothing is known, and nothing is kept")
-	for _, name := range filesWith(t, filepath.Join(r.dir, "storage"), "phone of benny") {
+	for _, name := range filesWith(t, filepath.Join(r.Dir, "storage"), "phone of benny") {
 		if filepath.Base(filepath.Dir(name)) != "log" {
 			t.Errorf("he is still in %s", name)
 		}
@@ -265,39 +266,39 @@ func TestForgetAPerson(t *testing.T) {
 func TestForgetGoesOnAfterAKill(t *testing.T) {
 	t.Parallel()
 	const anna = "anna@example.com"
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	eventually(t, 10*time.Second, "it delivers", func() bool { return statusOf(t, r, "demo").Status == admin.StatusOK })
-	r.sandbox.SetFaults(sandbox.Faults{Hang: 1})
+	r.Sandbox.SetFaults(sandbox.Faults{Hang: 1})
 	accepted(t, r, one(anna, "Order 1", "i-1", `{"email":"anna@example.com"}`))
 	eventually(t, 10*time.Second, "a request is in flight", func() bool { return only(t, stats(t, r)).Depth.InFlight == 1 })
 	if all, _ := tracedBy(t, r, "--user", anna); in(t, all[0]).State != "in_flight" {
 		t.Errorf("%+v", all)
 	}
-	forget := ampcio("user", "forget", anna, "--yes", "--config", r.configPath)
+	forget := ampcio("user", "forget", anna, "--yes", "--config", r.ConfigPath)
 	if err := forget.Start(); err != nil {
 		t.Fatal(err)
 	}
-	tombstones := filepath.Join(r.dir, "storage", "forgotten.jsonl")
+	tombstones := filepath.Join(r.Dir, "storage", "forgotten.jsonl")
 	eventually(t, 10*time.Second, "the tombstone is written", func() bool {
 		b, _ := os.ReadFile(tombstones)
 		return strings.Contains(string(b), `"unfinished":true`)
 	})
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	forget.Wait() // it cannot end well
 	contains(t, did(t, r, "user", "show", anna), "somebody of this id was forgotten at ")
-	r.sandbox.SetFaults(sandbox.Faults{})
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	up(t, r)
 	drained(t, r)
 	if b, err := os.ReadFile(tombstones); err != nil || strings.Contains(string(b), "unfinished") {
 		t.Errorf("%s %v", b, err)
 	}
-	if p, _ := r.sandbox.Person("id", anna); p.EventCount != 0 {
+	if p, _ := r.Sandbox.Person("id", anna); p.EventCount != 0 {
 		t.Errorf("Customer.io has %d events", p.EventCount)
 	}
-	contains(t, r.logTail(), "forgot who was half forgotten at the last stop")
+	contains(t, r.LogTail(), "forgot who was half forgotten at the last stop")
 	contains(t, did(t, r, "audit"), "demo: balanced", "discarded 1 ")
 	contains(t, did(t, r, "user", "show", anna), "nothing is known, and nothing is kept")
 	down(t, r)

@@ -18,17 +18,18 @@ import (
 	"time"
 
 	"ampcio/admin"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // verbOf runs a verb on a rehearsal's installation.
-func verbOf(t testing.TB, r *rehearsal, args ...string) ran {
+func verbOf(t testing.TB, r *rehearsal.Rehearsal, args ...string) ran {
 	t.Helper()
-	return run(t, append(args, "--config", r.configPath)...)
+	return run(t, append(args, "--config", r.ConfigPath)...)
 }
 
 // did insists that a verb ends well, and gives what it said.
-func did(t testing.TB, r *rehearsal, args ...string) string {
+func did(t testing.TB, r *rehearsal.Rehearsal, args ...string) string {
 	t.Helper()
 	got := verbOf(t, r, args...)
 	if got.code != 0 {
@@ -38,7 +39,7 @@ func did(t testing.TB, r *rehearsal, args ...string) string {
 }
 
 // refuses insists that a verb ends with a code and says why.
-func refuses(t testing.TB, r *rehearsal, code int, says []string, args ...string) {
+func refuses(t testing.TB, r *rehearsal.Rehearsal, code int, says []string, args ...string) {
 	t.Helper()
 	got := verbOf(t, r, args...)
 	if got.code != code || got.stdout != "" {
@@ -47,7 +48,7 @@ func refuses(t testing.TB, r *rehearsal, code int, says []string, args ...string
 	contains(t, got.stderr, says...)
 }
 
-func statusOf(t testing.TB, r *rehearsal, name string) admin.Sync {
+func statusOf(t testing.TB, r *rehearsal.Rehearsal, name string) admin.Sync {
 	t.Helper()
 	var answer struct{ Syncs []admin.Sync }
 	if err := json.Unmarshal([]byte(did(t, r, "sync", "status", name, "--json")), &answer); err != nil || len(answer.Syncs) != 1 {
@@ -60,7 +61,7 @@ func statusOf(t testing.TB, r *rehearsal, name string) admin.Sync {
 // that is stopped.
 func TestVerbPauseHolds(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 5))
 	drained(t, r)
@@ -75,10 +76,10 @@ func TestVerbPauseHolds(t *testing.T) {
 		t.Errorf("%+v", y)
 	}
 	contains(t, did(t, r, "sync", "status"), "demo (project app): paused for ", "  to do      ampcio sync resume demo\n", "  pending    5 records")
-	contains(t, run(t, "queue-stats", "--config", r.configPath).stdout, "paused", "  to do      ampcio sync resume demo\n")
+	contains(t, run(t, "queue-stats", "--config", r.ConfigPath).stdout, "paused", "  to do      ampcio sync resume demo\n")
 	refuses(t, r, exitData, []string{"sync demo is paused. Resume: ampcio sync resume demo"}, "sync", "retry", "demo")
 
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	y = statusOf(t, r, "demo")
@@ -110,7 +111,7 @@ func TestVerbPauseHolds(t *testing.T) {
 // The journal has what was done to which sync, and nothing of who has only looked.
 func TestVerbsInTheJournal(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 5))
 	drained(t, r)
@@ -138,7 +139,7 @@ func TestVerbsInTheJournal(t *testing.T) {
 // pauses it is told that these are held.
 func TestVerbPauseOfASyncThatTakesNothing(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	edit(t, r, "[sync.demo]\n", "[sync.demo]\nenabled = false\n")
 	did(t, r, "reload")
@@ -154,9 +155,9 @@ func TestVerbPauseOfASyncThatTakesNothing(t *testing.T) {
 	down(t, r)
 }
 
-func logOf(t testing.TB, r *rehearsal) string {
+func logOf(t testing.TB, r *rehearsal.Rehearsal) string {
 	t.Helper()
-	b, err := os.ReadFile(r.logFile.Name())
+	b, err := os.ReadFile(r.LogFile.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +169,7 @@ func logOf(t testing.TB, r *rehearsal) string {
 func TestVerbsOfAnUnknownSync(t *testing.T) {
 	wordsOnly(t)
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	tests := [][]string{
 		{"sync", "status", "dmo"}, {"sync", "pause", "dmo"}, {"sync", "resume", "dmo"}, {"sync", "retry", "dmo"},
 		{"sync", "rewind", "dmo", "--since", "1h"}, {"sync", "rewind", "--since=1h", "dmo", "--yes"}, {"sync", "rename", "dmo", "new"},
@@ -193,7 +194,7 @@ func TestVerbsOfAnUnknownSync(t *testing.T) {
 func TestVerbsSayWhatTheyWant(t *testing.T) {
 	wordsOnly(t)
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	tests := []struct {
 		args []string
 		says string
@@ -229,8 +230,8 @@ func TestVerbsSayWhatTheyWant(t *testing.T) {
 
 func TestVerbRetry(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
-	write(t, filepath.Join(r.dir, "customerio_api_key"), "not-the-key\n")
+	r := rehearse(t, rehearsal.Settings{})
+	write(t, filepath.Join(r.Dir, "customerio_api_key"), "not-the-key\n")
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 5))
 	eventually(t, 10*time.Second, "the sync is blocked", func() bool { return only(t, stats(t, r)).Status == admin.StatusBlocked })
@@ -243,14 +244,14 @@ func TestVerbRetry(t *testing.T) {
 // nothing else arrives twice.
 func TestVerbRewindAfterAWrongRule(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 5))
-	accepted(t, r, strings.ReplaceAll(numbered("bob-2", 1, 4), "Order Completed", demoDrop))
+	accepted(t, r, strings.ReplaceAll(numbered("bob-2", 1, 4), "Order Completed", rehearsal.Drop))
 	if y := only(t, drained(t, r)); y.Totals.Filtered != 3 || y.Totals.Delivered != 6 { // one drop carries a user update
 		t.Fatalf("%+v", y.Totals)
 	}
-	edit(t, r, fmt.Sprintf("event  = [%q]\naction = \"drop\"", demoDrop), "event  = [\"Something else\"]\naction = \"drop\"")
+	edit(t, r, fmt.Sprintf("event  = [%q]\naction = \"drop\"", rehearsal.Drop), "event  = [\"Something else\"]\naction = \"drop\"")
 	did(t, r, "reload")
 
 	would := did(t, r, "sync", "rewind", "demo", "--since", "1h", "--dry-run")
@@ -279,7 +280,7 @@ func TestVerbRewindAfterAWrongRule(t *testing.T) {
 	if y.Books.Taken != 9 || y.Books.Rewound != 9 || y.Totals.Delivered != 15 || y.Totals.Filtered != 3 || y.LastRewind == nil {
 		t.Errorf("books %+v, totals %+v", y.Books, y.Totals)
 	}
-	contains(t, run(t, "queue-stats", "--config", r.configPath).stdout, "taken 9 + rewound 9 = delivered 15 + filtered 3", "  rewound    ")
+	contains(t, run(t, "queue-stats", "--config", r.ConfigPath).stdout, "taken 9 + rewound 9 = delivered 15 + filtered 3", "  rewound    ")
 
 	// Stopped it does the same, and says what it waits for.
 	down(t, r)
@@ -293,7 +294,7 @@ func TestVerbRewindAfterAWrongRule(t *testing.T) {
 // Behind what the log still has nothing can be taken again, unless what there is will do.
 func TestVerbRewindFurtherThanTheLogReaches(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{storage: "keep = \"1s\"\nrotate_bytes = \"1MiB\"\n"})
+	r := rehearse(t, rehearsal.Settings{Storage: "keep = \"1s\"\nrotate_bytes = \"1MiB\"\n"})
 	up(t, r)
 	rng := rand.New(rand.NewPCG(1, 2))
 	noise := func() string {
@@ -308,7 +309,7 @@ func TestVerbRewindFurtherThanTheLogReaches(t *testing.T) {
 	}
 	drained(t, r)
 	names := func() []fs.DirEntry {
-		es, err := os.ReadDir(filepath.Join(r.dir, "storage", "log"))
+		es, err := os.ReadDir(filepath.Join(r.Dir, "storage", "log"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -327,14 +328,14 @@ func TestVerbRewindFurtherThanTheLogReaches(t *testing.T) {
 }
 
 // rename edits the configuration so that the sync has another name.
-func renameInConfig(t testing.TB, r *rehearsal, to string) {
+func renameInConfig(t testing.TB, r *rehearsal.Rehearsal, to string) {
 	t.Helper()
-	b, err := os.ReadFile(r.configPath)
+	b, err := os.ReadFile(r.ConfigPath)
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := strings.ReplaceAll(string(b), "[sync."+demoSync, "[sync."+to)
-	write(t, r.configPath, strings.ReplaceAll(text, "[[sync."+demoSync, "[[sync."+to))
+	text := strings.ReplaceAll(string(b), "[sync."+rehearsal.Sync, "[sync."+to)
+	write(t, r.ConfigPath, strings.ReplaceAll(text, "[[sync."+rehearsal.Sync, "[[sync."+to))
 }
 
 // A sync that was renamed in the configuration is an orphan and a newcomer, until the
@@ -343,7 +344,7 @@ func TestVerbRename(t *testing.T) {
 	for _, stopped := range []bool{false, true} {
 		t.Run(fmt.Sprintf("stopped %t", stopped), func(t *testing.T) {
 			t.Parallel()
-			r := rehearse(t, rehearsalSettings{})
+			r := rehearse(t, rehearsal.Settings{})
 			up(t, r)
 			accepted(t, r, numbered("ann-1", 1, 5))
 			drained(t, r)
@@ -392,8 +393,8 @@ func TestVerbRemove(t *testing.T) {
 	for _, stopped := range []bool{false, true} {
 		t.Run(fmt.Sprintf("stopped %t", stopped), func(t *testing.T) {
 			t.Parallel()
-			r := rehearse(t, rehearsalSettings{})
-			r.sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Too Much"}})
+			r := rehearse(t, rehearsal.Settings{})
+			r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{"Too Much"}})
 			up(t, r)
 			accepted(t, r, strings.ReplaceAll(numbered("ann-1", 1, 2), "Order Completed", "Too Much"))
 			drained(t, r)
@@ -423,7 +424,7 @@ func TestVerbRemove(t *testing.T) {
 				t.Errorf("%+v", y)
 			}
 			down(t, r)
-			if _, err := os.Stat(filepath.Join(r.dir, "storage", "sync", "demo.db")); !os.IsNotExist(err) {
+			if _, err := os.Stat(filepath.Join(r.Dir, "storage", "sync", "demo.db")); !os.IsNotExist(err) {
 				t.Errorf("its ledger is still there: %v", err)
 			}
 		})
@@ -434,14 +435,14 @@ func TestVerbRemove(t *testing.T) {
 func TestVerbsThatCannotReachTheDaemon(t *testing.T) {
 	wordsOnly(t)
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	t.Run("another socket", func(t *testing.T) {
-		edit(t, r, fmt.Sprintf("socket = %q", r.socket), fmt.Sprintf("socket = %q", filepath.Join(r.dir, "other.sock")))
-		defer edit(t, r, fmt.Sprintf("socket = %q", filepath.Join(r.dir, "other.sock")), fmt.Sprintf("socket = %q", r.socket))
+		edit(t, r, fmt.Sprintf("socket = %q", r.Socket), fmt.Sprintf("socket = %q", filepath.Join(r.Dir, "other.sock")))
+		defer edit(t, r, fmt.Sprintf("socket = %q", filepath.Join(r.Dir, "other.sock")), fmt.Sprintf("socket = %q", r.Socket))
 		for _, args := range [][]string{{"sync", "pause", "demo"}, {"dead-letters", "list"}, {"dead-letters", "drop", "--all", "--yes"}} {
-			refuses(t, r, exitTemporary, []string{fmt.Sprintf("another process (%d) uses %s/storage: an ampcio that is starting, or another command; try again in a moment.", r.daemon.Process.Pid, r.dir),
-				"is server.socket the same as when it was started? It is " + r.dir + "/other.sock"}, args...)
+			refuses(t, r, exitTemporary, []string{fmt.Sprintf("another process (%d) uses %s/storage: an ampcio that is starting, or another command; try again in a moment.", r.Daemon.Process.Pid, r.Dir),
+				"is server.socket the same as when it was started? It is " + r.Dir + "/other.sock"}, args...)
 		}
 	})
 	t.Run("not in the group", func(t *testing.T) {
@@ -452,23 +453,23 @@ func TestVerbsThatCannotReachTheDaemon(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		mine := filepath.Join(r.dir, "ampcio")
+		mine := filepath.Join(r.Dir, "ampcio")
 		if err := os.WriteFile(mine, binary, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		for path, mode := range map[string]fs.FileMode{r.dir: 0o755, r.configPath: 0o644} {
+		for path, mode := range map[string]fs.FileMode{r.Dir: 0o755, r.ConfigPath: 0o644} {
 			if err := os.Chmod(path, mode); err != nil {
 				t.Fatal(err)
 			}
 		}
-		c := ampcio("sync", "pause", "demo", "--config", r.configPath)
+		c := ampcio("sync", "pause", "demo", "--config", r.ConfigPath)
 		c.Path = mine
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		out, err := c.CombinedOutput()
 		if err == nil || c.ProcessState.ExitCode() != exitUnavailable {
 			t.Errorf("%v", err)
 		}
-		contains(t, string(out), "permission denied", "you need to be in the group of the socket "+r.socket+", which is root", "or root")
+		contains(t, string(out), "permission denied", "you need to be in the group of the socket "+r.Socket+", which is root", "or root")
 	})
 	if y := statusOf(t, r, "demo"); y.Status == admin.StatusPaused {
 		t.Error("it is paused all the same")
@@ -482,8 +483,8 @@ func TestVerbsOfRootBelongToTheService(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can be somebody else")
 	}
-	r := queued(t, rehearsalSettings{})
-	storage := filepath.Join(r.dir, "storage")
+	r := queued(t, rehearsal.Settings{})
+	storage := filepath.Join(r.Dir, "storage")
 	const nobody = 65534
 	each := func(f func(path string, st *syscall.Stat_t)) {
 		err := filepath.WalkDir(storage, func(path string, e fs.DirEntry, err error) error {
@@ -506,7 +507,7 @@ func TestVerbsOfRootBelongToTheService(t *testing.T) {
 		}
 	})
 	// The way to the folder is open to everybody, as /var/lib is.
-	if err := os.Chmod(r.dir, 0o755); err != nil {
+	if err := os.Chmod(r.Dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	did(t, r, "sync", "pause", "demo")
@@ -528,15 +529,15 @@ func TestVerbsOfRootBelongToTheService(t *testing.T) {
 // What changes something is on the socket alone, and what is asked there is looked at.
 func TestVerbsAreOnTheSocketOnly(t *testing.T) {
 	t.Parallel()
-	r := rehearse(t, rehearsalSettings{})
+	r := rehearse(t, rehearsal.Settings{})
 	up(t, r)
 	for name := range verbs {
-		if a := ask(t, "POST", "http://"+r.admin+"/do/"+name, "{}"); a.status != 404 && a.status != 405 {
+		if a := ask(t, "POST", "http://"+r.Admin+"/do/"+name, "{}"); a.status != 404 && a.status != 405 {
 			t.Errorf("%s at the listener: %d %s", name, a.status, a.body)
 		}
 	}
 	overSocket := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", r.socket)
+		return (&net.Dialer{}).DialContext(ctx, "unix", r.Socket)
 	}}}
 	defer overSocket.CloseIdleConnections()
 	tests := []struct {

@@ -10,6 +10,7 @@ import (
 
 	"ampcio/mapping"
 	"ampcio/queue"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
@@ -104,8 +105,8 @@ func TestHowManyAreTooMany(t *testing.T) {
 func TestVerdictsOfALongQueue(t *testing.T) {
 	t.Parallel()
 	const events = 45_000
-	r := rehearse(t, rehearsalSettings{})
-	r.sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
+	r := rehearse(t, rehearsal.Settings{})
+	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{503: 1}})
 	up(t, r)
 	n := 0
 	abc := func() string { n++; return string("abc"[n%3]) }
@@ -115,7 +116,7 @@ func TestVerdictsOfALongQueue(t *testing.T) {
 	// What stays: of the first two thirds every third event.
 	edit(t, r, `event = ["*"]`, `event = ["*"]
 where = [{ path = "event.seq", op = "<=", value = 30000 }, { path = "event.padding", op = "is", value = "a" }]`)
-	dry := run(t, "reload", "--config", r.configPath, "--dry-run")
+	dry := run(t, "reload", "--config", r.ConfigPath, "--dry-run")
 	if dry.code != 0 {
 		t.Fatalf("exit %d %s", dry.code, dry.stderr)
 	}

@@ -13,13 +13,14 @@ import (
 
 	"ampcio/admin"
 	"ampcio/recordings"
+	"ampcio/rehearsal"
 	"ampcio/sandbox"
 )
 
 // week is an installation to which everything happens that can, and its operator, who has
 // the command line and nothing else.
 type week struct {
-	*rehearsal
+	*rehearsal.Rehearsal
 	t     *testing.T
 	rng   *rand.Rand
 	crowd *crowd
@@ -50,7 +51,7 @@ const poorUser = "poor-000-"
 // has come twice or out of order.
 func (w *week) look() admin.Sync {
 	w.t.Helper()
-	got := run(w.t, "queue-stats", "--config", w.configPath, "--json")
+	got := run(w.t, "queue-stats", "--config", w.ConfigPath, "--json")
 	var snap admin.Snapshot
 	if err := json.Unmarshal([]byte(got.stdout), &snap); err != nil || got.code != 0 || got.stderr != "" {
 		w.t.Fatalf("queue-stats: exit %d, %s, %v", got.code, got.stderr, err)
@@ -59,7 +60,7 @@ func (w *week) look() admin.Sync {
 	if !y.Books.Balanced || y.Totals.Lost != 0 || y.Totals.Discarded != 0 {
 		w.t.Fatalf("books %+v, totals %+v", y.Books, y.Totals)
 	}
-	if o := w.sandbox.Report().Order; o.OutOfOrder != 0 || o.Repeated != 0 {
+	if o := w.Sandbox.Report().Order; o.OutOfOrder != 0 || o.Repeated != 0 {
 		w.t.Fatalf("order %+v", o)
 	}
 	return y
@@ -82,11 +83,11 @@ func (w *week) live(days float64) {
 // killed has the daemon killed, in whatever it is doing, and started again.
 func (w *week) killed() {
 	w.t.Helper()
-	if err := w.kill(); err != nil {
+	if err := w.Kill(); err != nil {
 		w.t.Fatal(err)
 	}
 	w.look() // of what it has left
-	up(w.t, w.rehearsal)
+	up(w.t, w.Rehearsal)
 	w.lives++
 }
 
@@ -100,7 +101,7 @@ func (w *week) says(texts ...string) {
 		}
 	}()
 	eventually(w.t, 20*time.Second, "queue-stats says what it should", func() bool {
-		said, missing = run(w.t, "queue-stats", "--config", w.configPath).stdout, ""
+		said, missing = run(w.t, "queue-stats", "--config", w.ConfigPath).stdout, ""
 		for _, text := range texts {
 			if !strings.Contains(said, text) {
 				missing = text
@@ -118,16 +119,16 @@ func (w *week) caughtUp() {
 	delete(sent, poorUser)
 	defer func() {
 		if len(sent) > 0 {
-			w.t.Logf("Customer.io does not have all of %v: %+v\n%s", sent, w.sandbox.Report().Order, run(w.t, "queue-stats", "--config", w.configPath).stdout)
+			w.t.Logf("Customer.io does not have all of %v: %+v\n%s", sent, w.Sandbox.Report().Order, run(w.t, "queue-stats", "--config", w.ConfigPath).stdout)
 			for person := range sent {
-				p, _ := w.sandbox.Person("id", person)
+				p, _ := w.Sandbox.Person("id", person)
 				w.t.Logf("%s has %d of %d", person, p.EventCount, sent[person])
 			}
 		}
 	}()
 	eventually(w.t, 60*time.Second, "all but one user's events are delivered", func() bool {
 		for person, n := range sent {
-			if p, _ := w.sandbox.Person("id", person); p.EventCount >= int64(n) {
+			if p, _ := w.Sandbox.Person("id", person); p.EventCount >= int64(n) {
 				delete(sent, person)
 			}
 		}
@@ -161,7 +162,7 @@ func (w *week) faults(spec string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.sandbox.SetFaults(f)
+	w.Sandbox.SetFaults(f)
 }
 
 // A week in which everything goes wrong that can, as TestAWeek of delivery tells it, with
@@ -173,15 +174,15 @@ func TestAWeekInMinutes(t *testing.T) {
 	seed := seed(t)
 	began := time.Now()
 	w := &week{t: t, rng: rand.New(rand.NewPCG(seed, 0)), day: eventsADay(t), lives: 1}
-	w.rehearsal = rehearse(t, rehearsalSettings{sandbox: sandbox.Options{Seed: seed, MaxKeptEvents: -1}, storage: "rotate_bytes = \"1MiB\"\n",
-		sync: "retry_initial = \"50ms\"\nrequests_per_second = 1000\n"})
+	w.Rehearsal = rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{Seed: seed, MaxKeptEvents: -1}, Storage: "rotate_bytes = \"1MiB\"\n",
+		Sync: "retry_initial = \"50ms\"\nrequests_per_second = 1000\n"})
 	const (
 		usual = "500=3%,cut_after=5%,refuse_event=Bad"
 		poor  = ",poison=" + poorUser + ",poison_how=500"
 	)
 	w.faults(usual + poor) // everything about one user fails until Sunday
-	up(t, w.rehearsal)
-	w.crowd = gathered(within(t, 170*time.Second), t, w.rehearsal, seed, crowdOptions{every: 25 * time.Millisecond, events: 8, padding: 300,
+	up(t, w.Rehearsal)
+	w.crowd = gathered(within(t, 170*time.Second), t, w.Rehearsal, seed, crowdOptions{every: 25 * time.Millisecond, events: 8, padding: 300,
 		people: [][]string{people("ann", 20), people("bob", 20), people("eve", 20), append(people("dan", 3), poorUser)}})
 	chapter := func(name string) {
 		t.Logf("%6.1f s, %d events, %d lives: %s", time.Since(began).Seconds(), w.crowd.acked.Load(), w.lives, name)
@@ -206,17 +207,17 @@ func TestAWeekInMinutes(t *testing.T) {
 	w.says("blocked for ", "; nothing is lost\n", "Customer.io does not accept the Site ID and API key", "  to do      check site_id and the Track API key")
 	before := w.look()
 	w.live(.5)
-	key := filepath.Join(w.dir, "customerio_api_key")
+	key := filepath.Join(w.Dir, "customerio_api_key")
 	write(t, key, "not-the-new-one-either\n")
-	hangup(t, w.rehearsal)
+	hangup(t, w.Rehearsal)
 	w.live(.5)
 	w.faults(usual + poor) // the new key is good
 	w.live(.5)
 	if y := w.look(); y.Status != admin.StatusBlocked || y.Totals.Dead != before.Totals.Dead || y.Totals.Filtered != before.Totals.Filtered || y.Totals.Delivered != before.Totals.Delivered {
 		t.Errorf("a wrong key: %s, %+v, before %+v", y.Status, y.Totals, before.Totals)
 	}
-	write(t, key, demoAPIKey+"\n")
-	hangup(t, w.rehearsal)
+	write(t, key, rehearsal.APIKey+"\n")
+	hangup(t, w.Rehearsal)
 	w.caughtUp()
 
 	chapter("Thursday: a wrong rule")
@@ -227,28 +228,28 @@ func TestAWeekInMinutes(t *testing.T) {
 	w.faults("503=100%")
 	w.says("unreachable for ")
 	w.crowd.more(50)
-	right := configOf(t, w.rehearsal)
-	edit(t, w.rehearsal, `event = ["*"]`, `event = ["Oder *"]`)
-	refuses(t, w.rehearsal, exitData, []string{" that are to be sent would be filtered", "not_selected", "ampcio reload --yes"}, "reload")
-	did(t, w.rehearsal, "reload", "--yes")
+	right := configOf(t, w.Rehearsal)
+	edit(t, w.Rehearsal, `event = ["*"]`, `event = ["Oder *"]`)
+	refuses(t, w.Rehearsal, exitData, []string{" that are to be sent would be filtered", "not_selected", "ampcio reload --yes"}, "reload")
+	did(t, w.Rehearsal, "reload", "--yes")
 	w.faults(usual + poor)
 	w.live(1)
 	w.says("event not_selected: ", ": delivering")
-	did(t, w.rehearsal, "sync", "pause", "demo")
-	write(t, w.configPath, right)
-	did(t, w.rehearsal, "reload")
+	did(t, w.Rehearsal, "sync", "pause", "demo")
+	write(t, w.ConfigPath, right)
+	did(t, w.Rehearsal, "reload")
 	w.live(.5)
 	w.killed()
 	filtered := notSelected(w.look())
-	contains(t, did(t, w.rehearsal, "sync", "rewind", "demo", "--since", since, "--dry-run"), "demo would take again ", "event sent: ")
-	contains(t, did(t, w.rehearsal, "sync", "rewind", "demo", "--since", since, "--yes"), "demo is rewound: ", " records are taken again")
+	contains(t, did(t, w.Rehearsal, "sync", "rewind", "demo", "--since", since, "--dry-run"), "demo would take again ", "event sent: ")
+	contains(t, did(t, w.Rehearsal, "sync", "rewind", "demo", "--since", since, "--yes"), "demo is rewound: ", " records are taken again")
 	w.live(.5)
 	paused := w.look()
 	if paused.Status != admin.StatusPaused || paused.Books.Rewound < filtered || filtered < uint64(w.day/2) || paused.Books.Pending < paused.Books.Rewound {
 		t.Errorf("%s, %d filtered by the wrong rule, %+v", paused.Status, filtered, paused.Books)
 	}
 	w.says(" records were taken once more so far", "paused for ", "  to do      ampcio sync resume demo")
-	did(t, w.rehearsal, "sync", "resume", "demo")
+	did(t, w.Rehearsal, "sync", "resume", "demo")
 	w.caughtUp()
 	if n := notSelected(w.look()); n != filtered {
 		t.Errorf("%d events are filtered after the rewind, %d before", n, filtered)
@@ -257,16 +258,16 @@ func TestAWeekInMinutes(t *testing.T) {
 	chapter("Saturday: the disk is full")
 	w.live(1)
 	w.refusedForGood()
-	edit(t, w.rehearsal, "[project.app]", "max_bytes = \"1MiB\"\n[project.app]")
-	did(t, w.rehearsal, "reload")
+	edit(t, w.Rehearsal, "[project.app]", "max_bytes = \"1MiB\"\n[project.app]")
+	did(t, w.Rehearsal, "reload")
 	w.crowd.moreRefused(5)
 	w.says("NEW EVENTS ARE REFUSED: ", "used of storage.max_bytes 1.0 MiB", "raise storage.max_bytes, then: ampcio reload", "storage_full: ")
 	w.caughtUp() // what was accepted is delivered all the same
 	w.killed()
 	w.crowd.moreRefused(5) // though what is only kept may have made room for a while
 	w.look()
-	write(t, w.configPath, right)
-	did(t, w.rehearsal, "reload")
+	write(t, w.ConfigPath, right)
+	did(t, w.Rehearsal, "reload")
 	w.live(1)
 
 	chapter("Sunday: all is mended")
@@ -275,13 +276,13 @@ func TestAWeekInMinutes(t *testing.T) {
 		t.Errorf("%+v, %+v", y.Aside, y.Kept)
 	}
 	w.faults("500=3%,cut_after=5%")
-	eventually(t, 30*time.Second, "nobody waits aside", func() bool { return only(t, stats(t, w.rehearsal)).Aside.Users == 0 })
+	eventually(t, 30*time.Second, "nobody waits aside", func() bool { return only(t, stats(t, w.Rehearsal)).Aside.Users == 0 })
 	chapter("nobody waits aside")
-	contains(t, did(t, w.rehearsal, "dead-letters", "list"), "Bad")
-	contains(t, did(t, w.rehearsal, "dead-letters", "replay", "--event", "Bad", "--yes"), fmt.Sprintf("%d dead letters replayed\n", w.bad))
+	contains(t, did(t, w.Rehearsal, "dead-letters", "list"), "Bad")
+	contains(t, did(t, w.Rehearsal, "dead-letters", "replay", "--event", "Bad", "--yes"), fmt.Sprintf("%d dead letters replayed\n", w.bad))
 	w.live(.5)
 	sent := w.crowd.end()
-	snap := drained(t, w.rehearsal)
+	snap := drained(t, w.Rehearsal)
 	chapter("the week is over")
 
 	balanced(t, snap)
@@ -292,12 +293,12 @@ func TestAWeekInMinutes(t *testing.T) {
 	for _, n := range sent {
 		total += uint64(n)
 	}
-	complete(t, w.rehearsal, sent)
+	complete(t, w.Rehearsal, sent)
 	y := only(t, snap)
 	if y.Books.Taken != total || y.Totals.Delivered+y.Totals.Filtered != total+y.Books.Rewound || y.Status != admin.StatusOK {
 		t.Errorf("%d events were acknowledged; %s, books %+v, totals %+v", total, y.Status, y.Books, y.Totals)
 	}
-	report := w.sandbox.Report()
+	report := w.Sandbox.Report()
 	t.Logf("%d requests to Customer.io, faults met %v, %d repeats ignored, books %+v", report.Requests, report.FaultsInjected, report.Events.Duplicates, y.Books)
 	for _, fault := range []string{"500", "503", "401", "cut_after", "poison"} {
 		if report.FaultsInjected[fault] == 0 {
@@ -307,6 +308,6 @@ func TestAWeekInMinutes(t *testing.T) {
 	if report.Invalid["fault_refuse"] < int64(w.bad) || len(report.Invalid) > 2 {
 		t.Errorf("Customer.io refused %v: %s", report.Invalid, report.FirstInvalid)
 	}
-	down(t, w.rehearsal)
-	sameBooks(t, snap, statsOfFiles(t, w.rehearsal))
+	down(t, w.Rehearsal)
+	sameBooks(t, snap, statsOfFiles(t, w.Rehearsal))
 }

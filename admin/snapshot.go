@@ -32,6 +32,14 @@ type Snapshot struct {
 	Notes []string `json:"notes"`
 }
 
+// Pending is how many records wait, in all syncs.
+func (s Snapshot) Pending() (n uint64) {
+	for _, y := range s.Syncs {
+		n += y.Books.Pending
+	}
+	return n
+}
+
 // Versions are of the program.
 type Versions struct {
 	Version string `json:"version"`

@@ -1,4 +1,4 @@
-package main
+package rehearsal
 
 import (
 	"context"
@@ -17,32 +17,34 @@ import (
 	"ampcio/recordings"
 )
 
-// traffic generates events of many users and remembers what was acknowledged, so
+// Traffic generates events of many users and remembers what was acknowledged, so
 // that it can be compared with what Customer.io has got. The events of a user carry
 // a rising "seq", without gaps among those that are to be forwarded.
-type traffic struct {
-	r       *rehearsal
-	users   int
+type Traffic struct {
+	r       *Rehearsal
+	Users   int
 	events  int // to be forwarded
 	senders int
 	seed    uint64
 
-	acked    []atomic.Int64 // by user: the highest acknowledged seq
-	sent     atomic.Int64   // acknowledged events, repeats and dropped ones included
-	repeats  atomic.Int64   // events sent again although they were acknowledged
-	dropped  atomic.Int64   // acknowledged events that the rules drop
-	recorded atomic.Int64   // acknowledged recorded events
+	Acked    []atomic.Int64 // by user: the highest acknowledged seq
+	Sent     atomic.Int64   // acknowledged events, repeats and dropped ones included
+	Repeats  atomic.Int64   // events sent again although they were acknowledged
+	Dropped  atomic.Int64   // acknowledged events that the rules drop
+	Recorded atomic.Int64   // acknowledged recorded events
 }
 
-func newTraffic(r *rehearsal, users, events int, seed uint64) *traffic {
-	return &traffic{r: r, users: users, events: events, senders: 8, seed: seed, acked: make([]atomic.Int64, users)}
+// NewTraffic is traffic of so many users, with so many events to be forwarded.
+func NewTraffic(r *Rehearsal, users, events int, seed uint64) *Traffic {
+	return &Traffic{r: r, Users: users, events: events, senders: 8, seed: seed, Acked: make([]atomic.Int64, users)}
 }
 
-func userName(u int) string { return fmt.Sprintf("demo-user-%05d", u) }
+// UserName is the user_id of a user.
+func UserName(u int) string { return fmt.Sprintf("demo-user-%05d", u) }
 
-// run sends everything, spread over about the given time, and returns when all of it
+// Run sends everything, spread over about the given time, and returns when all of it
 // is acknowledged. A user belongs to one sender, so requests of a user never race.
-func (t *traffic) run(ctx context.Context, spread time.Duration) error {
+func (t *Traffic) Run(ctx context.Context, spread time.Duration) error {
 	var g errgroup.Group
 	for s := range t.senders {
 		g.Go(func() error { return t.send(ctx, s, spread) })
@@ -50,10 +52,10 @@ func (t *traffic) run(ctx context.Context, spread time.Duration) error {
 	return g.Wait()
 }
 
-func (t *traffic) send(ctx context.Context, sender int, spread time.Duration) error {
+func (t *Traffic) send(ctx context.Context, sender int, spread time.Duration) error {
 	rng := rand.New(rand.NewPCG(t.seed, uint64(sender)))
 	var mine []int
-	for u := sender; u < t.users; u += t.senders {
+	for u := sender; u < t.Users; u += t.senders {
 		mine = append(mine, u)
 	}
 	left := t.events / t.senders
@@ -68,13 +70,13 @@ func (t *traffic) send(ctx context.Context, sender int, spread time.Duration) er
 		body, seqs, dropped := t.request(rng, mine, next, min(each, left))
 		left -= min(each, left)
 		for again := 0; ; again++ {
-			if err := t.r.post(ctx, "/2/httpapi", [][2]string{{"Content-Type", "application/json"}}, body); err != nil {
+			if err := t.r.Post(ctx, "/2/httpapi", [][2]string{{"Content-Type", "application/json"}}, body); err != nil {
 				return err
 			}
 			n := int64(strings.Count(string(body), `"event_type"`))
-			t.sent.Add(n)
+			t.Sent.Add(n)
 			if again > 0 {
-				t.repeats.Add(n)
+				t.Repeats.Add(n)
 			}
 			// Now and then a sender did not hear the answer, and sends it all again.
 			if again > 0 || rng.IntN(10) > 0 {
@@ -82,9 +84,9 @@ func (t *traffic) send(ctx context.Context, sender int, spread time.Duration) er
 			}
 		}
 		for u, seq := range seqs {
-			t.acked[u].Store(seq)
+			t.Acked[u].Store(seq)
 		}
-		t.dropped.Add(dropped)
+		t.Dropped.Add(dropped)
 		pause := time.Until(begin.Add(spread * time.Duration(i+1) / time.Duration(requests)))
 		select {
 		case <-time.After(max(pause, 0)):
@@ -100,7 +102,7 @@ func planOf(seq int64) string { return []string{"free", "pro", "team"}[seq/10%3]
 
 // request builds a request of n events to be forwarded, and some that the rules drop.
 // seqs are the highest number of each user in it.
-func (t *traffic) request(rng *rand.Rand, users []int, next map[int]int64, n int) (body []byte, seqs map[int]int64, dropped int64) {
+func (t *Traffic) request(rng *rand.Rand, users []int, next map[int]int64, n int) (body []byte, seqs map[int]int64, dropped int64) {
 	seqs = map[int]int64{}
 	var b strings.Builder
 	fmt.Fprintf(&b, `{"api_key":%q,"events":[`, recordings.Key)
@@ -114,24 +116,24 @@ func (t *traffic) request(rng *rand.Rand, users []int, next map[int]int64, n int
 		}
 		fmt.Fprintf(&b, `{"event_type":"Order Completed","user_id":%q,"device_id":"device-%05d","insert_id":"%d-%d-%d","time":%d,`+
 			`"event_properties":{"seq":%d,"total":%d.5,"currency":"EUR"},"user_properties":{"plan":%q,"email":"u%d@example.com"}}`,
-			userName(u), u, t.seed, u, next[u], now, next[u], rng.IntN(100), planOf(next[u]), u)
+			UserName(u), u, t.seed, u, next[u], now, next[u], rng.IntN(100), planOf(next[u]), u)
 		if rng.IntN(20) == 0 {
 			dropped++
 			fmt.Fprintf(&b, `,{"event_type":%q,"user_id":%q,"device_id":"device-%05d","insert_id":"h%d-%d-%d","time":%d}`,
-				demoDrop, userName(u), u, t.seed, u, rng.Uint64(), now)
+				Drop, UserName(u), u, t.seed, u, rng.Uint64(), now)
 		}
 	}
 	b.WriteString(`]}`)
 	return []byte(b.String()), seqs, dropped
 }
 
-// replay sends the recorded requests of real SDKs, byte for byte, and gives the ids
+// Replay sends the recorded requests of real SDKs, byte for byte, and gives the ids
 // that Customer.io must then know: those of events with a user, a device and an
 // insert_id, by the identity that ampcio publishes.
-func (t *traffic) replay(ctx context.Context) (ids map[string]string, err error) {
+func (t *Traffic) Replay(ctx context.Context) (ids map[string]string, err error) {
 	ids = map[string]string{}
 	for _, rec := range recordings.All() {
-		if err := t.r.post(ctx, rec.Path, rec.Header, rec.Body); err != nil {
+		if err := t.r.Post(ctx, rec.Path, rec.Header, rec.Body); err != nil {
 			return nil, fmt.Errorf("%s: %w", rec.Name, err)
 		}
 		var body struct {
@@ -142,8 +144,8 @@ func (t *traffic) replay(ctx context.Context) (ids map[string]string, err error)
 		}
 		for _, raw := range body.Events {
 			e, _ := mapping.ParseEvent(raw)
-			t.recorded.Add(1)
-			t.sent.Add(1)
+			t.Recorded.Add(1)
+			t.Sent.Add(1)
 			if e.UserID != "" && e.DeviceID != "" && e.InsertID != "" && e.Type != "$identify" && e.Type != "$groupidentify" {
 				ids[mapping.ULID(mapping.EventID("app", "device", e.DeviceID, e.InsertID))] = e.Type
 			}
@@ -152,24 +154,24 @@ func (t *traffic) replay(ctx context.Context) (ids map[string]string, err error)
 	return ids, nil
 }
 
-// verdict compares what was acknowledged with what the sandbox has, and with the books.
-type verdict struct {
-	acknowledged int64 // events to be forwarded
-	delivered    int64 // of those, in the sandbox
-	lost         int64
-	doubled      int64
-	outOfOrder   int64
-	repeats      int64 // ignored by the sandbox: same id
-	books        admin.Snapshot
-	problems     []string
+// Verdict compares what was acknowledged with what the sandbox has, and with the books.
+type Verdict struct {
+	Acknowledged int64 // events to be forwarded
+	Delivered    int64 // of those, in the sandbox
+	Lost         int64
+	Doubled      int64
+	OutOfOrder   int64
+	Repeats      int64 // ignored by the sandbox: same id
+	Books        admin.Snapshot
+	Problems     []string
 }
 
-func (t *traffic) verdict(ids map[string]string, books admin.Snapshot) verdict {
-	v := verdict{books: books}
-	report := t.r.sandbox.Report()
+func (t *Traffic) Verdict(ids map[string]string, books admin.Snapshot) Verdict {
+	v := Verdict{Books: books}
+	report := t.r.Sandbox.Report()
 	seen := map[string]int64{}  // user → events accepted
 	known := map[string]int64{} // recorded id → times accepted
-	for _, e := range t.r.sandbox.Events(0, int(report.Events.Kept)) {
+	for _, e := range t.r.Sandbox.Events(0, int(report.Events.Kept)) {
 		if strings.HasPrefix(e.PersonID, "demo-user-") && e.Name == "Order Completed" {
 			seen[e.PersonID]++
 		}
@@ -178,38 +180,38 @@ func (t *traffic) verdict(ids map[string]string, books admin.Snapshot) verdict {
 		}
 	}
 	count := func(want, got int64) {
-		v.acknowledged += want
-		v.delivered += min(want, got)
-		v.lost += max(want-got, 0)
-		v.doubled += max(got-want, 0)
+		v.Acknowledged += want
+		v.Delivered += min(want, got)
+		v.Lost += max(want-got, 0)
+		v.Doubled += max(got-want, 0)
 	}
 	plans := map[string]string{}
-	for _, p := range t.r.sandbox.People() {
+	for _, p := range t.r.Sandbox.People() {
 		plans[p.ID] = string(p.Attributes["plan"])
 	}
 	outdated := 0
-	for u := range t.users {
-		last := t.acked[u].Load()
-		count(last, seen[userName(u)])
-		if last > 0 && plans[userName(u)] != strconv.Quote(planOf(last)) {
+	for u := range t.Users {
+		last := t.Acked[u].Load()
+		count(last, seen[UserName(u)])
+		if last > 0 && plans[UserName(u)] != strconv.Quote(planOf(last)) {
 			outdated++
 		}
 	}
 	for id := range ids {
 		count(1, known[id])
 	}
-	v.lost = max(v.lost, report.Order.Missing)
-	v.doubled = max(v.doubled, report.Order.Repeated)
-	v.outOfOrder = report.Order.OutOfOrder
-	v.repeats = report.Events.Duplicates
+	v.Lost = max(v.Lost, report.Order.Missing)
+	v.Doubled = max(v.Doubled, report.Order.Repeated)
+	v.OutOfOrder = report.Order.OutOfOrder
+	v.Repeats = report.Events.Duplicates
 	expect := func(ok bool, format string, args ...any) {
 		if !ok {
-			v.problems = append(v.problems, fmt.Sprintf(format, args...))
+			v.Problems = append(v.Problems, fmt.Sprintf(format, args...))
 		}
 	}
-	expect(v.lost == 0, "%d acknowledged events are not in Customer.io", v.lost)
-	expect(v.doubled == 0, "%d events are twice in Customer.io", v.doubled)
-	expect(v.outOfOrder == 0, "%d events came out of order: %s", v.outOfOrder, report.Order.First)
+	expect(v.Lost == 0, "%d acknowledged events are not in Customer.io", v.Lost)
+	expect(v.Doubled == 0, "%d events are twice in Customer.io", v.Doubled)
+	expect(v.OutOfOrder == 0, "%d events came out of order: %s", v.OutOfOrder, report.Order.First)
 	expect(report.Order.Overlaps == 0, "%d times a person was in two requests at once: %s", report.Order.Overlaps, report.Order.FirstOverlap)
 	expect(report.Events.Differing == 0, "two events share the id %s", report.Events.FirstDiffering)
 	// After a crash some user updates come again that others followed already. Customer.io
@@ -227,8 +229,8 @@ func (t *traffic) verdict(ids map[string]string, books admin.Snapshot) verdict {
 				filtered = r.Count
 			}
 		}
-		expect(filtered == uint64(t.dropped.Load()), "%d events were dropped by the rules, %d should have been", filtered, t.dropped.Load())
-		taken := t.sent.Load() - t.repeats.Load()
+		expect(filtered == uint64(t.Dropped.Load()), "%d events were dropped by the rules, %d should have been", filtered, t.Dropped.Load())
+		taken := t.Sent.Load() - t.Repeats.Load()
 		expect(y.Books.Taken == uint64(taken), "%d records were taken, %d events were acknowledged", y.Books.Taken, taken)
 	}
 	return v
