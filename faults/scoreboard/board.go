@@ -1,0 +1,279 @@
+package scoreboard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/dustin/go-humanize"
+)
+
+// Board is a run of trials.
+type Board struct {
+	Trials  []Trial
+	Seed    uint64        // of the whole run: every case's seed comes from it
+	Part    float64       // of each trial's Full: 1 is a full run, 0.1 a quick one; 0 = until ctx ends
+	Workers int           // cases at a time; 0 = as many as cores
+	Stop    time.Duration // a trial that has violations is not given up before; 0 = at the third violation
+	Disk    string        // where cases find a real disk; "" = TMPDIR
+	Memory  string        // where cases find tmpfs; "" = /dev/shm
+	Binary  string
+	Out     io.Writer
+
+	mu    sync.Mutex
+	lines []*Line
+	round int
+}
+
+// Line is the score of one trial.
+type Line struct {
+	Trial      string   `json:"trial"`
+	Unit       string   `json:"unit"`
+	Wanted     int      `json:"wanted"` // 0 = no end
+	Done       int      `json:"done"`
+	Cases      int      `json:"cases"`
+	Seconds    float64  `json:"seconds"` // of all its cases together
+	Lacks      string   `json:"lacks,omitempty"`
+	Violations []string `json:"violations"` // with the seeds that show them again
+
+	trial   *Trial
+	seeds   *rand.Rand
+	dealt   int // done, and what the running cases were expected to do
+	running int
+	ended   bool
+}
+
+// Green says that everything was done and nothing was broken.
+func (l *Line) Green() bool {
+	return l.Lacks == "" && len(l.Violations) == 0 && l.Done >= l.Wanted && l.Done > 0
+}
+
+// violationsEnough end a trial: it is red anyway, and each may take as long as a case may.
+const violationsEnough = 3
+
+// Run runs all trials until each has what is wanted of it, or for ever, and prints the board. It returns the lines; a
+// context that ends ends the running cases too, and is no violation.
+func (b *Board) Run(ctx context.Context) []*Line {
+	if b.Workers == 0 {
+		b.Workers = runtime.GOMAXPROCS(0)
+	}
+	for i := range b.Trials {
+		t := &b.Trials[i]
+		l := &Line{Trial: t.Name, Unit: t.Unit, trial: t, seeds: rand.New(rand.NewPCG(b.Seed, hash(t.Name))), Violations: []string{}}
+		l.Wanted = int(float64(t.Full)*b.Part + 0.999)
+		for _, n := range t.Needs {
+			if err := n.Has(); err != nil {
+				l.Lacks, l.ended = fmt.Sprintf("%s: %v", n.Name, err), true
+				break
+			}
+		}
+		b.lines = append(b.lines, l)
+	}
+	var workers sync.WaitGroup
+	changed := sync.NewCond(&b.mu)
+	stop := context.AfterFunc(ctx, func() { b.mu.Lock(); changed.Broadcast(); b.mu.Unlock() })
+	defer stop()
+	for range b.Workers {
+		workers.Go(func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			for ctx.Err() == nil {
+				l := b.next()
+				if l == nil {
+					if !b.busy() {
+						changed.Broadcast()
+						return
+					}
+					changed.Wait()
+					continue
+				}
+				b.try(ctx, l)
+				changed.Broadcast()
+			}
+		})
+	}
+	workers.Wait()
+	b.print()
+	return b.lines
+}
+
+// busy says whether a case is running, whose end may leave more to do.
+func (b *Board) busy() bool {
+	return slices.ContainsFunc(b.lines, func(l *Line) bool { return l.running > 0 })
+}
+
+// next is the trial with the most still to do, in time as far as that is known, so that all end together; first those that have not been tried yet.
+// Without an end it is the one that has had the least time.
+func (b *Board) next() (best *Line) {
+	var most float64
+	for _, l := range b.lines {
+		if l.ended || l.trial.Alone && l.running > 0 || b.Part > 0 && l.dealt >= l.Wanted {
+			continue
+		}
+		left := 1e12 / float64(l.running+1)
+		if l.Done > 0 {
+			left = float64(l.Wanted-l.dealt) * l.Seconds / float64(l.Done)
+			if b.Part == 0 {
+				left = 1e9 / (1 + l.Seconds)
+			}
+		}
+		if best == nil || left > most {
+			best, most = l, left
+		}
+	}
+	return best
+}
+
+// try runs one case. The lock is held when it is called and when it returns, and not while the case runs.
+func (b *Board) try(ctx context.Context, l *Line) {
+	seed := l.seeds.Uint64()
+	left := l.Wanted - l.dealt
+	if b.Part == 0 {
+		left = l.trial.Full
+	}
+	expected := 1
+	if l.Cases > 0 {
+		expected = max(1, l.Done/l.Cases)
+	}
+	l.dealt += expected
+	l.running++
+	b.mu.Unlock()
+	began := time.Now()
+	n, err := b.once(ctx, l.trial, seed, left)
+	took := time.Since(began)
+	b.mu.Lock()
+	l.running--
+	l.dealt += n - expected
+	l.Done += n
+	l.Cases++
+	l.Seconds += took.Seconds()
+	if err != nil && ctx.Err() == nil {
+		v := fmt.Sprintf("%v\n\tagain: faults/run replay %q %d", err, l.Trial, seed)
+		l.Violations = append(l.Violations, v)
+		fmt.Fprintf(b.Out, "VIOLATION in %s: %s\n", l.Trial, v)
+		if b.Part > 0 && len(l.Violations) >= violationsEnough {
+			l.ended = true
+		}
+	} else if n == 0 && err == nil {
+		// A trial that tries nothing would go on for ever, or be taken for a good one.
+		l.Violations, l.ended = append(l.Violations, fmt.Sprintf("a case tried nothing; seed %d", seed)), true
+	}
+}
+
+// Replay runs one case of one trial again, which may do as much as in a full run.
+func (b *Board) Replay(ctx context.Context, name string, seed uint64) (n int, err error) {
+	i := slices.IndexFunc(b.Trials, func(t Trial) bool { return t.Name == name })
+	if i < 0 {
+		return 0, fmt.Errorf("there is no trial %q; faults/run list shows them", name)
+	}
+	return b.once(ctx, &b.Trials[i], seed, b.Trials[i].Full)
+}
+
+func (b *Board) once(ctx context.Context, t *Trial, seed uint64, left int) (n int, err error) {
+	memory := b.Memory
+	if memory == "" {
+		memory = "/dev/shm"
+	}
+	c := Case{Seed: seed, Rand: rand.New(rand.NewPCG(seed, hash(t.Name))), Left: left, Binary: b.Binary,
+		note: func(s string) { fmt.Fprintf(b.Out, "%s, seed %d: %s\n", t.Name, seed, s) }}
+	if c.Dir, err = os.MkdirTemp(b.Disk, "faults-"); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(c.Dir)) }()
+	if c.Memory, err = os.MkdirTemp(memory, "faults-"); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(c.Memory)) }()
+	limit := t.Limit
+	if limit == 0 {
+		limit = 2 * time.Minute
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the case took more than %s", limit))
+	defer cancel()
+	defer func() {
+		if p := recover(); p != nil {
+			stack := make([]byte, 16<<10)
+			err = fmt.Errorf("panic: %v\n%s", p, stack[:runtime.Stack(stack, false)])
+		}
+	}()
+	// A case that does not heed its context is left behind, and what it waits for is printed.
+	type result struct {
+		n   int
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				stack := make([]byte, 16<<10)
+				done <- result{0, fmt.Errorf("panic: %v\n%s", p, stack[:runtime.Stack(stack, false)])}
+			}
+		}()
+		n, err := t.Case(ctx, &c)
+		done <- result{n, err}
+	}()
+	select {
+	case r := <-done:
+		return r.n, r.err
+	case <-time.After(limit + 20*time.Second):
+		stacks := make([]byte, 1<<20)
+		return 0, fmt.Errorf("the case hangs since %s:\n%s", limit+20*time.Second, stacks[:runtime.Stack(stacks, true)])
+	}
+}
+
+// hash is FNV-1a, so that each trial has chances of its own under one seed.
+func hash(s string) uint64 {
+	h := uint64(14695981039346656037)
+	for _, c := range []byte(s) {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
+	return h
+}
+
+// print shows the board as a table: at most 100 columns.
+func (b *Board) print() {
+	fmt.Fprintf(b.Out, "\n%-28s %12s %12s  %-16s %9s  %s\n", "trial", "done", "wanted", "unit", "seconds", "")
+	units := map[string]int{}
+	for _, l := range b.lines {
+		verdict := "green"
+		switch {
+		case l.Lacks != "":
+			verdict = "RED, not tried: " + l.Lacks
+		case len(l.Violations) > 0:
+			verdict = fmt.Sprintf("RED, %d violations", len(l.Violations))
+		case !l.Green():
+			verdict = "RED, not all was done"
+		}
+		wanted := humanize.Comma(int64(l.Wanted))
+		if l.Wanted == 0 {
+			wanted = "-"
+		}
+		fmt.Fprintf(b.Out, "%-28s %12s %12s  %-16s %9.1f  %s\n", l.Trial, humanize.Comma(int64(l.Done)), wanted, l.Unit, l.Seconds, verdict)
+		units[l.Unit] += l.Done
+	}
+	var all []string
+	for _, u := range slices.Sorted(maps.Keys(units)) {
+		all = append(all, humanize.Comma(int64(units[u]))+" "+u)
+	}
+	fmt.Fprintf(b.Out, "\n%s; seed %d\n", strings.Join(all, ", "), b.Seed)
+}
+
+// WriteJSON writes the board for machines.
+func WriteJSON(w io.Writer, seed uint64, lines []*Line) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(struct {
+		Seed  uint64  `json:"seed"`
+		Lines []*Line `json:"lines"`
+	}{seed, lines})
+}
