@@ -98,6 +98,15 @@ func run(t testing.TB, args ...string) ran {
 	return ran{c.ProcessState.ExitCode(), stdout.String(), stderr.String()}
 }
 
+// raceElsewhere is of a test whose parts other tests have as well, or which runs by itself under the race detector, where it
+// takes minutes: a short run leaves it out.
+func raceElsewhere(t testing.TB) {
+	t.Helper()
+	if underRace && testing.Short() {
+		t.Skip("long under the race detector")
+	}
+}
+
 // wordsOnly is of a test about what is said, and not about what happens at once: a short run under the race detector,
 // in which each of its many processes takes several times as long, leaves it out.
 func wordsOnly(t testing.TB) {

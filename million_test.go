@@ -59,12 +59,16 @@ func TestAMillionQueued(t *testing.T) {
 	t.Logf("stored in %s; memory then %d MiB", time.Since(began).Round(time.Millisecond), resident(t, r)>>20)
 	full := logBytes(t, r)
 
-	if err := r.Kill(); err != nil {
-		t.Fatal(err)
+	// What a start takes is what the quickest of three takes: others on the machine only add to it.
+	took := time.Hour
+	for range 3 {
+		if err := r.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		began = time.Now()
+		up(t, r)
+		took = min(took, time.Since(began))
 	}
-	began = time.Now()
-	up(t, r)
-	took := time.Since(began)
 	snap, err := r.Stats(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 // ahead. The two hundred others are delivered as if nothing were the matter, the log's files
 // go, queue-stats says who waits; and when it is over, that user's events come in order.
 func TestOneUserFailsTheOthersDoNotNotice(t *testing.T) {
+	raceElsewhere(t) // delivery has these hangs in virtual time
 	t.Parallel()
 	const (
 		poor    = "poor-000-"
@@ -62,23 +64,30 @@ func TestOneUserFailsTheOthersDoNotNotice(t *testing.T) {
 		t.Errorf("only %d bytes wait: this tests less than it says", y.Aside.Bytes)
 	}
 
-	// Nobody waits for a request that hangs: what comes now arrives in less than its timeout.
-	arrivesSoon := func() {
+	// Nobody waits for a request that hangs: what comes now arrives in less than its timeout. A machine that is busy
+	// with other things delays a round now and then; who waited for the request would wait in each.
+	arriveSoon := func(rounds int) {
 		t.Helper()
-		now := c.soFar()
-		eventually(t, timeout-500*time.Millisecond, "what the others have sent by now is delivered", func() bool {
-			for person, n := range now {
-				if p, _ := r.Sandbox.Person("id", person); p.EventCount >= int64(n) {
-					delete(now, person)
+		var took []time.Duration
+		for range rounds {
+			c.more(100)
+			now, began := c.soFar(), time.Now()
+			eventually(t, 60*time.Second, "what the others have sent by now is delivered", func() bool {
+				for person, n := range now {
+					if p, _ := r.Sandbox.Person("id", person); p.EventCount >= int64(n) {
+						delete(now, person)
+					}
 				}
-			}
-			return len(now) == 0
-		})
+				return len(now) == 0
+			})
+			took = append(took, time.Since(began))
+		}
+		slices.Sort(took)
+		if middle := took[rounds/2]; middle > timeout-500*time.Millisecond {
+			t.Errorf("what others send arrives after %s, and a request that hangs takes %s", middle, timeout)
+		}
 	}
-	for range 10 {
-		c.more(100)
-		arrivesSoon()
-	}
+	arriveSoon(10)
 	eventually(t, 20*time.Second, "the log's files are gone", func() bool { return len(logFiles(t, storage)) <= 2 })
 	if n := r.Sandbox.Report().FaultsInjected["poison"]; n == 0 || first > 2 {
 		t.Errorf("%d requests have hung, %d files at first", n, first)
@@ -98,10 +107,7 @@ func TestOneUserFailsTheOthersDoNotNotice(t *testing.T) {
 		y := only(t, stats(t, r))
 		return y.Books.Pending-y.Aside.Records < 200 && y.Aside.Records == most*each
 	})
-	for range 5 {
-		c.more(100)
-		arrivesSoon()
-	}
+	arriveSoon(5)
 
 	if a := ask(t, "DELETE", r.SandboxURL+"/_sandbox/faults", ""); a.status != 200 {
 		t.Fatalf("%d %s", a.status, a.body)
