@@ -41,7 +41,8 @@ const usage = `faults/run quick|full|soak [-only NAME,…] [-seed N]   try every
 faults/run replay NAME SEED                            one case again, as a violation names it
 faults/run list                                        the trials
 
--only takes parts of names; -json FILE also writes the scoreboard there.
+-only takes parts of names; -first ends at the first violation, -workers N tries N cases at a time (as many as cores);
+-json FILE also writes the scoreboard there.
 `
 
 // trials are all lines of the scoreboard, from the disk to the whole.
@@ -62,6 +63,8 @@ func run(args []string) int {
 	only := flags.String("only", "", "")
 	seed := flags.Uint64("seed", rand.Uint64()>>1, "")
 	asJSON := flags.String("json", "", "")
+	first := flags.Bool("first", false, "")
+	workers := flags.Int("workers", 0, "")
 	binary := flags.String("binary", "", "") // an ampcio that is already built: for planted bugs
 	verb := args[0]
 	if err := flags.Parse(args[1:]); err != nil {
@@ -105,7 +108,7 @@ func run(args []string) int {
 			return exitViolation
 		}
 	}
-	board := scoreboard.Board{Trials: all, Seed: *seed, Part: part, Binary: *binary, Out: os.Stdout}
+	board := scoreboard.Board{Trials: all, Seed: *seed, Part: part, Binary: *binary, Out: os.Stdout, First: *first, Workers: *workers}
 	if verb == "replay" {
 		s, err := strconv.ParseUint(flags.Arg(1), 10, 64)
 		if err != nil {
