@@ -70,8 +70,14 @@ type loose struct {
 	at int
 }
 
+// Content is what a file has: Data, and zeros behind it up to Size. bbolt makes files much larger than what it writes.
+type Content struct {
+	Data []byte
+	Size int64
+}
+
 type file struct {
-	now, safe []byte  // as it is read, and as it is durable
+	now, safe Content // as it is read, and as it is durable
 	loose     []loose // what leads from safe to now, unless a sync has forgotten some
 }
 
@@ -160,7 +166,7 @@ func (d *Disk) letGo() {
 	}
 	for id := range d.files {
 		if !used[id] {
-			d.files[id].safe = nil // it may still be open: what is written into it has no name
+			d.files[id].safe = Content{} // it may still be open: what is written into it has no name
 		}
 	}
 	maps.DeleteFunc(d.folders, func(id uint64, _ *folder) bool { return !used[id] })
@@ -193,19 +199,28 @@ func apply(o Op, in func(folder uint64) map[string]uint64) {
 	}
 }
 
-// on gives a file's content after a write or truncate. It may change b.
-func (o Op) on(b []byte) []byte {
+// on gives a file's content after a write or truncate. It may change c's data.
+func (o Op) on(c Content) Content {
 	end := o.Off + int64(len(o.Data))
-	switch {
-	case o.Kind == Truncate && end <= int64(len(b)):
-		return b[:end]
-	case end > int64(len(b)):
-		n := len(b)
-		b = slices.Grow(b, int(end)-n)[:end]
-		clear(b[n:])
+	n := int64(len(c.Data))
+	if o.Kind == Truncate {
+		return Content{c.Data[:min(n, end)], end}
 	}
-	copy(b[o.Off:], o.Data)
-	return b
+	if end > n {
+		c.Data = slices.Grow(c.Data, int(end-n))[:end]
+		clear(c.Data[n:])
+	}
+	copy(c.Data[o.Off:], o.Data)
+	c.Size = max(c.Size, end)
+	return c
+}
+
+// ReadAt reads what is at a place, and gives how many bytes that are.
+func (c Content) ReadAt(b []byte, off int64) int {
+	n := max(0, min(int64(len(b)), c.Size-off))
+	b = b[:n]
+	clear(b[copy(b, c.Data[min(off, int64(len(c.Data))):]):])
+	return int(n)
 }
 
 // Lookup gives what a name stands for.
@@ -220,11 +235,11 @@ func (d *Disk) Lookup(dir uint64, name string) (id uint64, isFolder, ok bool) {
 }
 
 // Content is what is read from a file now. It may only be read, and until the next Apply.
-func (d *Disk) Content(id uint64) []byte {
+func (d *Disk) Content(id uint64) Content {
 	if f := d.files[id]; f != nil {
 		return f.now
 	}
-	return nil
+	return Content{}
 }
 
 // Names are what a folder has now.
@@ -238,7 +253,7 @@ func (d *Disk) Names(dir uint64) map[string]uint64 {
 // Used is how many bytes all files have.
 func (d *Disk) Used() (n int64) {
 	for _, f := range d.files {
-		n += int64(len(f.now))
+		n += f.now.Size
 	}
 	return n
 }

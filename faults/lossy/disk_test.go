@@ -26,6 +26,11 @@ var (
 	syncTwo  = Op{Kind: Sync, Node: 2}
 )
 
+func text(c Content) string {
+	b := make([]byte, c.Size)
+	return string(b[:c.ReadAt(b, 0)])
+}
+
 func TestWhatIsSyncedIsKeptAndTheRestIsNot(t *testing.T) {
 	rename := Op{Kind: Rename, Node: Root, Name: "a", To: Root, New: "b", Child: 2}
 	for _, c := range []struct {
@@ -58,7 +63,7 @@ func TestWhatIsSyncedIsKeptAndTheRestIsNot(t *testing.T) {
 				im := d.Image(r, way, 0)
 				got := map[string]string{}
 				for p, b := range im.Files {
-					got[p] = string(b)
+					got[p] = text(b)
 				}
 				if len(got) != len(want) {
 					t.Errorf("%v: %q, want %q", way, got, want)
@@ -82,7 +87,7 @@ func TestEveryWayOfLosingIsMet(t *testing.T) {
 	for way := DropAll; way < Ways; way++ {
 		seen := map[string]bool{}
 		for range 2000 {
-			b := d.Image(r, way, 0.5).Files["a"]
+			b := d.Image(r, way, 0.5).Files["a"].Data
 			if len(b) != size {
 				t.Fatalf("%v: %d bytes", way, len(b))
 			}
@@ -124,7 +129,7 @@ func TestAnImageIsTheSeeds(t *testing.T) {
 		}
 		a, b := draw(), draw()
 		for p := range a.Files {
-			if !bytes.Equal(a.Files[p], b.Files[p]) {
+			if text(a.Files[p]) != text(b.Files[p]) {
 				t.Fatalf("seed %d: %s differs", seed, p)
 			}
 		}
@@ -135,11 +140,11 @@ func TestAnImageIsTheSeeds(t *testing.T) {
 }
 
 func TestAnImageThatIsTakenOverIsDurable(t *testing.T) {
-	im := Image{Folders: []string{"d", "d/e"}, Files: map[string][]byte{"a": []byte("x"), "d/e/b": []byte("y")}}
+	im := Image{Folders: []string{"d", "d/e"}, Files: map[string]Content{"a": {[]byte("x"), 3}, "d/e/b": {[]byte("y"), 1}}}
 	d := NewDisk(true)
 	d.From(im)
 	got := d.Image(nil, DropAll, 0)
-	if len(got.Files) != 2 || string(got.Files["d/e/b"]) != "y" || string(got.Files["a"]) != "x" || len(got.Folders) != 2 || d.Unsynced() != 0 {
+	if len(got.Files) != 2 || text(got.Files["d/e/b"]) != "y" || text(got.Files["a"]) != "x\x00\x00" || len(got.Folders) != 2 || d.Unsynced() != 0 {
 		t.Errorf("%v, %d not durable", got, d.Unsynced())
 	}
 }

@@ -122,7 +122,7 @@ func (l *Life) do(o Op) syscall.Errno {
 		}
 	}
 	if o.Kind == Write || o.Kind == Truncate {
-		grows := o.Off + int64(len(o.Data)) - int64(len(l.disk.Content(o.Node)))
+		grows := o.Off + int64(len(o.Data)) - l.disk.Content(o.Node).Size
 		if grows > 0 && l.capacity > 0 && l.disk.Used()+grows > l.capacity {
 			return syscall.ENOSPC
 		}

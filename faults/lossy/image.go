@@ -1,6 +1,7 @@
 package lossy
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +15,7 @@ import (
 
 // Image is what a disk has after the power went: its files by path, and its folders, outer ones first.
 type Image struct {
-	Files   map[string][]byte
+	Files   map[string]Content
 	Folders []string
 }
 
@@ -79,7 +80,7 @@ func (d *Disk) Image(r *rand.Rand, way Way, survive float64) Image {
 			})
 		}
 	}
-	im := Image{Files: map[string][]byte{}}
+	im := Image{Files: map[string]Content{}}
 	d.walk(tree, Root, "", func(path string, id uint64) {
 		if _, is := d.folders[id]; is {
 			im.Folders = append(im.Folders, path)
@@ -89,22 +90,22 @@ func (d *Disk) Image(r *rand.Rand, way Way, survive float64) Image {
 		if f == nil {
 			return
 		}
-		b := append(make([]byte, 0, len(f.now)), f.safe...)
+		c := Content{append(make([]byte, 0, len(f.now.Data)), f.safe.Data...), f.safe.Size}
 		for _, l := range f.loose {
-			b = survivor(b, l, way, until, survive, keeps, r)
+			c = survivor(c, l, way, until, survive, keeps, r)
 		}
-		im.Files[path] = b
+		im.Files[path] = c
 	})
 	return im
 }
 
 // survivor gives a file's content after what survived of an operation.
-func survivor(b []byte, l loose, way Way, until int, survive float64, keeps func(loose) bool, r *rand.Rand) []byte {
+func survivor(c Content, l loose, way Way, until int, survive float64, keeps func(loose) bool, r *rand.Rand) Content {
 	if l.Kind == Truncate || way < Torn || way == Writes || way == Torn && l.at != until {
 		if keeps(l) {
-			return l.on(b)
+			return l.on(c)
 		}
-		return b
+		return c
 	}
 	unit := int64(sectorSize)
 	if way == Pages {
@@ -119,11 +120,11 @@ func survivor(b []byte, l loose, way Way, until int, survive float64, keeps func
 	for from := l.Off; from < end; {
 		to := min(end, from-from%unit+unit)
 		if way == Torn && to <= torn || way != Torn && r.Float64() < survive {
-			b = Op{Kind: Write, Off: from, Data: l.Data[from-l.Off : to-l.Off]}.on(b)
+			c = Op{Kind: Write, Off: from, Data: l.Data[from-l.Off : to-l.Off]}.on(c)
 		}
 		from = to
 	}
-	return b
+	return c
 }
 
 // someLoose is the place of one of the operations that are not durable.
@@ -171,8 +172,14 @@ func (im Image) WriteTo(dir string) error {
 		}
 	}
 	for _, p := range slices.Sorted(maps.Keys(im.Files)) {
-		if err := os.WriteFile(filepath.Join(dir, p), im.Files[p], 0o600); err != nil {
+		path := filepath.Join(dir, p)
+		if err := os.WriteFile(path, im.Files[p].Data, 0o600); err != nil {
 			return err
+		}
+		if c := im.Files[p]; c.Size > int64(len(c.Data)) {
+			if err := os.Truncate(path, c.Size); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -180,7 +187,7 @@ func (im Image) WriteTo(dir string) error {
 
 // ReadImage takes over what a folder has.
 func ReadImage(dir string) (Image, error) {
-	im := Image{Files: map[string][]byte{}}
+	im := Image{Files: map[string]Content{}}
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -192,7 +199,11 @@ func ReadImage(dir string) (Image, error) {
 		case e.IsDir():
 			im.Folders = append(im.Folders, p)
 		case e.Type().IsRegular():
-			im.Files[p], err = os.ReadFile(path)
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			im.Files[p] = Content{bytes.TrimRight(b, "\x00"), int64(len(b))}
 		default:
 			return fmt.Errorf("%s is neither file nor folder", path)
 		}
@@ -216,7 +227,8 @@ func (d *Disk) From(im Image) {
 	}
 	for _, p := range slices.Sorted(maps.Keys(im.Files)) {
 		id := put(p, Create)
-		d.Apply(Op{Kind: Write, Node: id, Data: im.Files[p]})
+		d.Apply(Op{Kind: Write, Node: id, Data: im.Files[p].Data})
+		d.Apply(Op{Kind: Truncate, Node: id, Off: im.Files[p].Size})
 		d.Apply(Op{Kind: Sync, Node: id})
 	}
 	d.keepNames(func(loose) bool { return true })

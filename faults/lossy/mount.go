@@ -86,9 +86,7 @@ func (l *Life) attr(id uint64, folder bool, out *fuse.Attr) {
 	}
 	out.Nlink = 1
 	out.Uid, out.Gid = a.uid, a.gid
-	if b := l.disk.Content(id); b != nil {
-		out.Size = uint64(len(b))
-	}
+	out.Size = uint64(l.disk.Content(id).Size)
 	out.Blksize = pageSize
 	out.Blocks = (out.Size + pageSize - 1) / pageSize * (pageSize / sectorSize)
 	out.SetTimes(nil, &a.changed, &a.changed)
@@ -205,8 +203,7 @@ func (n *node) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) 
 	if n.l.dead {
 		return nil, syscall.EIO
 	}
-	b := n.l.disk.Content(n.id)
-	return fuse.ReadResultData(dest[:copy(dest, b[min(off, int64(len(b))):])]), 0
+	return fuse.ReadResultData(dest[:n.l.disk.Content(n.id).ReadAt(dest, off)]), 0
 }
 
 func (n *node) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
@@ -244,7 +241,7 @@ func (n *node) Allocate(_ context.Context, _ fs.FileHandle, off, size uint64, mo
 	n.l.mu.Lock()
 	defer n.l.mu.Unlock()
 	end := int64(off + size)
-	if int64(len(n.l.disk.Content(n.id))) >= end {
+	if n.l.disk.Content(n.id).Size >= end {
 		return 0
 	}
 	return n.l.do(Op{Kind: Truncate, Node: n.id, Off: end})

@@ -89,8 +89,8 @@ func TestALogLeadsToTheSameDisk(t *testing.T) {
 	if acks != 50 {
 		t.Errorf("%d acks", acks)
 	}
-	again, live := d.Image(nil, DropAll, 0).Files["numbers"], l.Image(nil, DropAll, 0).Files["numbers"]
-	if string(again) != string(live) || len(live) < 50*1000 {
+	again, live := text(d.Image(nil, DropAll, 0).Files["numbers"]), text(l.Image(nil, DropAll, 0).Files["numbers"])
+	if again != live || len(live) < 50*1000 {
 		t.Errorf("%d and %d bytes", len(again), len(live))
 	}
 }
