@@ -18,6 +18,7 @@ import (
 
 	"ampcio-faults/bitrot"
 	"ampcio-faults/boot"
+	"ampcio-faults/child"
 	"ampcio-faults/clocks"
 	"ampcio-faults/destination"
 	"ampcio-faults/disk"
@@ -51,7 +52,10 @@ func trials() []scoreboard.Trial {
 		model.Trials(), planted.Trials())
 }
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	child.Main() // does not return in a process that a trial has started for a part of its work
+	os.Exit(run(os.Args[1:]))
+}
 
 func run(args []string) int {
 	if len(args) == 0 {
