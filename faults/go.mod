@@ -5,6 +5,7 @@ go 1.26.0
 require (
 	ampcio v0.0.0-00010101000000-000000000000
 	github.com/dustin/go-humanize v1.1.0
+	golang.org/x/sync v0.24.0
 )
 
 require (
@@ -13,7 +14,6 @@ require (
 	github.com/mattn/go-runewidth v0.0.16 // indirect
 	github.com/oklog/ulid/v2 v2.1.2 // indirect
 	github.com/rivo/uniseg v0.4.7 // indirect
-	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
 	golang.org/x/text v0.42.0 // indirect
 )
