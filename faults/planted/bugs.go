@@ -253,19 +253,12 @@ var bugs = []bug{{
 `,
 }, {
 	name: "insert-ids-forgotten", trial: "model",
-	what: "insert_ids are not read back from users.db",
+	what: "insert_ids are not written into users.db",
 	file: "users/entry.go",
-	old: `			if s.recent, whole = readRecent(field); !whole {
-				return state{}, errEntry
-			}
-`,
-	new: `			if s.recent, whole = readRecent(field); !whole {
-				return state{}, errEntry
-			}
-			if planted.Is("insert-ids-forgotten") {
-				s.recent = recent{}
-			}
-`,
+	old: `	if s.recent.n > 0 {
+		dst = binary`,
+	new: `	if s.recent.n > 0 && !planted.Is("insert-ids-forgotten") {
+		dst = binary`,
 }, {
 	name: "paused-delivers", trial: "model",
 	what: "a sync that is paused delivers",
