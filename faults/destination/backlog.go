@@ -29,7 +29,7 @@ func backlog(ctx context.Context, c *scoreboard.Case) (events int, err error) {
 	down := sandbox.Faults{Outages: []sandbox.Outage{{Length: time.Hour}}}
 	r, err := rehearsal.New(c.Dir, c.Ampcio, rehearsal.Settings{
 		Sandbox: sandbox.Options{Faults: down, MaxKeptEvents: -1, Seed: c.Seed},
-		Storage: "min_free = \"16MiB\"\nkeep = \"0s\"\nrotate_bytes = \"16MiB\"\n",
+		Storage: "min_free = \"16MiB\"\nkeep = \"0s\"\nrotate_bytes = \"1MiB\"\n",
 		Sync:    "retry_initial = \"20ms\"\nrequests_per_second = 1000\n",
 	})
 	if err != nil {

@@ -217,7 +217,7 @@ var bugs = []bug{{
 	if body.Errors == nil || string(body.Errors) == "null" {
 `,
 }, {
-	name: "bad-event-dropped", trial: "malformed",
+	name: "bad-event-dropped", trial: "malformed requests",
 	what: "an event that is wrong is left out in silence, and the request answered 200",
 	file: "ingest/request.go",
 	old: `		event, problems := mapping.ParseEvent(item)
