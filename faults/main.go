@@ -18,6 +18,7 @@ import (
 
 	"ampcio-faults/bitrot"
 	"ampcio-faults/boot"
+	"ampcio-faults/child"
 	"ampcio-faults/clocks"
 	"ampcio-faults/destination"
 	"ampcio-faults/disk"
@@ -41,7 +42,8 @@ const usage = `faults/run quick|full|soak [-only NAME,…] [-seed N]   try every
 faults/run replay NAME SEED                            one case again, as a violation names it
 faults/run list                                        the trials
 
--only takes parts of names; -json FILE also writes the scoreboard there.
+-only takes parts of names; -first ends at the first violation, -workers N tries N cases at a time (as many as cores);
+-json FILE also writes the scoreboard there.
 `
 
 // trials are all lines of the scoreboard, from the disk to the whole.
@@ -50,7 +52,10 @@ func trials() []scoreboard.Trial {
 		model.Trials(), planted.Trials())
 }
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	child.Main() // does not return in a process that a trial has started for a part of its work
+	os.Exit(run(os.Args[1:]))
+}
 
 func run(args []string) int {
 	if len(args) == 0 {
@@ -62,6 +67,8 @@ func run(args []string) int {
 	only := flags.String("only", "", "")
 	seed := flags.Uint64("seed", rand.Uint64()>>1, "")
 	asJSON := flags.String("json", "", "")
+	first := flags.Bool("first", false, "")
+	workers := flags.Int("workers", 0, "")
 	binary := flags.String("binary", "", "") // an ampcio that is already built: for planted bugs
 	verb := args[0]
 	if err := flags.Parse(args[1:]); err != nil {
@@ -105,7 +112,7 @@ func run(args []string) int {
 			return exitViolation
 		}
 	}
-	board := scoreboard.Board{Trials: all, Seed: *seed, Part: part, Binary: *binary, Out: os.Stdout}
+	board := scoreboard.Board{Trials: all, Seed: *seed, Part: part, Binary: *binary, Out: os.Stdout, First: *first, Workers: *workers}
 	if verb == "replay" {
 		s, err := strconv.ParseUint(flags.Arg(1), 10, 64)
 		if err != nil {

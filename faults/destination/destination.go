@@ -1,7 +1,23 @@
 // Package destination is every way in which Customer.io may fail.
 package destination
 
-import "ampcio-faults/scoreboard"
+import (
+	"time"
+
+	"ampcio-faults/scoreboard"
+)
 
 // Trials are those of this package.
-func Trials() []scoreboard.Trial { return nil }
+func Trials() []scoreboard.Trial {
+	return []scoreboard.Trial{
+		{
+			Name: "destination", Unit: "faults", Full: 1000, Case: live,
+			Fault: "Customer.io is refused, unknown to DNS, behind broken TLS, silent, slow, cuts, redirects, answers nonsense, too late, 207, 4xx or 5xx: " +
+				"nothing is lost or doubled, only poisoned events die, each with its reason",
+		},
+		{
+			Name: "backlog", Unit: "events", Full: 1_000_000, Case: backlog, Alone: true, Limit: 10 * time.Minute,
+			Fault: "a million events wait for a Customer.io that is down, and are drained while the daemon is killed: each arrives once and in order",
+		},
+	}
+}

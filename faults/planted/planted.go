@@ -1,7 +1,120 @@
-// Package planted holds bugs that the other trials must find.
+// Package planted holds bugs that the other trials must find: a check that cannot fail is worth nothing.
 package planted
 
-import "ampcio-faults/scoreboard"
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"ampcio-faults/scoreboard"
+)
 
 // Trials are those of this package.
-func Trials() []scoreboard.Trial { return nil }
+func Trials() []scoreboard.Trial {
+	return []scoreboard.Trial{{
+		Name: "planted bugs", Unit: "bugs", Full: len(bugs), Alone: true, Limit: time.Hour, Case: hunts,
+		Fault: "a mistake is made in the source; the trial that is there for it sees it, in less than its quick run, and sees nothing while the mistake sleeps",
+	}}
+}
+
+// hunts builds the product and the trials with all bugs in them, and wakes one after the other: as many as are wanted, by
+// chance which.
+func hunts(ctx context.Context, c *scoreboard.Case) (n int, err error) {
+	ampcio, faults, err := build(ctx, "..", c.Dir, bugs)
+	if err != nil {
+		return 0, err
+	}
+	h := hunt{folder: c.Dir, ampcio: ampcio, faults: faults}
+	some := slices.Clone(bugs)
+	c.Rand.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
+	some = some[:min(len(some), c.Left)]
+	var tried []string
+	for _, b := range some {
+		l, problem := h.wake(ctx, &b, c.Rand.Uint64()>>1)
+		switch {
+		case ctx.Err() != nil:
+			return n, context.Cause(ctx)
+		case problem != nil:
+			err = errors.Join(err, fmt.Errorf("planted bug %s (%s): %w", b.name, b.what, problem))
+		default:
+			c.Note("%s is found by %q after %d %s: %s", b.name, b.trial, l.Done, l.Unit, firstLine(l.Violations[0]))
+		}
+		n++
+		if !slices.Contains(tried, b.trial) {
+			tried = append(tried, b.trial)
+		}
+	}
+	// What finds bugs where none is awake has found nothing.
+	for _, trial := range tried {
+		if problem := h.asleep(ctx, trial, c.Rand.Uint64()>>1); problem != nil {
+			err = errors.Join(err, fmt.Errorf("%q with all planted bugs asleep: %w", trial, problem))
+		}
+	}
+	return n, err
+}
+
+// hunt runs the trials that have the bugs in them, in processes of their own.
+type hunt struct{ folder, ampcio, faults string }
+
+// wake runs the quick part of a bug's trial, on one core, up to the first violation. There being none is an error.
+func (h *hunt) wake(ctx context.Context, b *bug, seed uint64) (scoreboard.Line, error) {
+	board := filepath.Join(h.folder, "board.json")
+	if err := os.RemoveAll(board); err != nil {
+		return scoreboard.Line{}, err
+	}
+	out, err := h.run(ctx, b.name, "quick", "-only", b.trial, "-first", "-workers", "1", "-seed", strconv.FormatUint(seed, 10), "-binary", h.ampcio, "-json", board)
+	again := fmt.Sprintf("\n\twith faults/run quick -only %q -seed %d", b.trial, seed)
+	text, unread := os.ReadFile(board)
+	if unread != nil {
+		return scoreboard.Line{}, fmt.Errorf("%q kept no score: %w\n%s%s", b.trial, err, out, again)
+	}
+	var score struct{ Lines []scoreboard.Line }
+	if err := json.Unmarshal(text, &score); err != nil {
+		return scoreboard.Line{}, fmt.Errorf("the score of %q: %w", b.trial, err)
+	}
+	done := 0
+	for _, l := range score.Lines {
+		if l.Lacks != "" {
+			return l, fmt.Errorf("%q cannot be tried: %s", l.Trial, l.Lacks)
+		}
+		if len(l.Violations) > 0 {
+			return l, nil
+		}
+		done += l.Done
+	}
+	return scoreboard.Line{}, fmt.Errorf("%q has not found it after %d%s", b.trial, done, again)
+}
+
+// asleep runs one case of a trial while no bug is awake.
+func (h *hunt) asleep(ctx context.Context, trial string, seed uint64) error {
+	out, err := h.run(ctx, "", "replay", "-binary", h.ampcio, trial, strconv.FormatUint(seed, 10))
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	return nil
+}
+
+// run is one process. Asked to end, it cleans up behind its cases.
+func (h *hunt) run(ctx context.Context, bug string, args ...string) ([]byte, error) {
+	c := exec.CommandContext(ctx, h.faults, args...)
+	c.Env = append(slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, scoreboard.PlantedBug+"=") }), scoreboard.PlantedBug+"="+bug)
+	c.Cancel = func() error { return c.Process.Signal(os.Interrupt) }
+	c.WaitDelay = time.Minute
+	return c.CombinedOutput()
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	if len(line) > 200 {
+		line = strings.ToValidUTF8(line[:200], "") + "…"
+	}
+	return line
+}

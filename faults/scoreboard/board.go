@@ -24,6 +24,7 @@ type Board struct {
 	Seed    uint64        // of the whole run: every case's seed comes from it
 	Part    float64       // of each trial's Full: 1 is a full run, 0.1 a quick one; 0 = until ctx ends
 	Workers int           // cases at a time; 0 = as many as cores
+	First   bool          // the run ends at the first violation
 	Stop    time.Duration // a trial that has violations is not given up before; 0 = at the third violation
 	Disk    string        // where cases find a real disk; "" = TMPDIR
 	Memory  string        // where cases find tmpfs; "" = /dev/shm
@@ -31,6 +32,7 @@ type Board struct {
 	Out     io.Writer
 
 	mu    sync.Mutex
+	end   context.CancelFunc
 	lines []*Line
 	round int
 }
@@ -79,6 +81,8 @@ func (b *Board) Run(ctx context.Context) []*Line {
 		}
 		b.lines = append(b.lines, l)
 	}
+	ctx, b.end = context.WithCancel(ctx)
+	defer b.end()
 	var workers sync.WaitGroup
 	changed := sync.NewCond(&b.mu)
 	stop := context.AfterFunc(ctx, func() { b.mu.Lock(); changed.Broadcast(); b.mu.Unlock() })
@@ -163,6 +167,9 @@ func (b *Board) try(ctx context.Context, l *Line) {
 		fmt.Fprintf(b.Out, "VIOLATION in %s: %s\n", l.Trial, v)
 		if b.Part > 0 && len(l.Violations) >= violationsEnough {
 			l.ended = true
+		}
+		if b.First {
+			b.end()
 		}
 	} else if n == 0 && err == nil {
 		// A trial that tries nothing would go on for ever, or be taken for a good one.

@@ -1,0 +1,146 @@
+package lossy
+
+import (
+	"slices"
+	"syscall"
+)
+
+// Fault lets operations fail. What fails changes nothing.
+type Fault struct {
+	Kinds  []Kind // which are counted, and fail; none = all that change something
+	N      int    // the how-manieth of them fails, from 1 on, counted from when the fault is set
+	Sticky bool   // and all after it
+	Errno  syscall.Errno
+	// Forgets is for a Sync: what was not synced never will be, and is read all the same.
+	Forgets bool
+
+	seen, fired int
+}
+
+// meets counts an operation and says how it fails; 0 = it does not.
+func (f *Fault) meets(k Kind) syscall.Errno {
+	if len(f.Kinds) > 0 && !slices.Contains(f.Kinds, k) {
+		return 0
+	}
+	f.seen++
+	if f.seen == f.N || f.Sticky && f.seen > f.N {
+		f.fired++
+		return f.Errno
+	}
+	return 0
+}
+
+// Inject sets the life's only fault; nil takes it away.
+func (l *Life) Inject(f *Fault) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fault = nil
+	if f != nil {
+		set := *f
+		l.fault = &set
+	}
+}
+
+// Fired is how many operations failed by the fault that is set.
+func (l *Life) Fired() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fault == nil {
+		return 0
+	}
+	return l.fault.fired
+}
+
+// ReadOnly lets everything that would change the disk fail with EROFS, as after a remount.
+func (l *Life) ReadOnly(yes bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.readOnly = yes
+}
+
+// SetCapacity bounds the bytes of all files; beyond it there is ENOSPC. 0 = 64 GiB, which is never reached.
+func (l *Life) SetCapacity(bytes int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.capacity = bytes
+}
+
+// CutAt cuts the power in the n-th operation from now that changes something.
+func (l *Life) CutAt(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cutAt = l.ops + n
+}
+
+// Cut cuts the power now. Everything that is still asked of this life fails with EIO.
+func (l *Life) Cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.die()
+}
+
+func (l *Life) die() {
+	if !l.dead {
+		l.dead = true
+		close(l.cut)
+	}
+}
+
+// Dead is closed when the power was cut.
+func (l *Life) Dead() <-chan struct{} { return l.cut }
+
+// Count is how many operations of these kinds there were; of all that change something, when none is named.
+func (l *Life) Count(kinds ...Kind) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(kinds) == 0 {
+		return l.ops
+	}
+	for _, k := range kinds {
+		n += l.counts[k]
+	}
+	return n
+}
+
+// do does an operation that changes something, unless it is to fail. The lock is held.
+func (l *Life) do(o Op) syscall.Errno {
+	if l.dead {
+		return syscall.EIO
+	}
+	l.ops++
+	l.counts[o.Kind]++
+	if l.readOnly {
+		return syscall.EROFS
+	}
+	if l.fault != nil {
+		if errno := l.fault.meets(o.Kind); errno != 0 {
+			if l.fault.Forgets && o.Kind == Sync {
+				o.Forgets = true
+				l.apply(o)
+			}
+			return errno
+		}
+	}
+	if o.Kind == Write || o.Kind == Truncate {
+		grows := o.Off + int64(len(o.Data)) - l.disk.Content(o.Node).Size
+		if grows > 0 && l.capacity > 0 && l.disk.Used()+grows > l.capacity {
+			return syscall.ENOSPC
+		}
+	}
+	if l.ops == l.cutAt {
+		if o.Kind != Sync && o.Kind != SyncDir { // a sync that is cut has synced nothing; another may have come to the disk
+			l.apply(o)
+		}
+		l.die()
+		return syscall.EIO
+	}
+	l.apply(o)
+	return 0
+}
+
+func (l *Life) apply(o Op) {
+	l.disk.Apply(o)
+	if l.recording {
+		l.log = append(l.log, o)
+	}
+}

@@ -1,0 +1,297 @@
+package planted
+
+// bug is a mistake in the product's source that sleeps until its name stands in the environment.
+type bug struct {
+	name  string
+	what  string // is wrong
+	trial string // that must find it
+	file  string // below the product's folder
+	old   string // text that stands there once
+	new   string // what takes its place
+}
+
+// bugs are as a tired programmer makes them: a line too early, a line forgotten, an error passed over. Each must be found
+// by one trial, so that together they say of every trial that it can fail.
+var bugs = []bug{{
+	name: "answer-before-commit", trial: "kill -9",
+	what: "senders are answered before the commit",
+	file: "queue/append.go",
+	old: `	end := logEnd{w.next - 1, w.counts}
+	if err := l.commit(chunks, end); err != nil {
+`,
+	new: `	end := logEnd{w.next - 1, w.counts}
+	if planted.Is("answer-before-commit") {
+		for _, p := range taken[:n] {
+			p.done <- nil
+		}
+	}
+	if err := l.commit(chunks, end); err != nil {
+`,
+}, {
+	name: "log-not-synced", trial: "crash images",
+	what: "commits of the log are not synced",
+	file: "queue/log.go",
+	old: `	f.db, f.file, f.writing = db, file, true
+`,
+	new: `	f.db, f.file, f.writing = db, file, true
+	db.NoSync = planted.Is("log-not-synced")
+`,
+}, {
+	name: "ledger-not-synced", trial: "crash images",
+	what: "checkpoints of a ledger are not synced",
+	file: "queue/consumer.go",
+	old: `	if err := Guard(func() error { return c.db.View(c.load) }); err != nil {
+`,
+	new: `	c.db.NoSync = planted.Is("ledger-not-synced")
+	if err := Guard(func() error { return c.db.View(c.load) }); err != nil {
+`,
+}, {
+	name: "name-not-synced", trial: "crash images",
+	what: "a new file's name is not synced",
+	file: "queue/db.go",
+	old: `	return syncDir(filepath.Dir(to))
+`,
+	new: `	if planted.Is("name-not-synced") {
+		return nil
+	}
+	return syncDir(filepath.Dir(to))
+`,
+}, {
+	name: "dead-letter-late", trial: "crash images",
+	what: "a dead letter is written in another transaction than the outcome",
+	file: "queue/checkpoint.go",
+	old: `	err := Guard(func() error { return c.db.Update(ch.write) })
+`,
+	new: `	dead := ch.dead
+	if planted.Is("dead-letter-late") {
+		ch.dead = nil
+	}
+	err := Guard(func() error { return c.db.Update(ch.write) })
+	if ch.dead = dead; planted.Is("dead-letter-late") && err == nil && len(dead) > 0 {
+		err = Guard(func() error { return c.db.Update(func(tx *bolt.Tx) error { return ch.putDead(tx.Bucket(bucketDead)) }) })
+	}
+`,
+}, {
+	name: "commit-error-passed-over", trial: "I/O errors",
+	what: "the process goes on after a commit that failed",
+	file: "queue/append.go",
+	old: `		if rest = rest[n:]; err != nil {
+`,
+	new: `		if rest = rest[n:]; err != nil && !planted.Is("commit-error-passed-over") {
+`,
+}, {
+	name: "older-meta-page", trial: "forgetful fsync",
+	what: "a start writes the older meta page again, not the newer",
+	file: "queue/db.go",
+	old: `second.txid > first.txid {
+`,
+	new: `second.txid > first.txid != planted.Is("older-meta-page") {
+`,
+}, {
+	name: "full-disk-forgets", trial: "full disk",
+	what: "what a checkpoint could not write on a full disk is not written by the next one",
+	file: "queue/checkpoint.go",
+	old: `	if noSpace(err) {
+		c.putOff(err, ch)
+`,
+	new: `	if noSpace(err) && !planted.Is("full-disk-forgets") {
+		c.putOff(err, ch)
+`,
+}, {
+	name: "chunk-sum-unchecked", trial: "bit flips",
+	what: "the checksum of a chunk is not looked at",
+	file: "queue/chunk.go",
+	old: `	if chunkSum(first, v) != binary.BigEndian.Uint32(v[1:]) {
+`,
+	new: `	if chunkSum(first, v) != binary.BigEndian.Uint32(v[1:]) && !planted.Is("chunk-sum-unchecked") {
+`,
+}, {
+	name: "loss-miscounted", trial: "bit flips",
+	what: "one record less is counted as lost than was",
+	file: "queue/window.go",
+	old: `		c.state.ended[Lost] += missing
+`,
+	new: `		if planted.Is("loss-miscounted") {
+			missing--
+		}
+		c.state.ended[Lost] += missing
+`,
+}, {
+	name: "low-water-too-far", trial: "kill -9",
+	what: "the low-water mark is that of a record that is still pending",
+	file: "queue/window.go",
+	old: `		s.low, s.lowCount = c.window[0].e.rec.Seq-1, c.window[0].first-1
+`,
+	new: `		s.low, s.lowCount = c.window[0].e.rec.Seq-1, c.window[0].first-1
+		if planted.Is("low-water-too-far") {
+			s.low, s.lowCount = s.low+1, s.lowCount+1
+		}
+`,
+}, {
+	name: "random-ulid", trial: "kill -9",
+	what: "an event gets another id each time it is sent",
+	file: "mapping/identity.go",
+	old: `func ULID(id [16]byte) string { return ulid.ULID(id).String() }
+`,
+	new: `func ULID(id [16]byte) string {
+	if planted.Is("random-ulid") {
+		return ulid.Make().String()
+	}
+	return ulid.ULID(id).String()
+}
+`,
+}, {
+	name: "retry-overtaken", trial: "kill -9",
+	what: "what has failed goes to the end of its lane",
+	file: "queue/claim.go",
+	old: `	if len(cl.entries) > 0 {
+		cl.giveBack(0)
+	}
+`,
+	new: `	if len(cl.entries) > 0 {
+		cl.giveBack(0)
+	}
+	if planted.Is("retry-overtaken") && r.attempts > 0 && l.aside == nil && len(l.records) > 1 {
+		l.records = append(l.records[1:len(l.records):len(l.records)], l.records[0])
+	}
+`,
+}, {
+	name: "buffer-used-again", trial: "kill -9",
+	what: "a chunk keeps the committer's buffer, which the next commit uses again",
+	file: "queue/append.go",
+	old: `	w.open.raw = bytes.Clone(w.buf)
+`,
+	new: `	if w.open.raw = w.buf; !planted.Is("buffer-used-again") {
+		w.open.raw = bytes.Clone(w.buf)
+	}
+`,
+}, {
+	name: "settled-before-answer", trial: "destination",
+	what: "records end as delivered before Customer.io has answered",
+	file: "delivery/sync.go",
+	old: `		if b.err == nil {
+			s.send(ctx, b)
+		}
+`,
+	new: `		if b.err == nil {
+			if planted.Is("settled-before-answer") {
+				s.inLedger(ledger, func() {
+					for _, o := range b.operations {
+						o.verdict = delivered
+					}
+					for _, t := range b.taken {
+						s.settle(t)
+					}
+					for _, o := range b.operations {
+						o.verdict = unsent
+					}
+				})
+			}
+			s.send(ctx, b)
+		}
+`,
+}, {
+	name: "timeout-is-success", trial: "destination",
+	what: "silence is taken for an answer",
+	file: "delivery/verdict.go",
+	old: `	if a.err != nil {
+		return reading{verdict: retry, reason: networkReason(a.err)}
+	}
+`,
+	new: `	if a.err != nil {
+		if planted.Is("timeout-is-success") && networkReason(a.err) == "timeout" {
+			return reading{verdict: delivered}
+		}
+		return reading{verdict: retry, reason: networkReason(a.err)}
+	}
+`,
+}, {
+	name: "refusals-of-207-unread", trial: "destination",
+	what: "what a 207 refuses is taken as accepted",
+	file: "delivery/verdict.go",
+	old: `	if body.Errors == nil || string(body.Errors) == "null" {
+`,
+	new: `	if planted.Is("refusals-of-207-unread") && a.status == http.StatusMultiStatus {
+		return reading{verdict: delivered}
+	}
+	if body.Errors == nil || string(body.Errors) == "null" {
+`,
+}, {
+	name: "bad-event-dropped", trial: "malformed requests",
+	what: "an event that is wrong is left out in silence, and the request answered 200",
+	file: "ingest/request.go",
+	old: `		event, problems := mapping.ParseEvent(item)
+`,
+	new: `		event, problems := mapping.ParseEvent(item)
+		if planted.Is("bad-event-dropped") && problems != nil {
+			continue
+		}
+`,
+}, {
+	name: "wait-by-wall-clock", trial: "clocks",
+	what: "a wait that a start takes up is as long as the clock says, wherever that was set to",
+	file: "queue/window.go",
+	old: `	wait := min(max(r.due-c.o.Now().UnixMilli(), 0), r.delay)
+`,
+	new: `	wait := min(max(r.due-c.o.Now().UnixMilli(), 0), r.delay)
+	if planted.Is("wait-by-wall-clock") {
+		wait = max(r.due-c.o.Now().UnixMilli(), 0)
+	}
+`,
+}, {
+	name: "properties-not-carried", trial: "model",
+	what: "a record has its event's own user properties, not what is known of the user",
+	file: "users/resolve.go",
+	old: `		s.apply(owner, &t, ev.UserProperties)
+		r.Properties = s.block(owner).properties()
+`,
+	new: `		s.apply(owner, &t, ev.UserProperties)
+		r.Properties = s.block(owner).properties()
+		if planted.Is("properties-not-carried") {
+			r.Properties = s.own(ev)
+		}
+`,
+}, {
+	name: "insert-ids-forgotten", trial: "model",
+	what: "insert_ids are not written into users.db",
+	file: "users/entry.go",
+	old: `	if s.recent.n > 0 {
+		dst = binary`,
+	new: `	if s.recent.n > 0 && !planted.Is("insert-ids-forgotten") {
+		dst = binary`,
+}, {
+	name: "paused-delivers", trial: "model",
+	what: "a sync that is paused delivers",
+	file: "queue/claim.go",
+	old: `	return c.full == "" && c.failed == nil && c.state.paused == 0 && c.held == 0
+`,
+	new: `	return c.full == "" && c.failed == nil && (c.state.paused == 0 || planted.Is("paused-delivers")) && c.held == 0
+`,
+}, {
+	name: "batch-cut-short", trial: "kill -9",
+	what: "the last event of a larger request is not stored",
+	file: "users/resolve.go",
+	old: `	for i := range b.arrival.Events {
+		s.evict()
+`,
+	new: `	for i := range b.arrival.Events {
+		if planted.Is("batch-cut-short") && i >= 20 && i == len(b.arrival.Events)-1 {
+			break
+		}
+		s.evict()
+`,
+}, {
+	name: "file-deleted-early", trial: "backlog",
+	what: "a file of the log is deleted before every sync has passed it",
+	file: "queue/space.go",
+	old: `	for _, upTo := range l.holders {
+		done = min(done, upTo)
+	}
+`,
+	new: `	for _, upTo := range l.holders {
+		if !planted.Is("file-deleted-early") {
+			done = min(done, upTo)
+		}
+	}
+`,
+}}

@@ -1,0 +1,55 @@
+package planted
+
+import (
+	"go/parser"
+	"go/token"
+	"strings"
+	"testing"
+)
+
+// A change of the product that moves what a patch is for is seen here, and not only when everything is tried.
+func TestEveryPatchMeetsItsPlaceInTheSource(t *testing.T) {
+	for _, b := range bugs {
+		t.Run(b.name, func(t *testing.T) {
+			if _, err := patched("../..", []bug{b}); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	files, err := patched("../..", bugs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, text := range files {
+		if _, err := parser.ParseFile(token.NewFileSet(), path, text, 0); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAPatchThatMeetsNothingIsAnError(t *testing.T) {
+	for name, change := range map[string]func(*bug){
+		"nowhere":        func(b *bug) { b.old = "no such text\n" },
+		"in many places": func(b *bug) { b.old = "}\n" },
+		"awake":          func(b *bug) { b.new = strings.ReplaceAll(b.new, "planted.Is", "is") },
+	} {
+		b := bugs[0]
+		change(&b)
+		if _, err := patched("../..", []bug{b}); err == nil || !strings.Contains(err.Error(), b.name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestPlantedBugsAreTwentyOfDifferentNames(t *testing.T) {
+	names := map[string]bool{}
+	for _, b := range bugs {
+		names[b.name] = true
+		if b.trial == "" || b.what == "" {
+			t.Errorf("%s says too little", b.name)
+		}
+	}
+	if len(names) != 20 || len(bugs) != 20 {
+		t.Errorf("%d bugs of %d names", len(bugs), len(names))
+	}
+}
