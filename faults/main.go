@@ -112,7 +112,7 @@ func run(args []string) int {
 			return exitViolation
 		}
 	}
-	board := scoreboard.Board{Trials: all, Seed: *seed, Part: part, Binary: *binary, Out: os.Stdout, First: *first, Workers: *workers}
+	board := scoreboard.Board{Trials: all, Seed: *seed, Part: part, Binary: *binary, Out: os.Stdout, First: *first, Workers: *workers, Tell: time.Minute}
 	if verb == "replay" {
 		s, err := strconv.ParseUint(flags.Arg(1), 10, 64)
 		if err != nil {

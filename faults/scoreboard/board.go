@@ -25,7 +25,7 @@ type Board struct {
 	Part    float64       // of each trial's Full: 1 is a full run, 0.1 a quick one; 0 = until ctx ends
 	Workers int           // cases at a time; 0 = as many as cores
 	First   bool          // the run ends at the first violation
-	Stop    time.Duration // a trial that has violations is not given up before; 0 = at the third violation
+	Tell    time.Duration // how often it says how far it is; 0 = never
 	Disk    string        // where cases find a real disk; "" = TMPDIR
 	Memory  string        // where cases find tmpfs; "" = /dev/shm
 	Binary  string
@@ -83,6 +83,11 @@ func (b *Board) Run(ctx context.Context) []*Line {
 	}
 	ctx, b.end = context.WithCancel(ctx)
 	defer b.end()
+	if b.Tell > 0 {
+		telling, quiet := context.WithCancel(ctx)
+		defer quiet()
+		go b.tell(telling)
+	}
 	var workers sync.WaitGroup
 	changed := sync.NewCond(&b.mu)
 	stop := context.AfterFunc(ctx, func() { b.mu.Lock(); changed.Broadcast(); b.mu.Unlock() })
@@ -245,6 +250,32 @@ func hash(s string) uint64 {
 		h = (h ^ uint64(c)) * 1099511628211
 	}
 	return h
+}
+
+// tell says now and then how far the run is, and what runs.
+func (b *Board) tell(ctx context.Context) {
+	began := time.Now()
+	tick := time.NewTicker(b.Tell)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		b.mu.Lock()
+		line := fmt.Sprintf("%5.0f s", time.Since(began).Seconds())
+		for _, l := range b.lines {
+			if l.Done < l.Wanted || l.running > 0 || b.Part == 0 {
+				line += fmt.Sprintf("  %s %s", l.Trial, humanize.Comma(int64(l.Done)))
+			}
+			if l.running > 0 {
+				line += "…"
+			}
+		}
+		fmt.Fprintln(b.Out, line)
+		b.mu.Unlock()
+	}
 }
 
 // print shows the board as a table: at most 100 columns.
