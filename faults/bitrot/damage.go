@@ -19,6 +19,7 @@ const page = 4096
 // flip is one change of a file.
 type flip struct {
 	path string // below the storage folder
+	at   int64
 	text string // what is done, for people
 	do   func(f *os.File) error
 }
@@ -79,6 +80,7 @@ func pick(r *rand.Rand, dir string) (flip, error) {
 		f.text = fmt.Sprintf("%s: everything behind %d is zero", path, at)
 		f.do = change(at, int(min(size-at, 1<<20)), func(b []byte) { clear(b) })
 	}
+	f.at = at
 	return f, nil
 }
 

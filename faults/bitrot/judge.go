@@ -117,7 +117,7 @@ func (w *whole) try(f flip) error {
 	if err := errors.Join(f.do(file), file.Close()); err != nil {
 		return err
 	}
-	j := &judge{whole: w, file: f.path, claimed: map[event]bool{}, fresh: map[int]int{}}
+	j := &judge{whole: w, file: f.path, meta: f.at < 2*page, claimed: map[event]bool{}, fresh: map[int]int{}}
 	// Damage that only a write meets ends the process, and what an audit finds is marked: the next start mends it.
 	for life := 0; ; life++ {
 		err := j.live(life)
@@ -135,6 +135,7 @@ func (w *whole) try(f flip) error {
 type judge struct {
 	*whole
 	file      string
+	meta      bool           // a meta page of it
 	claimed   map[event]bool // since the flip
 	fresh     map[int]int    // by user: the last event that was acknowledged since
 	dead      map[event]bool
@@ -183,7 +184,7 @@ func (j *judge) live(life int) (err error) {
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, queue.ErrDamaged) { // the audit will say so
 		return err
 	}
 	a, err := h.Ledger.Audit(ctx)
@@ -296,7 +297,8 @@ func (j *judge) settled() error {
 			err = errors.Join(err, fmt.Errorf("the audit: %s", strings.Join(a.Differences, "; ")))
 		}
 	}
-	if err == nil && (lost > 0 || j.aside) && !j.kept() {
+	// A meta page that is not whole is what a power cut leaves of a commit: it is no damage, and the one before counts.
+	if err == nil && (lost > 0 && !j.meta || j.aside) && !j.kept() {
 		err = fmt.Errorf("%d records are lost, and no damaged file is kept", lost)
 	}
 	return err
