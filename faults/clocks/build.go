@@ -15,13 +15,14 @@ import (
 	"time"
 
 	"ampcio-faults/clocks/jumping"
+	"ampcio-faults/scoreboard"
 )
 
 //go:embed jumping/jumping.go
 var jumpingSource []byte
 
 var (
-	packageClause = regexp.MustCompile(`(?m)^package \w+$`)
+	packageClause = regexp.MustCompile(`(?m)^package \w+\b`)
 	now           = regexp.MustCompile(`\btime\.(Now|Since|Until)\b`)
 	written       = regexp.MustCompile(`\b(\w+)\.ModTime\(\)`)
 )
@@ -33,7 +34,13 @@ func build(ctx context.Context, root, folder string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	replaced := map[string]string{}
+	replaced, err := scoreboard.Planted()
+	if err != nil {
+		return "", err
+	}
+	if replaced == nil {
+		replaced = map[string]string{}
+	}
 	put := func(path string, text []byte) error {
 		to := filepath.Join(folder, "source", path)
 		replaced[filepath.Join(root, path)] = to
@@ -58,7 +65,11 @@ func build(ctx context.Context, root, folder string) (string, error) {
 		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 			return nil
 		}
-		text, err := os.ReadFile(path)
+		from := path
+		if planted, is := replaced[path]; is {
+			from = planted
+		}
+		text, err := os.ReadFile(from)
 		if err != nil || !now.Match(text) && !written.Match(text) {
 			return err
 		}
