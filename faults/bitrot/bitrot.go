@@ -89,7 +89,7 @@ func prepare(ctx context.Context, c *scoreboard.Case, dir, journal string) error
 		s.Keep = time.Hour
 	}
 	for life := range uint64(2) {
-		l := house.Life{Settings: s, Journal: journal, Seed: c.Seed, Number: life, Users: users, Requests: 10 + c.Rand.IntN(40), Operator: true}
+		l := house.Life{Settings: s, Journal: journal, Seed: c.Seed, Number: life, Users: users, Requests: 5 + c.Rand.IntN(20), Operator: true}
 		if err := house.Lead(ctx, l); err != nil {
 			return err
 		}

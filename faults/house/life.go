@@ -22,7 +22,8 @@ import (
 // Life is one life of a process that works in a house.
 type Life struct {
 	Settings
-	Journal  string // a file; where the life before has ended is read there
+	Journal  string // a file to which lines are added
+	Before   string // the journal of the lives before; "" = the same file
 	Seed     uint64 // of the events, the same in all lives
 	Number   uint64 // of this life: its chances
 	Users    int    // the last of them is the one who is forgotten now and then
@@ -55,7 +56,10 @@ func Lead(ctx context.Context, l Life) (err error) {
 		return err
 	}
 	defer w.out.Close()
-	if w.before, err = ReadJournal(l.Journal, l.Seed); err != nil {
+	if l.Before == "" {
+		l.Before = l.Journal
+	}
+	if w.before, err = ReadJournal(l.Before, l.Seed); err != nil {
 		return err
 	}
 	w.say("began")

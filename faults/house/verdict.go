@@ -51,7 +51,8 @@ func Judge(ctx context.Context, s Settings, j *Journal, all int) (err error) {
 	if err := h.Close(); err != nil {
 		return err
 	}
-	audits, err := queue.AuditFiles(ctx, s.Dir)
+	var audits []queue.Audit
+	err = whenUnlocked(func() error { audits, err = queue.AuditFiles(ctx, s.Dir); return err })
 	for _, a := range audits {
 		if !a.Balanced() {
 			j.wrong("the audit: %s", strings.Join(a.Differences, "; "))
