@@ -337,7 +337,7 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 	for _, l := range ls.public {
 		d.addresses = append(d.addresses, l.Addr())
 	}
-	public := ingest.NewServer(d.door, d.log, d.repeats)
+	public := ingest.NewServer(d.door, mostConnections(), d.log, d.repeats)
 	for _, l := range ls.public {
 		watch(&flow, exitUnavailable, func() error { return serveHTTP(public, l) })
 	}
@@ -381,6 +381,17 @@ func (d *daemon) run(ctx context.Context, ls listeners, hup <-chan os.Signal) er
 	d.repeats.Close()
 	d.log.Info("ampcio has stopped; what is pending stays in the queue")
 	return nil
+}
+
+// mostConnections are those of senders at a time. A quarter of what this process may open stays for the queue's files,
+// deliveries and operators. An idle connection takes 22 kB.
+func mostConnections() int {
+	const enough = 16_384
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil || files.Cur > 2*enough {
+		return enough
+	}
+	return min(enough, int(files.Cur)/4*3)
 }
 
 func serveHTTP(s *ingest.Server, l net.Listener) error {

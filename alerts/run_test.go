@@ -21,7 +21,8 @@ type house struct {
 	t     *testing.T
 	desk  *Desk
 	wrong map[string]Trouble
-	dark  bool // nothing can be seen
+	dark  bool          // nothing can be seen
+	set   time.Duration // how far the clock is from the right time
 	end   func()
 	log   *bytes.Buffer
 }
@@ -52,7 +53,7 @@ func newHouse(t *testing.T, s shelf, transport http.RoundTripper) *house {
 
 func (h *house) passes(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(10 * time.Second) {
-		s := Sight{At: time.Now()}
+		s := Sight{At: time.Now().Add(h.set)}
 		for _, w := range h.wrong {
 			if !h.dark {
 				s.Troubles = append(s.Troubles, w)
@@ -101,6 +102,22 @@ func TestWhenItIsTold(t *testing.T) {
 			h.trouble("blocked", "a", "", Critical)
 			h.passes(50 * time.Hour)
 		}, "firing blocked a; still blocked a; still blocked a"},
+		{"a minute after the clock is set back by days, and the end likewise", func(h *house) {
+			h.trouble("blocked", "a", "", Critical)
+			h.passes(30 * time.Second)
+			h.set = -72 * time.Hour
+			h.passes(2 * time.Minute)
+			clear(h.wrong)
+			h.passes(time.Minute)
+			h.set = -144 * time.Hour
+			h.passes(10 * time.Minute)
+		}, "firing blocked a; over blocked a"},
+		{"what lasts again each day, also after the clock was set back by a year", func(h *house) {
+			h.trouble("blocked", "a", "", Critical)
+			h.passes(time.Hour)
+			h.set = -365 * 24 * time.Hour
+			h.passes(25 * time.Hour)
+		}, "firing blocked a; still blocked a"},
 		{"many of one cause together, and others apart", func(h *house) {
 			h.trouble("blocked", "a", "401", Critical)
 			h.passes(30 * time.Second)

@@ -37,6 +37,7 @@ func (k *known) calm(r rules) time.Duration {
 // something new that has to survive a restart.
 func (s *state) look(sight Sight, r rules) (news []Message, changed bool) {
 	at := sight.At.UTC()
+	s.setBack(at)
 	there := map[string]bool{}
 	for i := range sight.Troubles {
 		t := &sight.Troubles[i]
@@ -131,6 +132,26 @@ func (s *state) look(sight Sight, r rules) (news []Message, changed bool) {
 		news[i].Firing = s.firing()
 	}
 	return news, changed || len(news) > 0
+}
+
+// setBack lets nothing be later than now: the clock was set back, by as much as it may be, and what was to last a minute
+// would not be told for days. What was to be waited for begins anew.
+func (s *state) setBack(now time.Time) {
+	for _, k := range s.Known {
+		for _, t := range []*time.Time{&k.Since, &k.Told, &k.Ended, &k.seen, &k.worse, &k.gone} {
+			if t.After(now) {
+				*t = now
+			}
+		}
+	}
+	for name, t := range s.Marks {
+		if t.After(now) {
+			s.Marks[name] = now
+		}
+	}
+	if s.MarksSaved.After(now) {
+		s.MarksSaved = now
+	}
 }
 
 // groups are those who are due, each with all who go along, in a fixed order.

@@ -45,7 +45,7 @@ func serveEncrypted(t *testing.T, h *Handler, http2 bool, change ...func(*http.S
 		t.Fatal(err)
 	}
 	pair := selfSigned(t)
-	server = NewServer(h, slog.New(slog.DiscardHandler), logbook.New(slog.New(slog.DiscardHandler), time.Now))
+	server = NewServer(h, 1000, slog.New(slog.DiscardHandler), logbook.New(slog.New(slog.DiscardHandler), time.Now))
 	for _, f := range change {
 		f(&server.http)
 	}

@@ -18,6 +18,8 @@ var (
 		Over: "such requests no longer come", Quiet: 10 * time.Minute}
 	webhookRefused = logbook.Line{Level: slog.LevelWarn, Message: "a request of Amplitude's webhook was refused; Amplitude repeats it for about four hours, and then drops it",
 		Over: "Amplitude's webhook is no longer refused", Quiet: 10 * time.Minute}
+	manyConnections = logbook.Line{Level: slog.LevelWarn, Message: "there are as many connections as may be; for each more, the one that has been idle for longest is closed, or it waits",
+		Over: "there are fewer connections again", Quiet: time.Minute}
 	httpProblem = logbook.Line{Level: slog.LevelWarn, Message: "the HTTP server met a problem", Over: "the HTTP server meets no such problem any more", Quiet: time.Minute}
 )
 

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"log/slog"
@@ -21,13 +22,18 @@ type Server struct {
 	http     http.Server
 	stopping atomic.Bool
 
+	most    int // connections at a time
+	repeats *logbook.Book
+
 	mu        sync.Mutex
 	listeners []net.Listener
 	serving   sync.WaitGroup
-	open      map[net.Conn]bool // true = new, or being answered; false = idle
-	busy      int               // how many are true
-	calm      chan struct{}     // closed when stopping and nothing is busy
-	empty     chan struct{}     // closed when stopping and nothing is open
+	open      map[net.Conn]*list.Element // nil = new, or being answered; else its place in idle
+	idle      *list.List                 // of net.Conn, in the order in which they became so
+	busy      int                        // how many are not idle
+	gone      sync.Cond                  // a connection is, or stopping has begun
+	calm      chan struct{}              // closed when stopping and nothing is busy
+	empty     chan struct{}              // closed when stopping and nothing is open
 }
 
 // linger is how long idle connections are still served after a stop has begun. A sender
@@ -40,8 +46,13 @@ const linger = 500 * time.Millisecond
 // a request has 5 s for its header and 30 s in all, an idle connection is kept for 120 s.
 // It holds for TLS too: the handshake has 5 s, and of HTTP/2 each request counts for itself, of which
 // a connection has at most 100 at a time. What net/http has to say goes to log as warnings.
-func NewServer(h http.Handler, log *slog.Logger, repeats *logbook.Book) *Server {
-	s := &Server{open: map[net.Conn]bool{}}
+//
+// Of connections there are at most so many at a time: each holds a file descriptor, and the queue must find one for its
+// files whoever connects. For one more, the one that has been idle for longest is closed; as long as none is idle,
+// further ones wait in the kernel.
+func NewServer(h http.Handler, most int, log *slog.Logger, repeats *logbook.Book) *Server {
+	s := &Server{most: most, repeats: repeats, open: map[net.Conn]*list.Element{}, idle: list.New()}
+	s.gone.L = &s.mu
 	s.http = http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if s.stopping.Load() {
@@ -72,28 +83,63 @@ func (s *Server) Serve(l net.Listener) error {
 	s.serving.Add(1)
 	s.mu.Unlock()
 	defer s.serving.Done()
-	err := s.http.Serve(l)
+	err := s.http.Serve(bounded{l, s})
 	if s.stopping.Load() {
 		return http.ErrServerClosed
 	}
 	return err
 }
 
+// bounded hands out what it accepts when there may be one more. That one is beyond the bound until then.
+type bounded struct {
+	net.Listener
+	s *Server
+}
+
+func (b bounded) Accept() (net.Conn, error) {
+	c, err := b.Listener.Accept()
+	if err == nil {
+		b.s.makeRoom()
+	}
+	return c, err
+}
+
+// makeRoom returns when there may be one more connection, or the server stops.
+func (s *Server) makeRoom() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.open) >= s.most && !s.stopping.Load() {
+		s.repeats.Note(manyConnections, "", 1, "connections", s.most)
+		if first := s.idle.Front(); first != nil {
+			// It counts until it is closed, which can take a while: the other side may not be listening.
+			c := s.idle.Remove(first).(net.Conn)
+			s.open[c] = nil
+			s.busy++
+			go c.Close()
+		}
+		s.gone.Wait()
+	}
+}
+
 // track is told of every connection before the next is accepted.
 func (s *Server) track(c net.Conn, state http.ConnState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open[c] {
+	if place, known := s.open[c]; known && place != nil {
+		s.idle.Remove(place)
+	} else if known {
 		s.busy--
 	}
 	switch state {
 	case http.StateNew, http.StateActive:
-		s.open[c] = true
+		s.open[c] = nil
 		s.busy++
 	case http.StateIdle:
-		s.open[c] = false
+		s.open[c] = s.idle.PushBack(c)
+		s.gone.Signal() // it may make room
 	default:
 		delete(s.open, c)
+		s.gone.Signal()
 	}
 	if s.calm != nil && s.busy == 0 {
 		close(s.calm)
@@ -113,6 +159,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for _, l := range s.listeners {
 		_ = l.Close()
 	}
+	s.gone.Broadcast()
 	s.mu.Unlock()
 	s.serving.Wait() // every connection that was accepted is tracked now
 
@@ -146,6 +193,9 @@ func (s *Server) when(signal *chan struct{}, so func() bool) <-chan struct{} {
 
 // Close cuts off everything.
 func (s *Server) Close() error {
+	s.mu.Lock()
 	s.stopping.Store(true)
+	s.gone.Broadcast()
+	s.mu.Unlock()
 	return s.http.Close()
 }

@@ -30,7 +30,7 @@ func serve(t *testing.T, h http.Handler, change ...func(*http.Server)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewServer(h, slog.New(slog.NewTextHandler(io.Discard, nil)), logbook.New(slog.New(slog.DiscardHandler), time.Now))
+	server := NewServer(h, 1000, slog.New(slog.NewTextHandler(io.Discard, nil)), logbook.New(slog.New(slog.DiscardHandler), time.Now))
 	for _, f := range change {
 		f(&server.http)
 	}
@@ -307,7 +307,7 @@ func TestStopAnswersWhoHasConnected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewServer(New(options(), store), slog.New(slog.DiscardHandler), logbook.New(slog.New(slog.DiscardHandler), time.Now))
+	server := NewServer(New(options(), store), 1000, slog.New(slog.DiscardHandler), logbook.New(slog.New(slog.DiscardHandler), time.Now))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	c := dial(t, listener.Addr().String())
@@ -343,7 +343,7 @@ func TestStopServesIdleConnectionsForAMoment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewServer(New(options(), &memory{}), slog.New(slog.DiscardHandler), logbook.New(slog.New(slog.DiscardHandler), time.Now))
+	server := NewServer(New(options(), &memory{}), 1000, slog.New(slog.DiscardHandler), logbook.New(slog.New(slog.DiscardHandler), time.Now))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	c := dial(t, listener.Addr().String())

@@ -78,6 +78,9 @@ const (
 // its files (Stats.Waits says so).
 func (s *Store) Run(ctx context.Context) error {
 	s.mu.Lock()
+	for s.alone {
+		s.written.Wait()
+	}
 	s.running = true
 	s.mu.Unlock()
 	defer func() {
@@ -107,6 +110,28 @@ func (s *Store) Run(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// writeAlone does what writes users.db while Run does not run, one after the other: what one has written another would
+// take back. Run begins behind it. False = Run runs, and nobody else may write.
+func (s *Store) writeAlone(f func() error) (did bool, err error) {
+	s.mu.Lock()
+	for s.alone {
+		s.written.Wait()
+	}
+	if s.running {
+		s.mu.Unlock()
+		return false, nil
+	}
+	s.alone = true
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.alone = false
+		s.written.Broadcast()
+	}()
+	return true, f()
 }
 
 func (s *Store) wakeRun() {

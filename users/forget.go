@@ -118,11 +118,10 @@ func (s *Store) Flush(ctx context.Context) error {
 		s.written.Broadcast()
 	})
 	defer unhook()
-	s.mu.Lock()
-	if !s.running {
-		s.mu.Unlock()
-		return s.finish()
+	if did, err := s.writeAlone(s.finish); did {
+		return err
 	}
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	var mine *cut
 	for {
@@ -221,14 +220,13 @@ type rewriting struct {
 // meanwhile. A crash leaves the old one or the new one.
 func (s *Store) Rewrite(ctx context.Context) (done bool, err error) {
 	s.mu.Lock()
-	running, err := s.running, s.broken
+	err = s.broken
 	s.mu.Unlock()
 	if err != nil {
 		return false, err
 	}
 	r := &rewriting{answer: make(chan error, 1)}
-	if !running {
-		err := s.rewrite(r)
+	if did, err := s.writeAlone(func() error { return s.rewrite(r) }); did {
 		return r.done, err
 	}
 	select {

@@ -78,6 +78,7 @@ type Store struct {
 	mu       sync.Mutex
 	written  *sync.Cond // a checkpoint has ended, or there will be none
 	running  bool       // Run is there to write checkpoints
+	alone    bool       // somebody else writes users.db, and Run has not begun
 	over     bool       // and has ended
 	broken   error      // why nothing is resolved or written any more
 	torn     bool       // bbolt has panicked in a write: it may hold its locks for ever

@@ -16,6 +16,11 @@ func Trials() []scoreboard.Trial {
 				"nothing is lost or doubled, only poisoned events die, each with its reason",
 		},
 		{
+			Name: "virtual days", Unit: "days", Full: 40, Case: virtualDays,
+			Fault: "a key is revoked for 60 hours and then mended, one user fails for days, outages, 429 and answers too late last for hours, with crashes: " +
+				"each event arrives once and in order, or is dead because it is bad",
+		},
+		{
 			Name: "backlog", Unit: "events", Full: 1_000_000, Case: backlog, Alone: true, Limit: 10 * time.Minute,
 			Fault: "a million events wait for a Customer.io that is down, and are drained while the daemon is killed: each arrives once and in order",
 		},

@@ -1,7 +1,20 @@
-// Package disk lets reads, writes and syncs fail, the disk fill up, and descriptors run out.
+// Package disk lets writes and syncs fail, the disk fill up, and descriptors run out.
 package disk
 
-import "ampcio-faults/scoreboard"
+import (
+	"time"
+
+	"ampcio-faults/scoreboard"
+)
 
 // Trials are those of this package.
-func Trials() []scoreboard.Trial { return nil }
+func Trials() []scoreboard.Trial {
+	needs := []scoreboard.Need{scoreboard.Root, scoreboard.FUSE}
+	return []scoreboard.Trial{{
+		Name: "I/O errors", Unit: "points", Full: 3000, Needs: needs, Limit: 5 * time.Minute, Case: ioErrors,
+		Fault: "the n-th write, fsync, truncate, rename or fsync of a folder fails, once or for ever, with EIO or ENOSPC, for each n; nothing is acknowledged after it, the process ends, and the next start has all that was",
+	}, {
+		Name: "forgetful fsync", Unit: "fsyncs", Full: 1500, Needs: needs, Limit: 5 * time.Minute, Case: forgetful,
+		Fault: "an fsync fails once, and the kernel forgets what was not written while it can still be read; then ampcio starts again, and the power goes in one of its next operations",
+	}}
+}

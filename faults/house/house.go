@@ -51,7 +51,11 @@ func Open(ctx context.Context, s Settings) (_ *House, err error) {
 			err = errors.Join(err, h.close())
 		}
 	}()
-	if h.Log, err = queue.Open(queue.Options{Dir: s.Dir, RotateBytes: rotateBytes, RotateAfter: time.Hour, Keep: s.Keep, KeepBytes: 1 << 30, InFlightBytes: 64 << 20, Now: time.Now}); err != nil {
+	err = whenUnlocked(func() error {
+		h.Log, err = queue.Open(queue.Options{Dir: s.Dir, RotateBytes: rotateBytes, RotateAfter: time.Hour, Keep: s.Keep, KeepBytes: 1 << 30, InFlightBytes: 64 << 20, Now: time.Now})
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	if h.Ledger, err = queue.OpenConsumer(h.Log, queue.ConsumerOptions{Name: Sync, Project: Project, Enabled: true, WindowBytes: 64 << 10, Now: time.Now}); err != nil {
@@ -68,6 +72,17 @@ func Open(ctx context.Context, s Settings) (_ *House, err error) {
 	h.run(h.Log.Run)
 	h.run(h.Users.Run)
 	return h, nil
+}
+
+// whenUnlocked tries again what found the folder locked. A process that this one starts has for a moment all files that
+// are open here, and with them their locks, also when they are closed here meanwhile.
+func whenUnlocked(f func() error) error {
+	for range 10 {
+		if err := f(); !errors.Is(err, queue.ErrLocked) {
+			return err
+		}
+	}
+	return f()
 }
 
 // forgetUnfinished is what a start does about people who were being forgotten.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"ampcio/mapping"
@@ -21,13 +22,17 @@ import (
 // Life is one life of a process that works in a house.
 type Life struct {
 	Settings
-	Journal  string // a file; where the life before has ended is read there
+	Journal  string // a file to which lines are added
+	Before   string // the journal of the lives before; "" = the same file
 	Seed     uint64 // of the events, the same in all lives
 	Number   uint64 // of this life: its chances
 	Users    int    // the last of them is the one who is forgotten now and then
 	Requests int    // that each of two senders sends; 0 = until it is killed
 	Operator bool   // does everything at the wrong moment
 	Patient  bool   // a disk that is full is waited for
+	// KillAfter lines of the journal the process kills itself, some moments later; 0 = it does not. So a life does as much
+	// on a slow machine as on a fast one.
+	KillAfter int
 }
 
 // worker is a life while it is led.
@@ -37,8 +42,8 @@ type worker struct {
 	out     *os.File
 	outMu   sync.Mutex
 	before  *Journal
-	refused atomic.Bool  // an append has ended by an error: nothing may be acknowledged any more
-	knows   atomic.Int64 // dead letters that were made, about
+	refused atomic.Bool // an append has ended by an error: nothing may be acknowledged any more
+	lines   int         // said so far
 }
 
 // ErrBroken is of a life in which a promise was broken: it is in the journal.
@@ -51,13 +56,17 @@ func Lead(ctx context.Context, l Life) (err error) {
 		return err
 	}
 	defer w.out.Close()
-	if w.before, err = ReadJournal(l.Journal, l.Seed); err != nil {
+	if l.Before == "" {
+		l.Before = l.Journal
+	}
+	if w.before, err = ReadJournal(l.Before, l.Seed); err != nil {
 		return err
 	}
 	w.say("began")
 	if w.h, err = Open(ctx, l.Settings); err != nil {
 		return err
 	}
+	w.whole()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	go func() {
@@ -90,6 +99,29 @@ func (w *worker) say(format string, args ...any) {
 		fmt.Fprintln(os.Stderr, "journal:", err)
 		os.Exit(3)
 	}
+	if w.lines++; w.lines == w.KillAfter {
+		time.AfterFunc(time.Duration(rand.IntN(int(5*time.Millisecond))), func() { syscall.Kill(os.Getpid(), syscall.SIGKILL) })
+	}
+}
+
+// wrong writes down that a promise was broken, and ends the life.
+func (w *worker) wrong(format string, args ...any) {
+	w.say("wrong life %d: "+format, append([]any{w.Number}, args...)...)
+	w.h.Fail(ErrBroken)
+}
+
+// whole looks whether the start has found anything damaged: neither a crash nor a failed write damages anything.
+func (w *worker) whole() {
+	if away := w.h.Log.SetAside(); len(away) > 0 {
+		w.wrong("a start found log files damaged: %+v", away)
+	}
+	if away := w.h.Ledger.SetAside(); away != nil {
+		w.wrong("a start found the ledger damaged: %+v", *away)
+	}
+	s := w.h.Users.Stats()
+	if w.h.Users.Warning() != nil || s.Lost > 0 || s.DamagedKeys > 0 {
+		w.wrong("a start found users.db not whole: %v, %d records lost, %d entries damaged", w.h.Users.Warning(), s.Lost, s.DamagedKeys)
+	}
 }
 
 func (w *worker) chances(who uint64) *rand.Rand {
@@ -112,7 +144,7 @@ func (w *worker) send(ctx context.Context, half int) {
 		for k := range n {
 			e, err := Event(w.Seed, u, first+k)
 			if err != nil {
-				w.say("wrong %v", err)
+				w.wrong("%v", err)
 				return
 			}
 			a.Events = append(a.Events, e)
@@ -123,7 +155,7 @@ func (w *worker) send(ctx context.Context, half int) {
 		var full *queue.FullError
 		switch {
 		case err == nil && refused:
-			w.say("wrong an event was acknowledged after an append had failed")
+			w.wrong("an event was acknowledged after an append had failed")
 		case err == nil:
 			w.say("acked %d %d %d", u, first, first+n-1)
 			next[u] = first + n
@@ -179,7 +211,6 @@ func (w *worker) settle(r *rand.Rand, cl *queue.Claim) {
 	out := make([]queue.Outcome, n)
 	for i := range out {
 		if r.IntN(15) == 0 {
-			w.knows.Add(1)
 			out[i] = queue.Outcome{Ending: queue.Dead, Reason: "refused", Results: []byte(`[{"status":400}]`), Tallies: []queue.Tally{{Key: "event/dead/refused", Example: "Order"}}}
 			continue
 		}
@@ -198,11 +229,11 @@ func (w *worker) read(cl *queue.Claim) (u int, events []int) {
 		of, n, wrong, unknowing := Read(w.Seed, &rec)
 		gone := w.before.Gone[of] || of == w.Users-1 // who is forgotten may begin anew
 		if err := errors.Join(wrong, unknowing); wrong != nil || unknowing != nil && !gone {
-			w.say("wrong %s", oneLine(err))
+			w.wrong("%s", oneLine(err))
 			return 0, nil
 		}
 		if i > 0 && of != u {
-			w.say("wrong a claim has records of the users %d and %d", u, of)
+			w.wrong("a claim has records of the users %d and %d", u, of)
 			return 0, nil
 		}
 		u, events = of, append(events, n)
@@ -279,7 +310,7 @@ func (w *worker) act(ctx context.Context, r *rand.Rand) error {
 	case 8:
 		a, err := c.Audit(ctx)
 		if err == nil && !a.Balanced() {
-			w.say("wrong the audit: %s", strings.Join(a.Differences, "; "))
+			w.wrong("the audit: %s", strings.Join(a.Differences, "; "))
 		}
 		return err
 	default:
@@ -289,7 +320,7 @@ func (w *worker) act(ctx context.Context, r *rand.Rand) error {
 		}
 		s, err := c.Stats()
 		if err == nil && s.Books.Difference() != 0 {
-			w.say("wrong the books are out by %d: %+v", s.Books.Difference(), s.Books)
+			w.wrong("the books are out by %d: %+v", s.Books.Difference(), s.Books)
 		}
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ampcio/queue"
+	"ampcio/users"
 )
 
 // Judge opens what lives have left, delivers all that is pending, and says which promises were broken: everything that was
@@ -50,7 +51,8 @@ func Judge(ctx context.Context, s Settings, j *Journal, all int) (err error) {
 	if err := h.Close(); err != nil {
 		return err
 	}
-	audits, err := queue.AuditFiles(ctx, s.Dir)
+	var audits []queue.Audit
+	err = whenUnlocked(func() error { audits, err = queue.AuditFiles(ctx, s.Dir); return err })
 	for _, a := range audits {
 		if !a.Balanced() {
 			j.wrong("the audit: %s", strings.Join(a.Differences, "; "))
@@ -191,12 +193,8 @@ func (j *Journal) settledUser(h *House, u int) {
 	if last == 0 {
 		return
 	}
-	k, err := h.Users.Device(Project, deviceOf(u))
-	if err == nil {
-		err = sameProperties(k.Properties, last)
-	}
-	if err != nil {
-		j.wrong("user %d in users.db, whose last event is %d: %v", u, last, err)
+	if err := KnownIs(h.Users, u, last); err != nil {
+		j.wrong("%v", err)
 	}
 	sent, err := h.Ledger.LastSent("id:" + userOf(u))
 	if n, _ := strconv.Atoi(string(sent)); err != nil || n != j.LastGot[u] {
@@ -211,4 +209,16 @@ func (j *Journal) broken() error {
 	}
 	some := j.Wrong[:min(len(j.Wrong), 5)]
 	return fmt.Errorf("%d promises were broken: %s", len(j.Wrong), strings.Join(some, "; "))
+}
+
+// KnownIs compares what is known of a user with what should be behind his event n.
+func KnownIs(s *users.Store, u, n int) error {
+	k, err := s.Device(Project, deviceOf(u))
+	if err == nil {
+		err = sameProperties(k.Properties, n)
+	}
+	if err != nil {
+		return fmt.Errorf("user %d in users.db, whose last event is %d: %w", u, n, err)
+	}
+	return nil
 }

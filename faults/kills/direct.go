@@ -7,7 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"strings"
+	"syscall"
 	"time"
 
 	"ampcio-faults/child"
@@ -20,15 +21,12 @@ const usersOfHouse = 8
 
 func init() {
 	child.Register("house", func(args []string) error {
-		seed, err := strconv.ParseUint(args[2], 10, 64)
-		if err != nil {
+		var l house.Life
+		if _, err := fmt.Sscan(strings.Join(args[2:], " "), &l.Seed, &l.Number, &l.KillAfter); err != nil {
 			return err
 		}
-		number, err := strconv.ParseUint(args[3], 10, 64)
-		if err != nil {
-			return err
-		}
-		return house.Lead(context.Background(), house.Life{Settings: house.Settings{Dir: args[0]}, Journal: args[1], Seed: seed, Number: number, Users: usersOfHouse, Operator: true})
+		l.Dir, l.Journal, l.Users, l.Operator = args[0], args[1], usersOfHouse, true
+		return house.Lead(context.Background(), l)
 	})
 }
 
@@ -39,31 +37,13 @@ func rooms(ctx context.Context, c *scoreboard.Case) (kills int, err error) {
 	journal := filepath.Join(c.Dir, "journal")
 	s := house.Settings{Dir: filepath.Join(c.Dir, "storage")}
 	for want := min(most, c.Left); kills < want; kills++ {
-		cmd := child.Command("house", s.Dir, journal, strconv.FormatUint(c.Seed, 10), strconv.Itoa(kills))
-		var said bytes.Buffer
-		cmd.Stderr = &said
-		if err := cmd.Start(); err != nil {
-			return kills, err
+		// One in three is killed by the clock, mostly while it starts; the others when they have done something.
+		after, life := 1+c.Rand.IntN(60), hangs
+		if c.Rand.IntN(3) == 0 {
+			after, life = 0, time.Duration(c.Rand.Int64N(int64(60*time.Millisecond)))
 		}
-		ended := make(chan error, 1)
-		go func() { ended <- cmd.Wait() }()
-		life := time.Duration(c.Rand.Int64N(int64(70 * time.Millisecond)))
-		if c.Rand.IntN(40) == 0 {
-			life += time.Second // what is done once a second: files are deleted, ledgers compacted
-		}
-		var early error
-		select {
-		case <-time.After(life):
-			err = cmd.Process.Kill()
-			<-ended
-		case early = <-ended:
-			err = fmt.Errorf("life %d ended by itself: %v: %s", kills, early, said.Bytes())
-		case <-ctx.Done():
-			err = errors.Join(context.Cause(ctx), cmd.Process.Kill())
-			<-ended
-		}
-		if err != nil {
-			return kills, err
+		if err := lifeOfRooms(ctx, life, s.Dir, journal, c.Seed, kills, after); err != nil {
+			return kills, fmt.Errorf("life %d: %w", kills, err)
 		}
 	}
 	j, err := house.ReadJournal(journal, c.Seed)
@@ -75,3 +55,38 @@ func rooms(ctx context.Context, c *scoreboard.Case) (kills int, err error) {
 	}
 	return kills, house.Judge(ctx, s, j, usersOfHouse)
 }
+
+// hangs is how long a life may take to do what it is killed after.
+const hangs = 30 * time.Second
+
+// lifeOfRooms leads one life and ends it: after so long, or as it does itself after some lines.
+func lifeOfRooms(ctx context.Context, life time.Duration, dir, journal string, seed uint64, number, after int) error {
+	cmd := child.Command("house", dir, journal, fmt.Sprint(seed), fmt.Sprint(number), fmt.Sprint(after))
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case <-time.After(life):
+	case err := <-ended:
+		if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && after > 0 && ws.Signal() == syscall.SIGKILL {
+			return nil
+		}
+		return fmt.Errorf("it ended by itself: %v: %s", err, said.Bytes())
+	case <-ctx.Done():
+		return errors.Join(context.Cause(ctx), cmd.Process.Kill(), drop(<-ended))
+	}
+	if after == 0 {
+		return errors.Join(cmd.Process.Kill(), drop(<-ended))
+	}
+	// What hangs tells where.
+	err := cmd.Process.Signal(syscall.SIGQUIT)
+	<-ended
+	return errors.Join(fmt.Errorf("it hangs:\n%s", said.Bytes()), err)
+}
+
+// drop is for the end of a process that was killed, which says nothing.
+func drop(error) error { return nil }

@@ -113,7 +113,8 @@ func (d *Disk) Apply(o Op) {
 		f.loose = append(f.loose, loose{o, d.at})
 	case Sync:
 		f := d.files[o.Node]
-		if !o.Forgets {
+		if !o.Forgets && len(f.loose) > 0 {
+			f.safe.Data = slices.Clone(f.safe.Data) // images have the old one
 			for _, l := range f.loose {
 				f.safe = l.on(f.safe)
 			}

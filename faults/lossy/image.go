@@ -13,7 +13,8 @@ import (
 	"strings"
 )
 
-// Image is what a disk has after the power went: its files by path, and its folders, outer ones first.
+// Image is what a disk has after the power went: its files by path, and its folders, outer ones first. Data is not to be
+// changed: images share it.
 type Image struct {
 	Files   map[string]Content
 	Folders []string
@@ -88,6 +89,10 @@ func (d *Disk) Image(r *rand.Rand, way Way, survive float64) Image {
 		}
 		f := d.files[id]
 		if f == nil {
+			return
+		}
+		if len(f.loose) == 0 {
+			im.Files[path] = f.safe
 			return
 		}
 		c := Content{append(make([]byte, 0, len(f.now.Data)), f.safe.Data...), f.safe.Size}

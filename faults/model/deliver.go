@@ -30,6 +30,7 @@ type planned struct {
 // take claims all lanes that are due, keeps those that are wanted and gives back the others. What a claim has must be
 // exactly what the lane has to begin with.
 func (h *history) take(l *ledger, wanted func(lane string) bool) (kept []*claim) {
+	h.quiet()
 	var others []*queue.Claim
 	for q := h.consumer(l).TryClaim(); q != nil; q = h.consumer(l).TryClaim() {
 		if l.paused {

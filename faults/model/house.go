@@ -62,7 +62,7 @@ type running struct {
 }
 
 // keep is how long the log keeps files that nobody needs.
-const keep = 4 * time.Hour
+const keep = time.Hour
 
 // beginning is when all histories begin: the clock of a bubble begins in 2000, too early for Customer.io.
 var beginning = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -162,7 +162,7 @@ func (h *history) openLedger(l *ledger) {
 		h.fail("sync %s was taken for damaged: %+v", l.name, away)
 	}
 	h.running[l.name] = &running{c: c}
-	l.claims = nil
+	l.claims, l.discards, l.spared = nil, false, map[uint64]bool{}
 }
 
 func (h *history) runLedger(l *ledger) {
@@ -321,7 +321,7 @@ func (h *history) adopt(l *ledger, fates []queue.Fate) {
 
 // balance compares books and state after a step.
 func (h *history) balance() {
-	synctest.Wait()
+	h.quiet()
 	h.mu.Lock()
 	broke := h.broke
 	h.mu.Unlock()

@@ -26,7 +26,8 @@ type ledger struct {
 	enabled       bool
 	paused        bool
 	rules         int
-	discards      bool // beyond a bound
+	discards      bool            // it has had a bound, since it was opened
+	spared        map[uint64]bool // records that were in a claim then: the bound does not touch those
 
 	is   []state // by ord, from 1
 	past counts  // that had ended so, and were taken once more

@@ -58,7 +58,7 @@ func draw(seed uint64) []step { return histories.Example(int(seed >> 1)) }
 
 var histories = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {
 	return step{drawnDoing.Draw(t, "do"), number.Draw(t, "a"), number.Draw(t, "b"), number.Draw(t, "c"), number.Draw(t, "d")}
-}), 10, 30)
+}), 8, 30)
 
 var (
 	number     = rapid.IntRange(0, 999)

@@ -55,42 +55,41 @@ func patched(root string, bugs []bug) (map[string][]byte, error) {
 	return files, nil
 }
 
-// build makes an ampcio and a faults that have all the bugs in them, asleep, in a folder. root is the product's folder,
-// and the working directory that of this module.
-func build(ctx context.Context, root, folder string, bugs []bug) (ampcio, faults string, err error) {
+// build makes an ampcio and a faults that have all the bugs in them, asleep, in a folder, and tells the overlay of which it
+// made them. root is the product's folder, and the working directory that of this module.
+func build(ctx context.Context, root, folder string, bugs []bug) (ampcio, faults, overlay string, err error) {
+	fail := func(err error) (string, string, string, error) { return "", "", "", err }
 	if root, err = filepath.Abs(root); err != nil {
-		return "", "", err
+		return fail(err)
 	}
 	files, err := patched(root, bugs)
 	if err != nil {
-		return "", "", err
+		return fail(err)
 	}
-	var overlay struct{ Replace map[string]string }
-	overlay.Replace = map[string]string{}
+	replace := map[string]string{}
 	for path, text := range files {
 		to := filepath.Join(folder, "source", path)
 		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
-			return "", "", err
+			return fail(err)
 		}
 		if err := os.WriteFile(to, text, 0o600); err != nil {
-			return "", "", err
+			return fail(err)
 		}
-		overlay.Replace[filepath.Join(root, path)] = to
+		replace[filepath.Join(root, path)] = to
 	}
-	list, err := json.Marshal(overlay)
+	list, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
-		return "", "", err
+		return fail(err)
 	}
-	replacements := filepath.Join(folder, "overlay.json")
-	if err := os.WriteFile(replacements, list, 0o600); err != nil {
-		return "", "", err
+	overlay, ampcio, faults = filepath.Join(folder, "overlay.json"), filepath.Join(folder, "ampcio"), filepath.Join(folder, "faults")
+	if err := os.WriteFile(overlay, list, 0o600); err != nil {
+		return fail(err)
 	}
-	ampcio, faults = filepath.Join(folder, "ampcio"), filepath.Join(folder, "faults")
 	for from, to := range map[string]string{root: ampcio, ".": faults} {
-		c := exec.CommandContext(ctx, "go", "build", "-C", from, "-overlay", replacements, "-o", to, ".")
+		c := exec.CommandContext(ctx, "go", "build", "-C", from, "-overlay", overlay, "-o", to, ".")
 		if out, err := c.CombinedOutput(); err != nil {
-			return "", "", fmt.Errorf("build with planted bugs: %w\n%s", err, out)
+			return fail(fmt.Errorf("build with planted bugs: %w\n%s", err, out))
 		}
 	}
-	return ampcio, faults, nil
+	return ampcio, faults, overlay, nil
 }

@@ -21,18 +21,17 @@ import (
 func Trials() []scoreboard.Trial {
 	return []scoreboard.Trial{{
 		Name: "planted bugs", Unit: "bugs", Full: len(bugs), Alone: true, Limit: time.Hour, Case: hunts,
-		Fault: "a mistake is made in the source; the trial that is there for it sees it, in less than its quick run, and sees nothing while the mistake sleeps",
+		Fault: "a mistake is made in the source; the trial that is there for it sees it, and sees nothing while the mistake sleeps",
 	}}
 }
 
 // hunts builds the product and the trials with all bugs in them, and wakes one after the other: as many as are wanted, by
 // chance which.
 func hunts(ctx context.Context, c *scoreboard.Case) (n int, err error) {
-	ampcio, faults, err := build(ctx, "..", c.Dir, bugs)
-	if err != nil {
+	h := hunt{folder: c.Dir}
+	if h.ampcio, h.faults, h.overlay, err = build(ctx, "..", c.Dir, bugs); err != nil {
 		return 0, err
 	}
-	h := hunt{folder: c.Dir, ampcio: ampcio, faults: faults}
 	some := slices.Clone(bugs)
 	c.Rand.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
 	some = some[:min(len(some), c.Left)]
@@ -62,16 +61,16 @@ func hunts(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 }
 
 // hunt runs the trials that have the bugs in them, in processes of their own.
-type hunt struct{ folder, ampcio, faults string }
+type hunt struct{ folder, ampcio, faults, overlay string }
 
-// wake runs the quick part of a bug's trial, on one core, up to the first violation. There being none is an error.
+// wake runs a bug's trial, on one core, up to the first violation. There being none is an error.
 func (h *hunt) wake(ctx context.Context, b *bug, seed uint64) (scoreboard.Line, error) {
 	board := filepath.Join(h.folder, "board.json")
 	if err := os.RemoveAll(board); err != nil {
 		return scoreboard.Line{}, err
 	}
-	out, err := h.run(ctx, b.name, "quick", "-only", b.trial, "-first", "-workers", "1", "-seed", strconv.FormatUint(seed, 10), "-binary", h.ampcio, "-json", board)
-	again := fmt.Sprintf("\n\twith faults/run quick -only %q -seed %d", b.trial, seed)
+	out, err := h.run(ctx, b.name, "full", "-only", b.trial, "-first", "-workers", "1", "-seed", strconv.FormatUint(seed, 10), "-binary", h.ampcio, "-json", board)
+	again := fmt.Sprintf("\n\twith faults/run full -only %q -seed %d", b.trial, seed)
 	text, unread := os.ReadFile(board)
 	if unread != nil {
 		return scoreboard.Line{}, fmt.Errorf("%q kept no score: %w\n%s%s", b.trial, err, out, again)
@@ -105,7 +104,7 @@ func (h *hunt) asleep(ctx context.Context, trial string, seed uint64) error {
 // run is one process. Asked to end, it cleans up behind its cases.
 func (h *hunt) run(ctx context.Context, bug string, args ...string) ([]byte, error) {
 	c := exec.CommandContext(ctx, h.faults, args...)
-	c.Env = append(slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, scoreboard.PlantedBug+"=") }), scoreboard.PlantedBug+"="+bug)
+	c.Env = append(os.Environ(), scoreboard.PlantedBug+"="+bug, scoreboard.PlantedSource+"="+h.overlay)
 	c.Cancel = func() error { return c.Process.Signal(os.Interrupt) }
 	c.WaitDelay = time.Minute
 	return c.CombinedOutput()

@@ -3,6 +3,7 @@ package scoreboard
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -55,6 +56,27 @@ func (c *Case) Ampcio(args ...string) *exec.Cmd {
 
 // PlantedBug is the variable of the environment that wakes one of the planted bugs, in binaries that have them.
 const PlantedBug = "AMPCIO_PLANTED_BUG"
+
+// PlantedSource is the variable that names the overlay with which those binaries were built.
+const PlantedSource = "AMPCIO_PLANTED_SOURCE"
+
+// Planted gives the files of the product that have planted bugs, by the path of the file that each stands for; none
+// where nothing is planted. Who builds an ampcio of its own builds it of these.
+func Planted() (map[string]string, error) {
+	path, is := os.LookupEnv(PlantedSource)
+	if !is {
+		return nil, nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var overlay struct{ Replace map[string]string }
+	if err := json.Unmarshal(text, &overlay); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return overlay.Replace, nil
+}
 
 // Need is something that a machine may lack.
 type Need struct {

@@ -47,7 +47,7 @@ func hostile(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		atOnce     = 7
 		users      = 40
 		events     = 1500
-		mostMemory = 700 << 20
+		mostMemory = 450 << 20
 	)
 	in, err := install(ctx, c, "")
 	if err != nil {
