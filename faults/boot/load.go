@@ -29,7 +29,7 @@ type load struct {
 	pause   time.Duration // of a sender, after an acknowledgement
 	pace    *pace         // of all senders together; nil = none
 	seed    uint64
-	clients [2]*http.Client // with a connection for each request, and with few that are kept
+	clients [2]*http.Client // with a connection for each request, and with some that are kept
 
 	acked  []atomic.Int64 // by user: the number of the last event that was acknowledged
 	round  int            // of start
@@ -43,7 +43,7 @@ type load struct {
 type tries struct {
 	good    atomic.Int64 // acknowledged
 	refused atomic.Int64 // nobody listened
-	broken  atomic.Int64 // no answer came, or another than 200
+	broken  atomic.Int64 // no answer came, or another than 200, on a connection of its own
 
 	mu   sync.Mutex
 	last string // of what is broken or refused
@@ -92,7 +92,7 @@ func (l *load) send(ctx, sending context.Context, sender int, rng *rand.Rand) er
 			return nil
 		}
 		body := l.request(rng, sender, next)
-		if err := l.deliver(ctx, l.clients[sender%2], body); err != nil {
+		if err := l.deliver(ctx, sender%2 == 1, body); err != nil {
 			return err
 		}
 		for u, n := range next {
@@ -148,8 +148,12 @@ func (l *load) request(rng *rand.Rand, sender int, next []int64) string {
 	return b.String()
 }
 
-// deliver sends a request until it is acknowledged.
-func (l *load) deliver(ctx context.Context, client *http.Client, body string) error {
+// deliver sends a request until it is acknowledged; on a connection of its own, or on one that was kept.
+func (l *load) deliver(ctx context.Context, kept bool, body string) error {
+	client := l.clients[0]
+	if kept {
+		client = l.clients[1]
+	}
 	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+publicAddress+"/2/httpapi", strings.NewReader(body))
 		if err != nil {
@@ -157,7 +161,8 @@ func (l *load) deliver(ctx context.Context, client *http.Client, body string) er
 		}
 		req.Header.Set("Content-Type", "application/json")
 		resp, err := client.Do(req)
-		if err == nil {
+		answered := err == nil
+		if answered {
 			var answer []byte
 			answer, err = io.ReadAll(resp.Body)
 			_ = resp.Body.Close()
@@ -176,6 +181,9 @@ func (l *load) deliver(ctx context.Context, client *http.Client, body string) er
 			return context.Cause(ctx)
 		case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, errOff):
 			l.refused.Add(1)
+		case kept && !answered:
+			// A connection that stands idle for half a second while a service stops is closed, and a sender that is too slow
+			// for that may just then begin to use it.
 		default:
 			l.broken.Add(1)
 		}
