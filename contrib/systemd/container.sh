@@ -1,5 +1,5 @@
-# Sourced by boot-test and by packaging/life-test: a throw-away copy of this machine, booted with systemd-nspawn, and senders
-# of events that talk to ampcio there. Needs root; leaves nothing behind, however it ends.
+# Sourced by packaging/life-test and faults/boot/container: a throw-away copy of this machine, booted with systemd-nspawn, and
+# senders of events that talk to ampcio there. Needs root; leaves nothing behind, however it ends.
 
 cannot() {
 	echo "no container can be booted here: $1"
@@ -16,7 +16,7 @@ if [ "${AMPCIO_BOOT_TEST:-}" != inside ]; then
 fi
 
 work=$(mktemp -d)
-nspawn='' leader='' senders=()
+nspawn='' leader='' senders=() group='' storage=''
 finish() {
 	local status=$?
 	trap - EXIT
@@ -24,10 +24,15 @@ finish() {
 		inside journalctl --no-pager -n 60 -u ampcio.service -u ampcio.socket || true
 	fi
 	exec 2>/dev/null # bash tells of everybody who is killed
+	[ -z "$storage" ] || fsfreeze --unfreeze "$storage" || true # who waits for a frozen disk cannot be killed
 	for pid in "${senders[@]}" $leader $nspawn; do
 		kill -KILL "$pid" 2>/dev/null || true
 	done
 	wait 2>/dev/null || true
+	local until=$((SECONDS + 10))
+	while [ -d "$group" ] && [ "$SECONDS" -lt "$until" ]; do
+		find "$group" -depth -type d -exec rmdir {} + || sleep 0.1
+	done
 	umount -R "$work/disk" 2>/dev/null || true
 	rm -rf "$work"
 	exit "$status"
@@ -66,8 +71,11 @@ reloads() { [ "$(inside journalctl --no-pager -u ampcio.service | grep -c 'the c
 delivered() { [ "$(reported unique_events)" = "$1" ]; }
 
 boot() {
-	systemd-nspawn --directory="$root" --register=no --keep-unit --private-network --resolv-conf=off --timezone=off \
-		--boot systemd.unit=multi-user.target >>"$work/console" 2>&1 </dev/null &
+	(
+		[ -z "$group" ] || echo "$BASHPID" >"$group/cgroup.procs"
+		exec systemd-nspawn --directory="$root" --register=no --keep-unit --private-network --resolv-conf=off --timezone=off \
+			--boot systemd.unit=multi-user.target >>"$work/console" 2>&1 </dev/null
+	) &
 	nspawn=$!
 	local until=$((SECONDS + 20)) child state=''
 	until [ "$state" = running ] || [ "$state" = degraded ]; do
@@ -79,7 +87,7 @@ boot() {
 		for child in $(cat "/proc/$nspawn/task/$nspawn/children" 2>/dev/null); do
 			[ "$(cat "/proc/$child/comm" 2>/dev/null)" != systemd ] || leader=$child
 		done
-		[ -z "$leader" ] || state=$(inside systemctl is-system-running 2>/dev/null) || true
+		[ -z "$leader" ] || state=$(inside systemctl is-system-running --wait 2>/dev/null) || true
 	done
 }
 
@@ -129,6 +137,23 @@ machine() {
 	mount -t overlay -o "lowerdir=/,upperdir=$work/disk/upper,workdir=$work/disk/work" overlay "$root" || cannot "no overlay"
 	rm -rf "$root"/etc/systemd/system/*.wants "$root"/etc/systemd/system/ampcio* "$root"/etc/ampcio "$root"/var/lib/ampcio
 	touch "$work/tries-ada" "$work/tries-bob"
+	# A control group of its own: the systemds of two machines that share one would wait for each other's processes.
+	local all
+	for all in /sys/fs/cgroup/systemd /sys/fs/cgroup; do
+		[ -e "$all/cgroup.procs" ] || continue
+		group=$all/ampcio-$$
+		mkdir "$group" 2>/dev/null || group=''
+		break
+	done
+}
+
+# disk SIZE: /var/lib/ampcio is an ext4 of its own, which can be frozen
+disk() {
+	mkdir "$root/var/lib/ampcio"
+	truncate --size "$1" "$work/disk/storage"
+	mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 "$work/disk/storage"
+	mount -o loop "$work/disk/storage" "$root/var/lib/ampcio" || cannot "no loop devices"
+	storage=$root/var/lib/ampcio
 }
 
 # configure: what an operator fills in, with the sandbox as Customer.io

@@ -37,6 +37,9 @@ func Main() {
 // Command is a process of this program that does a work.
 func Command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), variable+"="+name)
+	cmd.Env = append(os.Environ(), Environment(name))
 	return cmd
 }
+
+// Environment is the variable that makes a process of this program do a work.
+func Environment(name string) string { return variable + "=" + name }

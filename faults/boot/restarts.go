@@ -1,0 +1,66 @@
+package boot
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"ampcio-faults/scoreboard"
+)
+
+const (
+	restartsOfStory = 20
+	rate            = 1000 // requests a second
+	between         = 300  // requests that are acknowledged from one restart to the next
+)
+
+// restarts restarts the service again and again while the requests of two thousand users come at a steady rate, most of them
+// with a connection of their own.
+func restarts(ctx context.Context, c *scoreboard.Case) (done int, err error) {
+	senders := func(m *machine) *load { return newLoad(m, 2000, 1, 1, 0, c.Seed) }
+	err = tell(ctx, c, senders, "", func(s *story) error {
+		s.l.pace = newPace(rate)
+		began := time.Now()
+		s.l.start(ctx)
+		for done < min(restartsOfStory, c.Left) {
+			if err := s.l.flowing(ctx, between); err != nil {
+				return err
+			}
+			before, err := s.m.running(ctx)
+			if err != nil {
+				return err
+			}
+			if err := s.m.all(ctx, "systemctl restart ampcio.service"); err != nil {
+				return err
+			}
+			if now, err := s.m.running(ctx); err != nil || now.pid == before.pid {
+				return fmt.Errorf("process %d runs after a restart of %d: %w", now.pid, before.pid, err)
+			}
+			done++
+		}
+		if err := s.l.flowing(ctx, between); err != nil {
+			return err
+		}
+		reached := float64(s.l.good.Load()) / time.Since(began).Seconds()
+		if err := s.l.stop(); err != nil {
+			return err
+		}
+		if reached < rate*9/10 {
+			s.c.Note("this machine made only %.0f requests a second, not %d", reached, rate)
+		}
+		s.l.mu.Lock()
+		last := s.l.last
+		s.l.mu.Unlock()
+		if n := s.l.refused.Load(); n > 0 {
+			return fmt.Errorf("%d connections were refused in %d restarts: %s", n, done, last)
+		}
+		if n := s.l.broken.Load(); n > 0 {
+			return fmt.Errorf("%d of %d requests were not acknowledged at the first try: %s", n, s.l.good.Load(), last)
+		}
+		if err := s.l.verify(ctx, true); err != nil {
+			return err
+		}
+		return s.end(ctx)
+	})
+	return done, err
+}
