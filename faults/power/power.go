@@ -21,7 +21,7 @@ func Trials() []scoreboard.Trial {
 		},
 		{
 			Name: "ext4 cuts", Unit: "ext4 cuts", Full: 500, Case: ext4,
-			Needs: append(needs, scoreboard.Command("mkfs.ext4", "e2fsprogs"), scoreboard.Command("losetup", "mount"), loopDevices),
+			Needs: append(needs, scoreboard.Command("mkfs.ext4", "e2fsprogs"), scoreboard.Command("mount", "mount"), loopDevices),
 			Fault: "the same on a real ext4, whose disk loses what it was not told to flush",
 		},
 	}
