@@ -12,7 +12,7 @@ import (
 )
 
 // imagesOfAnOperation bounds how many images are made of the moment behind one operation.
-const imagesOfAnOperation = 12
+const imagesOfAnOperation = 24
 
 // livesOfAStory are led one after the other, each from an image that a cut of the one before has left.
 const livesOfAStory = 3
@@ -74,7 +74,7 @@ func (w *walk) through(ctx context.Context, log []lossy.Op) (next lossy.Image, a
 			continue
 		}
 		w.disk.Apply(o)
-		for range min(imagesOfAnOperation, 1+2*w.disk.Unsynced()) {
+		for range min(imagesOfAnOperation, 1+3*w.disk.Unsynced()) {
 			if w.n >= w.left {
 				return next, nil, ctx.Err()
 			}
