@@ -42,7 +42,6 @@ func images(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		end := len(log) - int(float64(len(log))*c.Rand.Float64()*c.Rand.Float64())
 		next, again, err := w.through(ctx, log[:end])
 		n += w.n
-		c.Note("life %d: %d operations, %d images, %d files, %d starts, %d deep", life, end, w.n, len(w.files), w.began, w.deep)
 		if err != nil {
 			return n, fmt.Errorf("life %d: %w", life, err)
 		}
