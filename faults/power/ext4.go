@@ -17,7 +17,7 @@ import (
 
 const (
 	ext4Bytes    = 12 << 20
-	cutsOfAnExt4 = 12
+	cutsOfAnExt4 = 8
 	diskFile     = "disk"
 )
 

@@ -155,7 +155,7 @@ func take(ctx context.Context, h *house) error {
 
 // drain delivers all that waits, and looks whether it is what was seen, in order.
 func drain(ctx context.Context, h *house, b *book, s *seen) error {
-	ctx, stop := context.WithTimeout(ctx, 20*time.Second)
+	ctx, stop := context.WithTimeout(ctx, time.Minute)
 	defer stop()
 	left := map[int]bool{}
 	for _, n := range s.pending {
