@@ -26,6 +26,8 @@ type Traffic struct {
 	events  int // to be forwarded
 	senders int
 	seed    uint64
+	// Allow, if set, gives an element for each request that may be sent; closed, all may.
+	Allow <-chan struct{}
 
 	Acked    []atomic.Int64 // by user: the highest acknowledged seq
 	Sent     atomic.Int64   // acknowledged events, repeats and dropped ones included
@@ -67,6 +69,13 @@ func (t *Traffic) send(ctx context.Context, sender int, spread time.Duration) er
 	next := make(map[int]int64, len(mine))
 	begin := time.Now()
 	for i := range requests {
+		if t.Allow != nil {
+			select {
+			case <-t.Allow:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 		body, seqs, dropped := t.request(rng, mine, next, min(each, left))
 		left -= min(each, left)
 		for again := 0; ; again++ {

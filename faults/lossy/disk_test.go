@@ -3,6 +3,8 @@ package lossy
 import (
 	"bytes"
 	"math/rand/v2"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -146,5 +148,29 @@ func TestAnImageThatIsTakenOverIsDurable(t *testing.T) {
 	got := d.Image(nil, DropAll, 0)
 	if len(got.Files) != 2 || text(got.Files["d/e/b"]) != "y" || text(got.Files["a"]) != "x\x00\x00" || len(got.Folders) != 2 || d.Unsynced() != 0 {
 		t.Errorf("%v, %d not durable", got, d.Unsynced())
+	}
+}
+
+func TestAnImageGoesToAFolderAndComesBack(t *testing.T) {
+	data := append(make([]byte, 200_000), "end"...)
+	im := Image{Folders: []string{"d", "d/e"}, Files: map[string]Content{"a": {[]byte("x"), 1 << 20}, "d/e/b": {data, int64(len(data))}, "d/c": {}, "z": {nil, 5000}}}
+	dir := filepath.Join(t.TempDir(), "image")
+	if err := im.WriteTo(dir); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadImage(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got.Folders, im.Folders) || len(got.Files) != len(im.Files) {
+		t.Errorf("%v, %d files", got.Folders, len(got.Files))
+	}
+	for p, c := range im.Files {
+		if text(got.Files[p]) != text(c) {
+			t.Errorf("%s: %d bytes, want %d", p, got.Files[p].Size, c.Size)
+		}
+	}
+	if n := len(got.Files["a"].Data); n > 8192 {
+		t.Errorf("%d bytes were read of a sparse file", n)
 	}
 }

@@ -1,9 +1,9 @@
 package lossy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"math/rand/v2"
@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Image is what a disk has after the power went: its files by path, and its folders, outer ones first. Data is not to be
@@ -92,6 +94,7 @@ func (d *Disk) Image(r *rand.Rand, way Way, survive float64) Image {
 			return
 		}
 		if len(f.loose) == 0 {
+			f.shared = true
 			im.Files[path] = f.safe
 			return
 		}
@@ -204,17 +207,45 @@ func ReadImage(dir string) (Image, error) {
 		case e.IsDir():
 			im.Folders = append(im.Folders, p)
 		case e.Type().IsRegular():
-			b, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			im.Files[p] = Content{bytes.TrimRight(b, "\x00"), int64(len(b))}
+			im.Files[p], err = readSparse(path)
 		default:
 			return fmt.Errorf("%s is neither file nor folder", path)
 		}
 		return err
 	})
 	return im, err
+}
+
+// readSparse reads a file up to where its last data are.
+func readSparse(path string) (c Content, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return c, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return c, err
+	}
+	c.Size = st.Size()
+	end := int64(0)
+	for end < c.Size {
+		if _, err := f.Seek(end, unix.SEEK_DATA); errors.Is(err, unix.ENXIO) {
+			break
+		} else if err != nil {
+			return c, err
+		}
+		at, err := f.Seek(0, io.SeekCurrent)
+		if err == nil {
+			end, err = f.Seek(at, unix.SEEK_HOLE)
+		}
+		if err != nil {
+			return c, err
+		}
+	}
+	c.Data = make([]byte, min(end, c.Size))
+	_, err = f.ReadAt(c.Data, 0)
+	return c, err
 }
 
 // From fills an empty disk with an image, all of it durable.
@@ -231,10 +262,9 @@ func (d *Disk) From(im Image) {
 		put(p, Mkdir)
 	}
 	for _, p := range slices.Sorted(maps.Keys(im.Files)) {
-		id := put(p, Create)
-		d.Apply(Op{Kind: Write, Node: id, Data: im.Files[p].Data})
-		d.Apply(Op{Kind: Truncate, Node: id, Off: im.Files[p].Size})
-		d.Apply(Op{Kind: Sync, Node: id})
+		f, c := d.files[put(p, Create)], im.Files[p]
+		f.safe, f.shared = c, true
+		f.now = Content{slices.Clone(c.Data), c.Size}
 	}
 	d.keepNames(func(loose) bool { return true })
 }

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"ampcio-faults/lossy"
@@ -17,8 +16,8 @@ import (
 )
 
 const (
-	ext4Bytes    = 24 << 20
-	cutsOfAnExt4 = 12
+	ext4Bytes    = 12 << 20
+	cutsOfAnExt4 = 8
 	diskFile     = "disk"
 )
 
@@ -30,7 +29,7 @@ func ext4(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	im, err := formatted(ctx, c)
+	im, err := formatted(c)
 	if err != nil {
 		return 0, err
 	}
@@ -62,7 +61,7 @@ func ext4(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 }
 
 // formatted is a disk with an empty ext4 on it.
-func formatted(ctx context.Context, c *scoreboard.Case) (lossy.Image, error) {
+func formatted(c *scoreboard.Case) (lossy.Image, error) {
 	root, dir := filepath.Join(c.Memory, "root"), filepath.Join(c.Memory, "formatted")
 	disk := filepath.Join(dir, diskFile)
 	first := lossy.Image{Folders: []string{storage}, Files: map[string]lossy.Content{storage + "/reserve": {}}}
@@ -70,7 +69,7 @@ func formatted(ctx context.Context, c *scoreboard.Case) (lossy.Image, error) {
 		return lossy.Image{}, err
 	}
 	block := []string{"1024", "4096"}[c.Rand.IntN(2)]
-	if err := tool(ctx, "mkfs.ext4", "-q", "-F", "-b", block, "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", root, disk); err != nil {
+	if err := tool("mkfs.ext4", "-q", "-F", "-b", block, "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", root, disk); err != nil {
 		return lossy.Image{}, err
 	}
 	return lossy.ReadImage(dir)
@@ -79,7 +78,7 @@ func formatted(ctx context.Context, c *scoreboard.Case) (lossy.Image, error) {
 // lifeOnExt4 mounts the disk of a life and lets a child work there until the cut, or to its end. When it returns, nothing
 // is mounted and no device attached.
 func lifeOnExt4(ctx context.Context, l *lossy.Life, p plan, at string) (err error) {
-	undo, err := mountExt4(ctx, filepath.Join(l.Path, diskFile), at)
+	undo, err := mountExt4(filepath.Join(l.Path, diskFile), at)
 	defer func() {
 		l.Cut() // what is still written when it is unmounted comes too late
 		err = errors.Join(err, undo())
@@ -103,7 +102,7 @@ func verifyExt4(ctx context.Context, c *scoreboard.Case, b *book, im lossy.Image
 		return nil, err
 	}
 	at, copied := filepath.Join(c.Memory, "mounted"), filepath.Join(dir, "copied")
-	undo, err := mountExt4(ctx, filepath.Join(dir, diskFile), at)
+	undo, err := mountExt4(filepath.Join(dir, diskFile), at)
 	var found lossy.Image
 	if err == nil {
 		found, err = lossy.ReadImage(filepath.Join(at, storage))
@@ -116,10 +115,13 @@ func verifyExt4(ctx context.Context, c *scoreboard.Case, b *book, im lossy.Image
 			return nil, fmt.Errorf("damage was met: there is %s", p)
 		}
 	}
-	if err := found.WriteTo(copied); err != nil {
-		return nil, err
-	}
-	s, err := start(ctx, copied, b, true)
+	var s *seen
+	err = whileLocked(func() (err error) {
+		if err = errors.Join(os.RemoveAll(copied), found.WriteTo(copied)); err == nil {
+			s, err = start(ctx, copied, b, true)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -130,61 +132,29 @@ func verifyExt4(ctx context.Context, c *scoreboard.Case, b *book, im lossy.Image
 	return b.settle(s, stored), nil
 }
 
-// mountExt4 attaches a file to a loop device and mounts it. undo takes away what was done, also after an error.
-func mountExt4(ctx context.Context, file, at string) (undo func() error, err error) {
-	device := ""
-	mounted := false
-	undo = func() error {
-		// Not by ctx: what has ended is taken away too.
-		end, stop := context.WithTimeout(context.Background(), 20*time.Second)
-		defer stop()
-		var errs []error
-		if mounted {
-			if err := tool(end, "umount", at); err != nil {
-				errs = append(errs, err, tool(end, "umount", "-l", at))
-			}
-		}
-		if device != "" {
-			errs = append(errs, tool(end, "losetup", "-d", device), detached(end, device))
-		}
-		return errors.Join(errs...)
-	}
+// mountExt4 mounts the ext4 that a file has. undo takes it away again, and with it the loop device.
+func mountExt4(file, at string) (undo func() error, err error) {
+	undo = func() error { return nil }
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		return undo, err
 	}
-	for try := 1; ; try++ { // another may have taken the device that was free
-		out, err := exec.CommandContext(ctx, "losetup", "--find", "--show", file).CombinedOutput()
-		if err == nil {
-			device = strings.TrimSpace(string(out))
-			break
-		}
-		if try == 5 || ctx.Err() != nil {
-			return undo, fmt.Errorf("losetup: %w: %s", err, out)
-		}
-	}
-	if err := tool(ctx, "mount", "-t", "ext4", device, at); err != nil {
+	// Not by the case's context: a mount that is killed half way leaves a device.
+	if err := tool("mount", "-t", "ext4", "-o", "loop", file, at); err != nil {
 		return undo, err
 	}
-	mounted = true
-	return undo, nil
+	return func() error {
+		err := tool("umount", at)
+		if err != nil {
+			err = errors.Join(err, tool("umount", "-l", at))
+		}
+		return err
+	}, nil
 }
 
-// detached waits until a loop device has let go of its file.
-func detached(ctx context.Context, device string) error {
-	backing := filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file")
-	for {
-		if _, err := os.Stat(backing); errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s is still attached: %w", device, ctx.Err())
-		case <-time.After(time.Millisecond):
-		}
-	}
-}
-
-func tool(ctx context.Context, name string, args ...string) error {
+// tool runs a program, for half a minute at most.
+func tool(name string, args ...string) error {
+	ctx, stop := context.WithTimeout(context.Background(), 30*time.Second)
+	defer stop()
 	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", name, err, out)
 	}

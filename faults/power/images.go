@@ -12,7 +12,7 @@ import (
 )
 
 // imagesOfAnOperation bounds how many images are made of the moment behind one operation.
-const imagesOfAnOperation = 12
+const imagesOfAnOperation = 24
 
 // livesOfAStory are led one after the other, each from an image that a cut of the one before has left.
 const livesOfAStory = 3
@@ -42,7 +42,6 @@ func images(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		end := len(log) - int(float64(len(log))*c.Rand.Float64()*c.Rand.Float64())
 		next, again, err := w.through(ctx, log[:end])
 		n += w.n
-		c.Note("life %d: %d operations, %d images, %d files, %d starts, %d deep", life, end, w.n, len(w.files), w.began, w.deep)
 		if err != nil {
 			return n, fmt.Errorf("life %d: %w", life, err)
 		}
@@ -74,7 +73,7 @@ func (w *walk) through(ctx context.Context, log []lossy.Op) (next lossy.Image, a
 			continue
 		}
 		w.disk.Apply(o)
-		for range min(imagesOfAnOperation, 1+2*w.disk.Unsynced()) {
+		for range min(imagesOfAnOperation, 1+3*w.disk.Unsynced()) {
 			if w.n >= w.left {
 				return next, nil, ctx.Err()
 			}

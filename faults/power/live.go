@@ -17,7 +17,8 @@ import (
 // What a whole installation goes through in one case.
 const (
 	cutsOfAnInstallation = 25
-	eventsOfALife        = 100
+	requestsOfALife      = 12 // that may be sent in each; what is not stays for the next
+	eventsOfARequest     = 25
 )
 
 // cuts is one installation whose power is cut again and again, while senders send and Customer.io fails now and then. Its
@@ -42,20 +43,28 @@ func cuts(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 	}
 	defer func() { err = errors.Join(err, r.Kill(), r.Close()) }()
 	want := min(cutsOfAnInstallation, c.Left)
-	tr := rehearsal.NewTraffic(r, 50, want*eventsOfALife, c.Seed)
+	tr := rehearsal.NewTraffic(r, 50, want*requestsOfALife*eventsOfARequest, c.Seed)
+	allow := make(chan struct{}, requestsOfALife)
+	tr.Allow = allow
 	sending, stop := context.WithCancel(ctx)
 	defer stop()
 	sent := make(chan error, 1)
 	go func() { sent <- tr.Run(sending, 0) }()
 	im := lossy.Image{Folders: []string{storage}}
+	if c.Rand.IntN(4) > 0 { // else each life has 4 MiB of zeros more
+		im.Files = map[string]lossy.Content{storage + "/reserve": {Size: 4 << 20}}
+	}
 	for ; n < want; n++ {
 		l, err := begin(m, r, c, im)
 		if err != nil {
 			return n, err
 		}
-		most := 40 // the start alone
+		for len(allow) < cap(allow) { // nobody else puts any
+			allow <- struct{}{}
+		}
+		most := 24 // the start alone
 		if c.Rand.IntN(3) > 0 {
-			most = 400
+			most = 160
 		}
 		l.CutAt(1 + c.Rand.IntN(most))
 		if err := live(ctx, r, l); err != nil {
@@ -64,6 +73,7 @@ func cuts(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		way, survive := lossy.AnyWay(c.Rand)
 		im = l.Image(c.Rand, way, survive)
 	}
+	close(allow)
 	r.Sandbox.SetFaults(sandbox.Faults{})
 	if _, err := begin(m, r, c, im); err != nil {
 		return n, err
@@ -120,7 +130,7 @@ func live(ctx context.Context, r *rehearsal.Rehearsal, l *lossy.Life) error {
 		cut()
 	}()
 	err := r.Start(starting)
-	patience := time.NewTimer(2 * time.Second)
+	patience := time.NewTimer(300 * time.Millisecond)
 	defer patience.Stop()
 	for err == nil {
 		select {

@@ -3,6 +3,7 @@ package power
 
 import (
 	"os"
+	"time"
 
 	"ampcio-faults/scoreboard"
 )
@@ -16,12 +17,12 @@ func Trials() []scoreboard.Trial {
 			Fault: "the power goes at any moment, and of what was not synced any part is lost, down to sectors; what was acknowledged is there, byte for byte, and ends once",
 		},
 		{
-			Name: "power cuts", Unit: "power cuts", Full: 3000, Needs: needs, Case: cuts,
+			Name: "power cuts", Unit: "power cuts", Full: 3000, Needs: needs, Case: cuts, Limit: 5 * time.Minute,
 			Fault: "the power of a running installation is cut, also at start; every acknowledged event arrives once and in order",
 		},
 		{
-			Name: "ext4 cuts", Unit: "ext4 cuts", Full: 500, Case: ext4,
-			Needs: append(needs, scoreboard.Command("mkfs.ext4", "e2fsprogs"), scoreboard.Command("losetup", "mount"), loopDevices),
+			Name: "ext4 cuts", Unit: "ext4 cuts", Full: 500, Case: ext4, Limit: 5 * time.Minute,
+			Needs: append(needs, scoreboard.Command("mkfs.ext4", "e2fsprogs"), scoreboard.Command("mount", "mount"), loopDevices),
 			Fault: "the same on a real ext4, whose disk loses what it was not told to flush",
 		},
 	}

@@ -128,7 +128,7 @@ func recordChild(args []string) error {
 	if r.ack, err = os.OpenFile(filepath.Join(r.Life, lossy.AckFile), os.O_WRONLY|os.O_APPEND, 0); err != nil {
 		return err
 	}
-	ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
 	defer stop()
 	if r.house, err = openHouse(ctx, r.Dir); err != nil {
 		return err
