@@ -16,7 +16,7 @@ func Trials() []scoreboard.Trial {
 				"nothing is lost or doubled, only poisoned events die, each with its reason",
 		},
 		{
-			Name: "virtual days", Unit: "days", Full: 40, Case: virtualDays,
+			Name: "virtual days", Unit: "days", Full: 32, Alone: true, Case: virtualDays, Limit: 5 * time.Minute,
 			Fault: "a key is revoked for 60 hours and then mended, one user fails for days, outages, 429 and answers too late last for hours, with crashes: " +
 				"each event arrives once and in order, or is dead because it is bad",
 		},
