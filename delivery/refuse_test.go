@@ -104,6 +104,29 @@ func TestForbiddenForEverybody(t *testing.T) {
 	})
 }
 
+// A firewall that let nothing through has just been mended: the one event that met it last, before everything else was
+// let through, is sent once more, and not buried.
+func TestForbiddenUntilJustNow(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1})
+		met := 0
+		firewall := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				if met++; met == 1 {
+					http.Error(w, "<h1>Forbidden</h1>", http.StatusForbidden)
+					return
+				}
+			}
+			box.ServeHTTP(w, r)
+		})
+		h := open(t, dir, firewall, rules(t, func(s *mapping.Spec) { s.SendUsers = false }), func(o *delivery.Options) { o.Concurrency = 1 })
+		h.append(event{user: "ann", n: 1})
+		if b := h.drained(time.Minute).Books; b.Delivered != 1 || b.Dead != 0 || box.Report().Events.Unique != 1 {
+			t.Errorf("books %+v, sandbox %+v", b, box.Report().Events)
+		}
+	})
+}
+
 // A refused attribute does not stop the event, is not sent again until it
 // changes, and does not keep the other attributes from arriving.
 func TestRefusedAttribute(t *testing.T) {

@@ -155,9 +155,9 @@ func (s *Sync) forbidden(ctx context.Context, b *batch, operations []*operation,
 		}
 		b.suspect = true
 		if len(operations) == 1 {
+			// Perhaps nothing was let through, and just now that has ended: it is sent once more before it is buried.
 			s.answered(b, operations, r, 0, false)
-			operations[0].verdict, operations[0].refused = refused, []refusal{r.refusal}
-			return true
+			return s.exchange(ctx, b, operations)
 		}
 	}
 	s.answered(b, operations, r, 0, false)

@@ -32,8 +32,7 @@ type story struct {
 	traffic *rehearsal.Traffic
 	// near: the clock is never further than three days from the right time, so that nothing at all may be forgotten:
 	// neither an insert_id (7 days), nor a file of the log (here 10 days), nor a dead letter (90 days).
-	near   bool
-	oldest string // file of the log
+	near bool
 }
 
 // jumps is one installation and up to so many jumps under traffic, one of them while an alert is due.

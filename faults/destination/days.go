@@ -21,6 +21,9 @@ func virtualDays(ctx context.Context, c *scoreboard.Case) (passed int, err error
 	test := exec.CommandContext(ctx, program, "-test.run=^TestDays$", "-test.v", "-test.timeout=0")
 	test.Env = append(test.Environ(), days.EnvSeed+"="+strconv.FormatUint(c.Seed, 10), days.EnvDays+"="+strconv.Itoa(passed), days.EnvFolder+"="+c.Memory)
 	if out, err := test.CombinedOutput(); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return passed, fmt.Errorf("within %d days: %w\n%s", passed, err, out)
 	}
 	return passed, nil

@@ -12,8 +12,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"time"
-
-	"ampcio/sandbox"
 )
 
 // A kind is one way to fail. It has one of front, faults, or dns.
@@ -25,8 +23,6 @@ type kind struct {
 	dns    bool                       // the name does not resolve; a person has written it down, and corrects it
 	blocks bool                       // deliveries wait for a person, who mends it
 	anew   bool                       // seen at a start only: the daemon is killed and started
-	setup  func(s *sandbox.Sandbox)   // what else it takes, and
-	undo   func(s *sandbox.Sandbox)   // takes back
 }
 
 // timeout is of one request, in the daemon's configuration.
@@ -293,6 +289,4 @@ var kinds = []kind{
 			inner.ServeHTTP(w, r)
 		}}
 	}},
-	{name: "another workspace", blocks: true, anew: true,
-		setup: func(s *sandbox.Sandbox) { s.SetEnvironmentID(2) }, undo: func(s *sandbox.Sandbox) { s.SetEnvironmentID(1) }},
 }
