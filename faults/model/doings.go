@@ -39,7 +39,7 @@ func init() {
 		{"some seconds", 2, func(h *history, s step) { h.sleep(2500 * time.Millisecond) }},
 		{"hours", 1, func(h *history, s step) { h.ahead += 2 * time.Hour; h.sleep(1100 * time.Millisecond) }},
 		{"days", 1, func(h *history, s step) { h.ahead += 8 * 24 * time.Hour; h.sleep(1100 * time.Millisecond) }},
-		{"crash", 3, func(h *history, s step) { h.crash() }},
+		{"crash", 2, func(h *history, s step) { h.crash() }},
 		{"restart", 1, func(h *history, s step) { h.restart() }},
 		{"flush", 1, func(h *history, s step) {
 			l := h.ledger(s.a)
@@ -55,7 +55,7 @@ func init() {
 		{"add sync", 1, (*history).addSync},
 		{"rename sync", 1, (*history).renameSync},
 		{"remove sync", 1, (*history).removeSync},
-		{"rewind", 1, (*history).rewind},
+		{"rewind", 2, (*history).rewind},
 		{"retry dead letters", 3, func(h *history, s step) { h.deadLetters(s, true) }},
 		{"drop dead letters", 1, func(h *history, s step) { h.deadLetters(s, false) }},
 		{"forget", 1, (*history).forget},

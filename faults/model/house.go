@@ -114,6 +114,8 @@ func (h *history) begin() {
 		h.people[p] = newPeople()
 	}
 	h.events = 0
+	h.ahead += 2 * keep // the log lets go of the history before
+	h.sleep(1100 * time.Millisecond)
 	l := h.newLedger(h.projects[0])
 	h.openLedger(l)
 	h.runLedger(l)

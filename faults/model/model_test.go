@@ -23,8 +23,23 @@ func BenchmarkHistories(b *testing.B) {
 		}
 		lived, err := live(b.Context(), dir, all, nil)
 		if err != nil {
-			b.Fatal(shorter(b.Context(), dir, all[:lived+1], err))
+			b.Fatalf("history %d: %v", n+lived+1, shorter(b.Context(), dir, all[:lived+1], err))
 		}
 		n += lived
 	}
+}
+
+func TestLength(t *testing.T) {
+	n := 0
+	for i := range 1000 {
+		n += len(draw(uint64(i)))
+	}
+	t.Log(n)
+	counts := map[string]int{}
+	for i := range 1000 {
+		for _, s := range draw(uint64(i)) {
+			counts[s.do]++
+		}
+	}
+	t.Log(counts)
 }
