@@ -35,6 +35,7 @@ func init() {
 			}
 		}},
 		{"deliver", 5, func(h *history, s step) { h.deliver(h.ledger(s.a)) }},
+		{"one fails", 3, func(h *history, s step) { h.stumble(h.ledger(s.a), s.b) }},
 		{"a moment", 3, func(h *history, s step) { h.sleep(300 * time.Millisecond) }},
 		{"some seconds", 2, func(h *history, s step) { h.sleep(2500 * time.Millisecond) }},
 		{"hours", 1, func(h *history, s step) { h.ahead += 2 * time.Hour; h.sleep(1100 * time.Millisecond) }},
@@ -46,7 +47,7 @@ func init() {
 			h.must(h.consumer(l).Flush(), "flush")
 			l.written()
 		}},
-		{"flowing", 2, func(h *history, s step) { h.consumer(h.ledger(s.a)).Flowing(s.b%2 == 0) }},
+		{"flowing", 2, func(h *history, s step) { h.consumer(h.ledger(s.a)).Flowing(s.b%4 > 0) }},
 		{"pause", 1, func(h *history, s step) { h.pause(h.ledger(s.a), true) }},
 		{"resume", 2, func(h *history, s step) { h.pause(h.ledger(s.a), false) }},
 		{"rules", 2, (*history).newRules},

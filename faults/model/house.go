@@ -163,6 +163,7 @@ func (h *history) openLedger(l *ledger) {
 	if away := c.SetAside(); away != nil {
 		h.fail("sync %s was taken for damaged: %+v", l.name, away)
 	}
+	c.Flowing(true)
 	h.running[l.name] = &running{c: c}
 	l.claims, l.discards, l.spared = nil, false, map[uint64]bool{}
 }
