@@ -2,8 +2,10 @@ package model
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"slices"
+	"strings"
 	"time"
 
 	"ampcio/mapping"
@@ -32,7 +34,17 @@ type planned struct {
 func (h *history) take(l *ledger, wanted func(lane string) bool) (kept []*claim) {
 	h.quiet()
 	var others []*queue.Claim
-	for q := h.consumer(l).TryClaim(); q != nil; q = h.consumer(l).TryClaim() {
+	next := func() *queue.Claim {
+		if q := h.consumer(l).TryClaim(); q != nil || len(kept)+len(others) > 0 {
+			return q
+		}
+		// Who waits for a claim makes a window that is full of what cannot be claimed give way.
+		ctx, stop := context.WithTimeout(h.ctx, time.Millisecond)
+		defer stop()
+		q, _ := h.consumer(l).Claim(ctx)
+		return q
+	}
+	for q := next(); q != nil; q = next() {
 		if l.paused {
 			h.fail("sync %s is paused, and a claim is given", l.name)
 		}
@@ -229,7 +241,7 @@ func (h *history) outcome(l *ledger, p *planned, refuse int) queue.Outcome {
 }
 
 // ways are what may become of a request.
-var ways = []string{"accepted", "accepted", "partly", "one refused", "answer lost", "refused", "given back", "answered but not recorded", "trimmed"}
+var ways = []string{"accepted", "accepted", "partly", "one refused", "one refused", "one refused", "answer lost", "refused", "given back", "answered but not recorded", "trimmed"}
 
 // settle ends a claim in one of the ways, and it is open no more, but for what was answered and not recorded.
 func (h *history) settle(l *ledger, cl *claim, way string, a, b int) {
@@ -304,6 +316,25 @@ func (h *history) deliver(l *ledger) {
 		}
 		for _, cl := range claims {
 			h.settle(l, cl, "accepted", 0, 0)
+		}
+	}
+}
+
+// stumble lets one lane fail again and again while the others are delivered: it moves to the side place.
+func (h *history) stumble(l *ledger, which int) {
+	h.returnAll(l)
+	for range 6 {
+		claims := h.take(l, func(string) bool { return true })
+		if len(claims) == 0 {
+			return
+		}
+		slices.SortFunc(claims, func(a, b *claim) int { return strings.Compare(a.lane, b.lane) })
+		bad := claims[which%len(claims)]
+		h.settle(l, bad, "refused", 0, 0)
+		for _, cl := range claims {
+			if cl != bad {
+				h.settle(l, cl, "accepted", 0, 0)
+			}
 		}
 	}
 }

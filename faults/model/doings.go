@@ -35,18 +35,19 @@ func init() {
 			}
 		}},
 		{"deliver", 5, func(h *history, s step) { h.deliver(h.ledger(s.a)) }},
+		{"one fails", 3, func(h *history, s step) { h.stumble(h.ledger(s.a), s.b) }},
 		{"a moment", 3, func(h *history, s step) { h.sleep(300 * time.Millisecond) }},
 		{"some seconds", 2, func(h *history, s step) { h.sleep(2500 * time.Millisecond) }},
 		{"hours", 1, func(h *history, s step) { h.ahead += 2 * time.Hour; h.sleep(1100 * time.Millisecond) }},
 		{"days", 1, func(h *history, s step) { h.ahead += 8 * 24 * time.Hour; h.sleep(1100 * time.Millisecond) }},
-		{"crash", 3, func(h *history, s step) { h.crash() }},
+		{"crash", 2, func(h *history, s step) { h.crash() }},
 		{"restart", 1, func(h *history, s step) { h.restart() }},
 		{"flush", 1, func(h *history, s step) {
 			l := h.ledger(s.a)
 			h.must(h.consumer(l).Flush(), "flush")
 			l.written()
 		}},
-		{"flowing", 2, func(h *history, s step) { h.consumer(h.ledger(s.a)).Flowing(s.b%2 == 0) }},
+		{"flowing", 2, func(h *history, s step) { h.consumer(h.ledger(s.a)).Flowing(s.b%4 > 0) }},
 		{"pause", 1, func(h *history, s step) { h.pause(h.ledger(s.a), true) }},
 		{"resume", 2, func(h *history, s step) { h.pause(h.ledger(s.a), false) }},
 		{"rules", 2, (*history).newRules},
@@ -55,7 +56,7 @@ func init() {
 		{"add sync", 1, (*history).addSync},
 		{"rename sync", 1, (*history).renameSync},
 		{"remove sync", 1, (*history).removeSync},
-		{"rewind", 1, (*history).rewind},
+		{"rewind", 2, (*history).rewind},
 		{"retry dead letters", 3, func(h *history, s step) { h.deadLetters(s, true) }},
 		{"drop dead letters", 1, func(h *history, s step) { h.deadLetters(s, false) }},
 		{"forget", 1, (*history).forget},

@@ -114,6 +114,8 @@ func (h *history) begin() {
 		h.people[p] = newPeople()
 	}
 	h.events = 0
+	h.ahead += 2 * keep // the log lets go of the history before
+	h.sleep(1100 * time.Millisecond)
 	l := h.newLedger(h.projects[0])
 	h.openLedger(l)
 	h.runLedger(l)
@@ -161,6 +163,7 @@ func (h *history) openLedger(l *ledger) {
 	if away := c.SetAside(); away != nil {
 		h.fail("sync %s was taken for damaged: %+v", l.name, away)
 	}
+	c.Flowing(true)
 	h.running[l.name] = &running{c: c}
 	l.claims, l.discards, l.spared = nil, false, map[uint64]bool{}
 }
