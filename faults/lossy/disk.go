@@ -79,6 +79,7 @@ type Content struct {
 type file struct {
 	now, safe Content // as it is read, and as it is durable
 	loose     []loose // what leads from safe to now, unless a sync has forgotten some
+	shared    bool    // an image has safe's data
 }
 
 type folder struct {
@@ -114,7 +115,9 @@ func (d *Disk) Apply(o Op) {
 	case Sync:
 		f := d.files[o.Node]
 		if !o.Forgets && len(f.loose) > 0 {
-			f.safe.Data = slices.Clone(f.safe.Data) // images have the old one
+			if f.shared {
+				f.safe.Data, f.shared = slices.Clone(f.safe.Data), false
+			}
 			for _, l := range f.loose {
 				f.safe = l.on(f.safe)
 			}

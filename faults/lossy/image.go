@@ -92,6 +92,7 @@ func (d *Disk) Image(r *rand.Rand, way Way, survive float64) Image {
 			return
 		}
 		if len(f.loose) == 0 {
+			f.shared = true
 			im.Files[path] = f.safe
 			return
 		}

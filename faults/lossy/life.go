@@ -54,11 +54,17 @@ func (m *Mount) Close() error {
 		l.Cut()
 	}
 	m.mu.Unlock()
-	if err := m.server.Unmount(); err != nil {
-		if err := syscall.Unmount(m.dir, syscall.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount %s: %w", m.dir, err)
-		}
-		return fmt.Errorf("%s was in use when it was unmounted: %w", m.dir, err)
+	// By force: a container that was started meanwhile may have a copy of the mount, a loop device or a process that was killed
+	// may still hold a file; none of them is waited for.
+	if err := syscall.Unmount(m.dir, syscall.MNT_FORCE|syscall.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount %s: %w", m.dir, err)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); m.server.Wait() }()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		return fmt.Errorf("%s was unmounted, and still has requests", m.dir)
 	}
 	return os.Remove(m.dir)
 }

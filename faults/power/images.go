@@ -30,7 +30,7 @@ func images(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 	for life := range livesOfAStory {
 		strict := c.Rand.IntN(2) == 0
 		l := m.Begin(im, lossy.LifeOptions{Strict: strict, Record: true})
-		p.Life, p.Chance, p.Events = l.Path, c.Rand.Uint64(), 24
+		p.Life, p.Dir, p.Chance, p.Events = l.Path, filepath.Join(l.Path, storage), c.Rand.Uint64(), 24
 		if err := recordLife(ctx, l, p); err != nil {
 			return n, fmt.Errorf("life %d: %w", life, err)
 		}
@@ -49,15 +49,8 @@ func images(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		if n >= c.Left {
 			break
 		}
-		im, p.Again = next, again
-		for k := range story.events {
-			p.From[k%writers] = max(p.From[k%writers], k+writers)
-		}
-		for _, r := range again {
-			for _, k := range r {
-				p.From[k%writers] = max(p.From[k%writers], k+writers)
-			}
-		}
+		im = next
+		p.goOn(story, again)
 	}
 	return n, nil
 }

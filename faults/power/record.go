@@ -23,12 +23,27 @@ import (
 
 // plan is what a child is to do with a storage folder.
 type plan struct {
-	Life   string // folder of the lossy mount
+	Life   string // folder of the lossy mount, where acknowledgements go
+	Dir    string // the storage folder
 	Seed   uint64 // of the whole story
 	Chance uint64 // of this life
 	From   [writers]int
 	Events int     // each writer appends so many
 	Again  [][]int // requests that were never answered, or whose answer was lost: they are sent again first
+}
+
+// goOn makes it the plan of the next life: again are requests that were not answered, and are not stored.
+func (p *plan) goOn(b *book, again [][]int) {
+	p.Again = again
+	used := func(n int) { p.From[n%writers] = max(p.From[n%writers], n+writers) }
+	for n := range b.events {
+		used(n)
+	}
+	for _, r := range again {
+		for _, n := range r {
+			used(n)
+		}
+	}
 }
 
 // storage is the folder of a life, and of an image, that ampcio works in.
@@ -115,7 +130,7 @@ func recordChild(args []string) error {
 	}
 	ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
 	defer stop()
-	if r.house, err = openHouse(ctx, filepath.Join(r.Life, storage)); err != nil {
+	if r.house, err = openHouse(ctx, r.Dir); err != nil {
 		return err
 	}
 	if err := r.finishForgetting(ctx); err != nil {

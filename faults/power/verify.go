@@ -70,7 +70,7 @@ func (v *verifier) verify(ctx context.Context, im lossy.Image) (fresh bool, s *s
 	bytes.SetSeed(v.seed)
 	reads.SetSeed(v.seed)
 	for _, p := range slices.Sorted(maps.Keys(im.Files)) {
-		if strings.Contains(p, "damaged") || strings.Contains(p, "suspect") || strings.Contains(p, "salvage") {
+		if damaged(p) {
 			return true, nil, nil, fmt.Errorf("damage was met: there is %s", p)
 		}
 		c := im.Files[p]
@@ -105,6 +105,11 @@ func (v *verifier) verify(ctx context.Context, im lossy.Image) (fresh bool, s *s
 		v.judged[is] = stored
 	}
 	return fresh, s, stored, err
+}
+
+// damaged says that a file is there since ampcio has met damage.
+func damaged(path string) bool {
+	return strings.Contains(path, "damaged") || strings.Contains(path, "suspect") || strings.Contains(path, "salvage")
 }
 
 func add(h *maphash.Hash, path string, of uint64) {
