@@ -140,9 +140,8 @@ type judge struct {
 	fresh     map[int]int    // by user: the last event that was acknowledged since
 	dead      map[event]bool
 	books     queue.Books
-	aside     bool   // the ledger was set aside
-	forgetful bool   // something of users.db was damaged
-	gap       uint64 // the first sequence that the log has
+	aside     bool // the ledger was set aside
+	forgetful bool // something of users.db was damaged
 }
 
 var errWrong = errors.New("wrong")
