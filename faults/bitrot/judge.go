@@ -263,6 +263,7 @@ func (j *judge) settled() error {
 			}
 		}
 	}
+	ledger := j.file == filepath.Join("sync", house.Sync+".db")
 	again := 0
 	for e := range j.claimed {
 		if !j.pending[e] && e.n <= j.journal.Acked[e.user] {
@@ -270,7 +271,7 @@ func (j *judge) settled() error {
 		}
 	}
 	for e := range j.pending {
-		if !j.claimed[e] {
+		if !j.claimed[e] && !(ledger && j.dead[e]) { // without its newest meta page the ledger is as of the checkpoint before
 			missing++
 		}
 	}
@@ -280,7 +281,6 @@ func (j *judge) settled() error {
 			buried++
 		}
 	}
-	ledger := j.file == filepath.Join("sync", house.Sync+".db")
 	lost := b.Lost - j.lost
 	switch {
 	case b.Difference() != 0 || b.Pending != 0:
