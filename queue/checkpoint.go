@@ -60,6 +60,9 @@ func (c *Consumer) checkpoint() error {
 
 // checkpointLocked is checkpoint for who holds c.writing.
 func (c *Consumer) checkpointLocked() error {
+	if c.torn != nil {
+		return c.torn
+	}
 	c.mu.Lock()
 	fresh := c.side.freshBytes
 	c.mu.Unlock()
@@ -83,7 +86,11 @@ func (c *Consumer) checkpointLocked() error {
 		c.putOff(err, ch)
 	}
 	if err != nil {
-		return fmt.Errorf("checkpoint of sync %s: %w", c.o.Name, err)
+		err = fmt.Errorf("checkpoint of sync %s: %w", c.o.Name, err)
+		if !noSpace(err) {
+			c.torn = err
+		}
+		return err
 	}
 	c.written(ch)
 	c.history.add(ch.noted)

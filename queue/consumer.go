@@ -96,6 +96,7 @@ type Consumer struct {
 	using     sync.RWMutex // of db and file, which change when the ledger is written anew
 	looking   sync.RWMutex // of looks that may last: none begins while it is written anew, and it is not while one lasts
 	writing   sync.Mutex   // one checkpoint at a time
+	torn      error        // of who holds writing: a checkpoint has failed, and what the disk has of it is unknown: nothing more is written
 	operating sync.Mutex   // one change at a time of what has ended already
 
 	// What expires dead letters: the time and bytes they have, and where the next look

@@ -238,6 +238,12 @@ func TestAFailedCheckpointEndsTheConsumer(t *testing.T) {
 	if !strings.Contains(err.Error(), "checkpoint of sync p") {
 		t.Fatal(err)
 	}
+	// What the disk has of it is unknown: nothing that comes later may be said to be durable.
+	for what, do := range map[string]func() error{"a pause": c.Pause, "a flush": c.Flush} {
+		if do() == nil {
+			t.Errorf("%s was written behind a checkpoint that had failed", what)
+		}
+	}
 	mustStats(t, c) // still answers, for the last words
 	stop()
 	must(t, <-running)

@@ -140,9 +140,8 @@ type judge struct {
 	fresh     map[int]int    // by user: the last event that was acknowledged since
 	dead      map[event]bool
 	books     queue.Books
-	aside     bool   // the ledger was set aside
-	forgetful bool   // something of users.db was damaged
-	gap       uint64 // the first sequence that the log has
+	aside     bool // the ledger was set aside
+	forgetful bool // something of users.db was damaged
 }
 
 var errWrong = errors.New("wrong")
@@ -264,6 +263,7 @@ func (j *judge) settled() error {
 			}
 		}
 	}
+	ledger := j.file == filepath.Join("sync", house.Sync+".db")
 	again := 0
 	for e := range j.claimed {
 		if !j.pending[e] && e.n <= j.journal.Acked[e.user] {
@@ -271,7 +271,7 @@ func (j *judge) settled() error {
 		}
 	}
 	for e := range j.pending {
-		if !j.claimed[e] {
+		if !j.claimed[e] && !(ledger && j.dead[e]) { // without its newest meta page the ledger is as of the checkpoint before
 			missing++
 		}
 	}
@@ -281,7 +281,6 @@ func (j *judge) settled() error {
 			buried++
 		}
 	}
-	ledger := j.file == filepath.Join("sync", house.Sync+".db")
 	lost := b.Lost - j.lost
 	switch {
 	case b.Difference() != 0 || b.Pending != 0:

@@ -16,5 +16,8 @@ func Trials() []scoreboard.Trial {
 	}, {
 		Name: "forgetful fsync", Unit: "fsyncs", Full: 1500, Needs: needs, Limit: 5 * time.Minute, Case: forgetful,
 		Fault: "an fsync fails once, and the kernel forgets what was not written while it can still be read; then ampcio starts again, and the power goes in one of its next operations",
+	}, {
+		Name: "disk full", Unit: "shortages", Full: 200, Needs: needs, Limit: 5 * time.Minute, Case: full,
+		Fault: "the disk fills up and empties, becomes read-only, or descriptors run out, at any moment; what ends by it says why, and the next start has all that was acknowledged",
 	}}
 }

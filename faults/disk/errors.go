@@ -69,6 +69,8 @@ type point struct {
 	life  *lossy.Life
 	mu    sync.Mutex
 	lines []string
+	// started, if set, is told of each process that begins a life.
+	started func(pid int)
 }
 
 func (s *stage) point() *point {
@@ -112,6 +114,9 @@ func (p *point) lead(ctx context.Context, requests int) error {
 	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {
 		return err
+	}
+	if p.started != nil {
+		p.started(cmd.Process.Pid)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
