@@ -79,15 +79,22 @@ func confined(ctx context.Context, s *story) error {
 		return fmt.Errorf("%w: %s", err, said)
 	}
 	var service, root confinement
+	var garbled error
 	// The journal may be a moment behind.
 	err = soon(ctx, "what the attempts say", func() (bool, error) {
-		said, err := s.m.run(ctx, "journalctl", "--no-pager", "--quiet", "--output=cat", "--unit="+name, "_COMM=ampcio-attempts")
+		said, err := s.m.run(ctx, "journalctl", "--no-pager", "--quiet", "--output=cat", "--unit="+name)
 		if err != nil {
 			return false, err
 		}
-		return json.Unmarshal([]byte(said), &service) == nil, fmt.Errorf("they say %q", said)
+		for line := range strings.Lines(said) {
+			if strings.HasPrefix(line, "{") {
+				garbled = json.Unmarshal([]byte(line), &service)
+				return true, nil
+			}
+		}
+		return false, fmt.Errorf("they say %q", said)
 	})
-	if err != nil {
+	if err := errors.Join(err, garbled); err != nil {
 		return err
 	}
 	said, err := s.m.run(ctx, "env", child.Environment("attempts"), program)

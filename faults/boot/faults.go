@@ -215,7 +215,15 @@ func kill(ctx context.Context, s *story) error {
 	if err := s.m.all(ctx, "systemctl kill --signal=KILL ampcio.service"); err != nil {
 		return err
 	}
-	return s.m.back(ctx, before)
+	if err := s.m.back(ctx, before); err != nil {
+		return err
+	}
+	// Not only since somebody connects.
+	now, err := s.m.running(ctx)
+	if err == nil && now.starts <= before.starts {
+		err = fmt.Errorf("systemd has not started it again by itself: %d times before, %d now", before.starts, now.starts)
+	}
+	return err
 }
 
 // killLoop: so often, that systemd by itself would give up.

@@ -18,7 +18,7 @@ const (
 // with a connection of their own.
 func restarts(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 	senders := func(m *machine) *load { return newLoad(m, 2000, 1, 1, 0, c.Seed) }
-	err = tell(ctx, c, senders, "", func(s *story) error {
+	err = tell(ctx, c, senders, "", func(ctx context.Context, s *story) error {
 		s.l.pace = newPace(rate)
 		began := time.Now()
 		s.l.start(ctx)
