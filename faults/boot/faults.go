@@ -212,7 +212,7 @@ func kill(ctx context.Context, s *story) error {
 	if err != nil {
 		return err
 	}
-	if err := s.m.all(ctx, "systemctl kill --signal=KILL ampcio.service"); err != nil {
+	if err := s.m.all(ctx, "systemctl kill --kill-who=main --signal=KILL ampcio.service"); err != nil {
 		return err
 	}
 	if err := s.m.back(ctx, before); err != nil {
@@ -378,7 +378,7 @@ func journalKilled(ctx context.Context, s *story) error {
 	if err != nil {
 		return err
 	}
-	if err := s.m.all(ctx, "systemctl kill --signal=KILL systemd-journald.service"); err != nil {
+	if err := s.m.all(ctx, "systemctl kill --kill-who=main --signal=KILL systemd-journald.service"); err != nil {
 		return err
 	}
 	if err := s.l.flowing(ctx, 10); err != nil {
