@@ -171,7 +171,7 @@ func (s *story) install(ctx context.Context) error {
 	}
 	foreign, err := m.run(ctx, "find", "/var/lib/ampcio", "!", "-user", "ampcio", "!", "-name", "lost+found")
 	if err != nil || foreign != "" {
-		return fmt.Errorf("files that are not the service's: %s: %w", foreign, err)
+		return errors.Join(fmt.Errorf("files that are not the service's: %s", foreign), err)
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ func credential(ctx context.Context, s *story) error {
 	}
 	const file, handed = "/etc/ampcio/customerio_api_key", "/run/credentials/ampcio.service/customerio_api_key"
 	if said, err := s.m.run(ctx, "cat", handed); err != nil || said != trackKey {
-		return fmt.Errorf("not even root finds the key at %s: %w", handed, err)
+		return errors.Join(fmt.Errorf("not even root finds the key at %s", handed), err)
 	}
 	for _, c := range []string{
 		"runuser -u nobody -- cat " + handed,

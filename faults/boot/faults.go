@@ -15,10 +15,13 @@ import (
 func installed(ctx context.Context, s *story) error {
 	for _, unit := range []string{"ampcio.socket", "ampcio.service"} {
 		if said, err := s.m.run(ctx, "systemctl", "is-enabled", unit); err != nil || said != "enabled" {
-			return fmt.Errorf("%s is %s: %w", unit, said, err)
+			return errors.Join(fmt.Errorf("%s is %s", unit, said), err)
 		}
 	}
-	return nil
+	return soon(ctx, "a status line in systemctl status", func() (bool, error) {
+		said, err := s.m.run(ctx, "systemctl", "show", "--value", "--property=StatusText", "ampcio.service")
+		return strings.Contains(said, "production: "), errors.Join(err, fmt.Errorf("it is %q", said))
+	})
 }
 
 // edit changes the configuration, and gives what undoes it.

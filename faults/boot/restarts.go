@@ -2,6 +2,7 @@ package boot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -34,7 +35,7 @@ func restarts(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 				return err
 			}
 			if now, err := s.m.running(ctx); err != nil || now.pid == before.pid {
-				return fmt.Errorf("process %d runs after a restart of %d: %w", now.pid, before.pid, err)
+				return errors.Join(fmt.Errorf("process %d runs after a restart of %d", now.pid, before.pid), err)
 			}
 			done++
 		}
