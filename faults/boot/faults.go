@@ -204,7 +204,7 @@ func customerioDead(ctx context.Context, s *story) error {
 		return context.Cause(ctx)
 	}
 	if err := s.m.same(before); err != nil {
-		return fmt.Errorf("Customer.io was dead (%s) for more than the watchdog's time: %w", how, err)
+		return fmt.Errorf("without Customer.io (%s) for more than the watchdog's time: %w", how, err)
 	}
 	return s.l.flowing(ctx, 10)
 }
