@@ -67,7 +67,6 @@ sandbox() { inside curl -sS --max-time 10 "http://127.0.0.1:8090/_sandbox/$1" "$
 # reported NAME: that number in the sandbox's report
 reported() { sandbox report | grep -o "\"$1\": *[0-9]*" | grep -o '[0-9]*$'; }
 journal_says() { inside journalctl --no-pager -u ampcio.service | grep "$1" >/dev/null; } # not -q: journalctl would die of SIGPIPE
-reloads() { [ "$(inside journalctl --no-pager -u ampcio.service | grep -c 'the configuration is reloaded')" -ge "$1" ]; }
 delivered() { [ "$(reported unique_events)" = "$1" ]; }
 
 boot() {

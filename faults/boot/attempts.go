@@ -209,7 +209,7 @@ const setuidProgram = "/usr/bin/id-of-root"
 func becomeRoot() error {
 	out, err := exec.Command(setuidProgram, "-u").CombinedOutput()
 	if who := strings.TrimSpace(string(out)); err != nil || who != "0" {
-		return fmt.Errorf("it is run by %s: %w", who, err)
+		return errors.Join(fmt.Errorf("it is run by %s", who), err)
 	}
 	return nil
 }

@@ -88,7 +88,7 @@ func (s *story) calm() {
 
 // tell sets a machine up, installs ampcio in it as the README says, and tells a story there; the senders stand still when it
 // begins and when it ends.
-func tell(ctx context.Context, c *scoreboard.Case, l func(m *machine) *load, flaws string, what func(s *story) error) (err error) {
+func tell(ctx context.Context, c *scoreboard.Case, l func(m *machine) *load, flaws string, what func(ctx context.Context, s *story) error) (err error) {
 	usual, err := sandbox.ParseFaults(flaws)
 	if err != nil {
 		return err
@@ -99,7 +99,8 @@ func tell(ctx context.Context, c *scoreboard.Case, l func(m *machine) *load, fla
 		return err
 	}
 	defer func() { err = errors.Join(err, m.close()) }()
-	ending, end := context.WithCancel(ctx)
+	// Senders wait for ever for a service that does not come back: what ends badly ends them.
+	telling, end := context.WithCancel(ctx)
 	s := &story{c, m, l(m), usual}
 	defer func() {
 		if err != nil && ctx.Err() == nil && m.leader != 0 {
@@ -112,10 +113,10 @@ func tell(ctx context.Context, c *scoreboard.Case, l func(m *machine) *load, fla
 	if err := m.boot(ctx); err != nil {
 		return err
 	}
-	if err := s.install(ending); err != nil {
+	if err := s.install(telling); err != nil {
 		return fmt.Errorf("install: %w", err)
 	}
-	return what(s)
+	return what(telling, s)
 }
 
 // install does what the README says, and looks at what has become of it.
@@ -170,7 +171,7 @@ func (s *story) install(ctx context.Context) error {
 	}
 	foreign, err := m.run(ctx, "find", "/var/lib/ampcio", "!", "-user", "ampcio", "!", "-name", "lost+found")
 	if err != nil || foreign != "" {
-		return fmt.Errorf("files that are not the service's: %s: %w", foreign, err)
+		return errors.Join(fmt.Errorf("files that are not the service's: %s", foreign), err)
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ func credential(ctx context.Context, s *story) error {
 	}
 	const file, handed = "/etc/ampcio/customerio_api_key", "/run/credentials/ampcio.service/customerio_api_key"
 	if said, err := s.m.run(ctx, "cat", handed); err != nil || said != trackKey {
-		return fmt.Errorf("not even root finds the key at %s: %w", handed, err)
+		return errors.Join(fmt.Errorf("not even root finds the key at %s", handed), err)
 	}
 	for _, c := range []string{
 		"runuser -u nobody -- cat " + handed,
@@ -79,15 +79,22 @@ func confined(ctx context.Context, s *story) error {
 		return fmt.Errorf("%w: %s", err, said)
 	}
 	var service, root confinement
+	var garbled error
 	// The journal may be a moment behind.
 	err = soon(ctx, "what the attempts say", func() (bool, error) {
-		said, err := s.m.run(ctx, "journalctl", "--no-pager", "--quiet", "--output=cat", "--unit="+name, "_COMM=ampcio-attempts")
+		said, err := s.m.run(ctx, "journalctl", "--no-pager", "--quiet", "--output=cat", "--unit="+name)
 		if err != nil {
 			return false, err
 		}
-		return json.Unmarshal([]byte(said), &service) == nil, fmt.Errorf("they say %q", said)
+		for line := range strings.Lines(said) {
+			if strings.HasPrefix(line, "{") {
+				garbled = json.Unmarshal([]byte(line), &service)
+				return true, nil
+			}
+		}
+		return false, fmt.Errorf("they say %q", said)
 	})
-	if err != nil {
+	if err := errors.Join(err, garbled); err != nil {
 		return err
 	}
 	said, err := s.m.run(ctx, "env", child.Environment("attempts"), program)

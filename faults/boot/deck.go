@@ -57,7 +57,7 @@ func faults(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 	order := c.Rand.Perm(len(deck) - 1)
 	flaws := fmt.Sprintf("500=%d%%,429=1%%,cut_after=%d%%,retry_after=1s", c.Rand.IntN(3), c.Rand.IntN(3))
 	senders := func(m *machine) *load { return newLoad(m, 6, 4, 4, 40*time.Millisecond, c.Seed) }
-	err = tell(ctx, c, senders, flaws, func(s *story) error {
+	err = tell(ctx, c, senders, flaws, func(ctx context.Context, s *story) error {
 		for _, i := range slices.Concat([]int{-1}, order)[:min(len(deck), c.Left)] {
 			f := deck[i+1]
 			if err := s.suffer(ctx, f); err != nil {

@@ -15,10 +15,13 @@ import (
 func installed(ctx context.Context, s *story) error {
 	for _, unit := range []string{"ampcio.socket", "ampcio.service"} {
 		if said, err := s.m.run(ctx, "systemctl", "is-enabled", unit); err != nil || said != "enabled" {
-			return fmt.Errorf("%s is %s: %w", unit, said, err)
+			return errors.Join(fmt.Errorf("%s is %s", unit, said), err)
 		}
 	}
-	return nil
+	return soon(ctx, "a status line in systemctl status", func() (bool, error) {
+		said, err := s.m.run(ctx, "systemctl", "show", "--value", "--property=StatusText", "ampcio.service")
+		return strings.Contains(said, "production: "), errors.Join(err, fmt.Errorf("it is %q", said))
+	})
 }
 
 // edit changes the configuration, and gives what undoes it.
@@ -201,7 +204,7 @@ func customerioDead(ctx context.Context, s *story) error {
 		return context.Cause(ctx)
 	}
 	if err := s.m.same(before); err != nil {
-		return fmt.Errorf("Customer.io was dead (%s) for more than the watchdog's time: %w", how, err)
+		return fmt.Errorf("without Customer.io (%s) for more than the watchdog's time: %w", how, err)
 	}
 	return s.l.flowing(ctx, 10)
 }
@@ -212,10 +215,18 @@ func kill(ctx context.Context, s *story) error {
 	if err != nil {
 		return err
 	}
-	if err := s.m.all(ctx, "systemctl kill --signal=KILL ampcio.service"); err != nil {
+	if err := s.m.all(ctx, "systemctl kill --kill-who=main --signal=KILL ampcio.service"); err != nil {
 		return err
 	}
-	return s.m.back(ctx, before)
+	if err := s.m.back(ctx, before); err != nil {
+		return err
+	}
+	// Not only since somebody connects.
+	now, err := s.m.running(ctx)
+	if err == nil && now.starts <= before.starts {
+		err = fmt.Errorf("systemd has not started it again by itself: %d times before, %d now", before.starts, now.starts)
+	}
+	return err
 }
 
 // killLoop: so often, that systemd by itself would give up.
@@ -370,7 +381,7 @@ func journalKilled(ctx context.Context, s *story) error {
 	if err != nil {
 		return err
 	}
-	if err := s.m.all(ctx, "systemctl kill --signal=KILL systemd-journald.service"); err != nil {
+	if err := s.m.all(ctx, "systemctl kill --kill-who=main --signal=KILL systemd-journald.service"); err != nil {
 		return err
 	}
 	if err := s.l.flowing(ctx, 10); err != nil {

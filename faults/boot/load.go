@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -148,6 +149,9 @@ func (l *load) request(rng *rand.Rand, sender int, next []int64) string {
 	return b.String()
 }
 
+// soonEnough is how soon after its connection a request comes, from a sender that has enough of the machine.
+const soonEnough = 200 * time.Millisecond
+
 // deliver sends a request until it is acknowledged; on a connection of its own, or on one that was kept.
 func (l *load) deliver(ctx context.Context, kept bool, body string) error {
 	client := l.clients[0]
@@ -155,7 +159,10 @@ func (l *load) deliver(ctx context.Context, kept bool, body string) error {
 		client = l.clients[1]
 	}
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+publicAddress+"/2/httpapi", strings.NewReader(body))
+		began := time.Now()
+		var written atomic.Int64 // when the request was, after began; 0 = not yet
+		traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { written.Store(int64(time.Since(began))) }})
+		req, err := http.NewRequestWithContext(traced, http.MethodPost, "http://"+publicAddress+"/2/httpapi", strings.NewReader(body))
 		if err != nil {
 			return err
 		}
@@ -173,6 +180,7 @@ func (l *load) deliver(ctx context.Context, kept bool, body string) error {
 				}
 			}
 		}
+		excused := false
 		switch {
 		case err == nil:
 			l.good.Add(1)
@@ -181,15 +189,18 @@ func (l *load) deliver(ctx context.Context, kept bool, body string) error {
 			return context.Cause(ctx)
 		case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, errOff):
 			l.refused.Add(1)
-		case kept && !answered:
-			// A connection that stands idle for half a second while a service stops is closed, and a sender that is too slow
-			// for that may just then begin to use it.
+		case !answered && (kept || written.Load() == 0 || time.Duration(written.Load()) > soonEnough):
+			// A connection that says nothing for half a second while a service stops is closed. One that is kept may just then
+			// be used again, and this sender may have been too slow.
+			excused = true
 		default:
 			l.broken.Add(1)
 		}
-		l.mu.Lock()
-		l.last = err.Error()
-		l.mu.Unlock()
+		if !excused {
+			l.mu.Lock()
+			l.last = err.Error()
+			l.mu.Unlock()
+		}
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():

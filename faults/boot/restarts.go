@@ -2,6 +2,7 @@ package boot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -18,7 +19,7 @@ const (
 // with a connection of their own.
 func restarts(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 	senders := func(m *machine) *load { return newLoad(m, 2000, 1, 1, 0, c.Seed) }
-	err = tell(ctx, c, senders, "", func(s *story) error {
+	err = tell(ctx, c, senders, "", func(ctx context.Context, s *story) error {
 		s.l.pace = newPace(rate)
 		began := time.Now()
 		s.l.start(ctx)
@@ -34,7 +35,7 @@ func restarts(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 				return err
 			}
 			if now, err := s.m.running(ctx); err != nil || now.pid == before.pid {
-				return fmt.Errorf("process %d runs after a restart of %d: %w", now.pid, before.pid, err)
+				return errors.Join(fmt.Errorf("process %d runs after a restart of %d", now.pid, before.pid), err)
 			}
 			done++
 		}
