@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -29,14 +30,18 @@ func TestSecretsStaySecret(t *testing.T) {
 		person   = "person-c4a9@mail.example" // an id, an email
 		secret   = "marker-2be8-property"     // what users do and are
 		webhookS = "T0webhook-5d11-secret"    // in the address that alerts are posted to
+		amplS    = "amplitude-hook-9c03"      // by which Amplitude's webhook is known
+		badS     = "amplitude-hook-wrong-66"  // of one that has another
 	)
-	planted := []string{cioKey, otherKey, ampKey, badKey, person, secret, webhookS}
+	planted := []string{cioKey, otherKey, ampKey, badKey, person, secret, webhookS, amplS, badS}
 	r := rehearse(t, rehearsal.Settings{Sandbox: sandbox.Options{}})
 	edit(t, r, `retry_max = "2s"`, "retry_max = \"100ms\"\nretry_initial = \"50ms\"")
 	edit(t, r, "[server]", "[log]\nlevel = \"debug\"\n\n[server]")
 	edit(t, r, `["0123456789abcdef0123456789abcdef"]`, fmt.Sprintf("[%q]", ampKey))
 	hook := newWebhook(t)
 	edit(t, r, "[log]", fmt.Sprintf("[alerts]\nurl = %q\nafter = \"0s\"\nover_after = \"0s\"\n\n[log]", hook.URL+"/hook/"+webhookS+"?token="+webhookS))
+	edit(t, r, "[project.app]\n", "[project.app]\nwebhook_secret_file = \"hook_secret\"\n")
+	write(t, filepath.Join(r.Dir, "hook_secret"), amplS+"\n")
 	keyFile := filepath.Join(r.Dir, "customerio_api_key")
 	events := func(key string) string {
 		return fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Visit","user_id":%q,"device_id":"device-%[2]s","insert_id":"%[3]s-1","ip":"203.0.113.77",`+
@@ -50,7 +55,8 @@ func TestSecretsStaySecret(t *testing.T) {
 			heard.WriteString(got.stdout + got.stderr)
 		}
 		if looks++; looks%5 == 1 { // each is a process, and they are slow to start
-			for _, args := range [][]string{{"alerts", "test"}, {"alerts", "test", "--json"}, {"alerts", "list"}, {"alerts", "list", "--json"}} {
+			for _, args := range [][]string{{"alerts", "test"}, {"alerts", "test", "--json"}, {"alerts", "list"}, {"alerts", "list", "--json"}, {"audit"}, {"audit", "--json"},
+				{"dead-letters", "list"}, {"dead-letters", "list", "--json"}} {
 				got := run(t, append(args, "--config", r.ConfigPath)...)
 				heard.WriteString(got.stdout + got.stderr)
 			}
@@ -60,6 +66,13 @@ func TestSecretsStaySecret(t *testing.T) {
 		}
 		heard.WriteString(ask(t, "GET", "http://"+r.Admin+"/stats", "").body)
 		heard.WriteString(ask(t, "GET", "http://"+r.Admin+"/readyz", "").body)
+		for _, page := range []string{"/", "/history", "/metrics"} {
+			a := ask(t, "GET", "http://"+r.Admin+page, "")
+			if a.status != 200 {
+				t.Errorf("%s: %d", page, a.status)
+			}
+			heard.WriteString(a.body)
+		}
 		if runtime.GOOS == "linux" {
 			for _, file := range []string{"cmdline", "environ"} {
 				b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", r.Daemon.Process.Pid, file))
@@ -90,6 +103,9 @@ func TestSecretsStaySecret(t *testing.T) {
 		}
 	}
 	ask(t, "GET", "http://"+r.Listen+"/"+secret+"?api_key="+ampKey, "")
+	for _, s := range []string{amplS, badS} {
+		webhookOf(t, r, s, fmt.Sprintf(`{"event_type":{"a":%q},"user_id":%q}`, secret, person))
+	}
 	status(admin.StatusBlocked)
 	look()
 	down(t, r)
@@ -194,7 +210,7 @@ func TestSecretsStaySecret(t *testing.T) {
 			return nil
 		}
 		b, err := os.ReadFile(path)
-		for _, p := range []string{cioKey, otherKey, ampKey, badKey, webhookS} {
+		for _, p := range []string{cioKey, otherKey, ampKey, badKey, webhookS, amplS, badS} {
 			if bytes.Contains(b, []byte(p)) {
 				t.Errorf("%s holds %s", path, p)
 			}
@@ -203,5 +219,23 @@ func TestSecretsStaySecret(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// webhookOf posts as Amplitude's webhook does, something that is refused.
+func webhookOf(t *testing.T, r *rehearsal.Rehearsal, secret, body string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+r.Listen+"/webhook/amplitude", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+secret)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode/100 != 4 {
+		t.Errorf("answered %d", resp.StatusCode)
 	}
 }

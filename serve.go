@@ -120,6 +120,10 @@ func (d *daemon) serve(ctx context.Context, hup <-chan os.Signal) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+	// A core would hold events and keys. The unit says so too; this is for those who run ampcio without it.
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+		return exit(exitFailed, fmt.Errorf("forbid core dumps: %w", err))
+	}
 	for _, w := range d.config().Warnings {
 		d.log.Warn("the configuration is taken, but may not be what is meant", "what", w)
 	}

@@ -3,6 +3,7 @@ package archive
 import (
 	"archive/zip"
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -239,4 +240,36 @@ func TestAFolder(t *testing.T) {
 	if len(s.Ignored) != 1 || filepath.Base(s.Ignored[0]) != "README.md" {
 		t.Errorf("ignored %v", s.Ignored)
 	}
+}
+
+// FuzzArchive opens what claims to be an archive: it is refused, or its lines come to an end.
+func FuzzArchive(f *testing.F) {
+	f.Add(gzipped("{\"t\":1}\n{\"t\":2}\n"))
+	f.Add(zipped(f, "1/app_2026-11-20_7#0.json.gz", string(gzipped("{\"t\":1}\n")), "1/app_2026-11-20_7#1.json", "{\"t\":2}\n"))
+	f.Add([]byte("{\"t\":1}\n{\"t\""))
+	f.Add([]byte("PK\x03\x04"))
+	f.Add([]byte("\x1f\x8b"))
+	path := filepath.Join(f.TempDir(), "archive")
+	f.Fuzz(func(t *testing.T, content []byte) {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open([]string{path})
+		if err != nil {
+			return
+		}
+		defer s.Close()
+		for _, p := range s.Parts() {
+			lines := 0
+			err := p.Lines(false, timeOf, func(l *Line) error {
+				if lines++; len(l.Text) > 1<<20 {
+					return errors.New("enough")
+				}
+				return nil
+			})
+			if _, n, lookErr := p.Look(func(*Line) error { return nil }); err == nil && (lookErr != nil || int(n) < lines) {
+				t.Fatalf("%d lines by one look, %d and %v by another", lines, n, lookErr)
+			}
+		}
+	})
 }

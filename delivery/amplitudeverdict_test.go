@@ -141,3 +141,54 @@ func TestTogether(t *testing.T) {
 		}
 	}
 }
+
+// FuzzReadAmplitudeAnswer: whatever comes back, one event is never to be halved, and without Amplitude's own answer
+// nothing is delivered.
+func FuzzReadAmplitudeAnswer(f *testing.F) {
+	f.Add(2, 200, []byte(`{"code":200,"events_ingested":2,"payload_size_bytes":50,"server_upload_time":1396381378123}`), "")
+	f.Add(3, 400, []byte(`{"code":400,"error":"x","events_with_invalid_fields":{"time":[0,-1,99999999999]},"events_with_missing_fields":{"user_id":[1]}}`), "")
+	f.Add(2, 429, []byte(`{"code":429,"throttled_events":[0],"exceeded_daily_quota_users":{"u":1}}`), "30")
+	f.Add(1, 413, []byte(`<html>`), "Fri, 31 Dec 1999 23:59:59 GMT")
+	a := &amplitude{}
+	f.Fuzz(func(t *testing.T, n, status int, body []byte, retryAfter string) {
+		operations := make([]*operation, 1+(n&0xff)%100)
+		for i := range operations {
+			operations[i] = &operation{action: "event", relayed: &relayed{user: fmt.Sprintf("user-%d", i), device: fmt.Sprintf("device-%d", i)}}
+		}
+		r := a.read(operations, answer{status: status, body: body, retryAfter: retryAfter}, time.Unix(1700000000, 0))
+		if len(operations) == 1 && r.verdict == split {
+			t.Errorf("one event is to be halved: %d %q", status, body)
+		}
+		if r.wait < 0 {
+			t.Errorf("wait %v", r.wait)
+		}
+		if _, is := readAmplitudeAnswer(body); !is && r.verdict == delivered {
+			t.Errorf("delivered by %d %q", status, body)
+		}
+	})
+}
+
+// FuzzReadResults reads what was answered to a dead letter: something of it is always tried.
+func FuzzReadResults(f *testing.F) {
+	f.Add([]byte(`[{"action":"identify","status":200},{"action":"event","status":400,"reason":"invalid"}]`))
+	f.Add([]byte(`[null,{}]`))
+	f.Fuzz(func(t *testing.T, stored []byte) {
+		if a := readResults(stored); !a.identify && !a.event {
+			t.Errorf("%q: nothing is tried", stored)
+		}
+	})
+}
+
+// FuzzJudgeAccount reads what Customer.io's region endpoint might answer.
+func FuzzJudgeAccount(f *testing.F) {
+	f.Add(200, []byte(`{"url":"https://track-eu.customer.io","data_center":"eu","region":"eu","environment_id":5}`), "")
+	f.Add(301, []byte(``), "https://track-eu.customer.io/api/v1/accounts/region")
+	f.Add(200, []byte(`{"region":"us","environment_id":"99999999999999999999"}`), "")
+	o := &Options{Region: "eu", Now: func() time.Time { return time.Unix(1700000000, 0) }}
+	f.Fuzz(func(t *testing.T, status int, body []byte, location string) {
+		account, wrong := judgeAccount(answer{status: status, body: body, location: location}, o, "https://track-eu.customer.io")
+		if wrong == nil && (account.Region != "eu" || status != 200) {
+			t.Errorf("%d %q is the account %+v", status, body, account)
+		}
+	})
+}
