@@ -88,7 +88,7 @@ var bugs = []bug{{
 	new: `second.txid > first.txid != planted.Is("older-meta-page") {
 `,
 }, {
-	name: "full-disk-forgets", trial: "full disk",
+	name: "full-disk-forgets", trial: "I/O errors",
 	what: "what a checkpoint could not write on a full disk is not written by the next one",
 	file: "queue/checkpoint.go",
 	old: `	if noSpace(err) {
@@ -128,7 +128,7 @@ var bugs = []bug{{
 		}
 `,
 }, {
-	name: "random-ulid", trial: "kill -9",
+	name: "random-ulid", trial: "destination",
 	what: "an event gets another id each time it is sent",
 	file: "mapping/identity.go",
 	old: `func ULID(id [16]byte) string { return ulid.ULID(id).String() }
@@ -141,7 +141,7 @@ var bugs = []bug{{
 }
 `,
 }, {
-	name: "retry-overtaken", trial: "kill -9",
+	name: "retry-overtaken", trial: "destination",
 	what: "what has failed goes to the end of its lane",
 	file: "queue/claim.go",
 	old: `	if len(cl.entries) > 0 {
@@ -268,7 +268,7 @@ var bugs = []bug{{
 	new: `	return c.full == "" && c.failed == nil && (c.state.paused == 0 || planted.Is("paused-delivers")) && c.held == 0
 `,
 }, {
-	name: "batch-cut-short", trial: "kill -9",
+	name: "batch-cut-short", trial: "hostile senders",
 	what: "the last event of a larger request is not stored",
 	file: "users/resolve.go",
 	old: `	for i := range b.arrival.Events {
