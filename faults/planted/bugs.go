@@ -28,7 +28,7 @@ var bugs = []bug{{
 	if err := l.commit(chunks, end); err != nil {
 `,
 }, {
-	name: "log-not-synced", trial: "crash images",
+	name: "log-not-synced", trial: "ext4 cuts",
 	what: "commits of the log are not synced",
 	file: "queue/log.go",
 	old: `	f.db, f.file, f.writing = db, file, true
@@ -37,7 +37,7 @@ var bugs = []bug{{
 	db.NoSync = planted.Is("log-not-synced")
 `,
 }, {
-	name: "ledger-not-synced", trial: "crash images",
+	name: "ledger-not-synced", trial: "power cuts",
 	what: "checkpoints of a ledger are not synced",
 	file: "queue/consumer.go",
 	old: `	if err := Guard(func() error { return c.db.View(c.load) }); err != nil {
