@@ -80,24 +80,6 @@ var bugs = []bug{{
 	new: `		if rest = rest[n:]; err != nil && !planted.Is("commit-error-passed-over") {
 `,
 }, {
-	name: "older-meta-page", trial: "forgetful fsync",
-	what: "a start writes the older meta page again, not the newer",
-	file: "queue/db.go",
-	old: `second.txid > first.txid {
-`,
-	new: `second.txid > first.txid != planted.Is("older-meta-page") {
-`,
-}, {
-	name: "full-disk-forgets", trial: "I/O errors",
-	what: "what a checkpoint could not write on a full disk is not written by the next one",
-	file: "queue/checkpoint.go",
-	old: `	if noSpace(err) {
-		c.putOff(err, ch)
-`,
-	new: `	if noSpace(err) && !planted.Is("full-disk-forgets") {
-		c.putOff(err, ch)
-`,
-}, {
 	name: "chunk-sum-unchecked", trial: "bit flips",
 	what: "the checksum of a chunk is not looked at",
 	file: "queue/chunk.go",
@@ -226,17 +208,6 @@ var bugs = []bug{{
 		if planted.Is("bad-event-dropped") && problems != nil {
 			continue
 		}
-`,
-}, {
-	name: "wait-by-wall-clock", trial: "clocks",
-	what: "a wait that a start takes up is as long as the clock says, wherever that was set to",
-	file: "queue/window.go",
-	old: `	wait := min(max(r.due-c.o.Now().UnixMilli(), 0), r.delay)
-`,
-	new: `	wait := min(max(r.due-c.o.Now().UnixMilli(), 0), r.delay)
-	if planted.Is("wait-by-wall-clock") {
-		wait = max(r.due-c.o.Now().UnixMilli(), 0)
-	}
 `,
 }, {
 	name: "properties-not-carried", trial: "model",
