@@ -28,7 +28,7 @@ var bugs = []bug{{
 	if err := l.commit(chunks, end); err != nil {
 `,
 }, {
-	name: "log-not-synced", trial: "crash images",
+	name: "log-not-synced", trial: "ext4 cuts",
 	what: "commits of the log are not synced",
 	file: "queue/log.go",
 	old: `	f.db, f.file, f.writing = db, file, true
@@ -37,7 +37,7 @@ var bugs = []bug{{
 	db.NoSync = planted.Is("log-not-synced")
 `,
 }, {
-	name: "ledger-not-synced", trial: "crash images",
+	name: "ledger-not-synced", trial: "power cuts",
 	what: "checkpoints of a ledger are not synced",
 	file: "queue/consumer.go",
 	old: `	if err := Guard(func() error { return c.db.View(c.load) }); err != nil {
@@ -80,24 +80,6 @@ var bugs = []bug{{
 	new: `		if rest = rest[n:]; err != nil && !planted.Is("commit-error-passed-over") {
 `,
 }, {
-	name: "older-meta-page", trial: "forgetful fsync",
-	what: "a start writes the older meta page again, not the newer",
-	file: "queue/db.go",
-	old: `second.txid > first.txid {
-`,
-	new: `second.txid > first.txid != planted.Is("older-meta-page") {
-`,
-}, {
-	name: "full-disk-forgets", trial: "full disk",
-	what: "what a checkpoint could not write on a full disk is not written by the next one",
-	file: "queue/checkpoint.go",
-	old: `	if noSpace(err) {
-		c.putOff(err, ch)
-`,
-	new: `	if noSpace(err) && !planted.Is("full-disk-forgets") {
-		c.putOff(err, ch)
-`,
-}, {
 	name: "chunk-sum-unchecked", trial: "bit flips",
 	what: "the checksum of a chunk is not looked at",
 	file: "queue/chunk.go",
@@ -128,7 +110,7 @@ var bugs = []bug{{
 		}
 `,
 }, {
-	name: "random-ulid", trial: "kill -9",
+	name: "random-ulid", trial: "destination",
 	what: "an event gets another id each time it is sent",
 	file: "mapping/identity.go",
 	old: `func ULID(id [16]byte) string { return ulid.ULID(id).String() }
@@ -141,7 +123,7 @@ var bugs = []bug{{
 }
 `,
 }, {
-	name: "retry-overtaken", trial: "kill -9",
+	name: "retry-overtaken", trial: "destination",
 	what: "what has failed goes to the end of its lane",
 	file: "queue/claim.go",
 	old: `	if len(cl.entries) > 0 {
@@ -228,17 +210,6 @@ var bugs = []bug{{
 		}
 `,
 }, {
-	name: "wait-by-wall-clock", trial: "clocks",
-	what: "a wait that a start takes up is as long as the clock says, wherever that was set to",
-	file: "queue/window.go",
-	old: `	wait := min(max(r.due-c.o.Now().UnixMilli(), 0), r.delay)
-`,
-	new: `	wait := min(max(r.due-c.o.Now().UnixMilli(), 0), r.delay)
-	if planted.Is("wait-by-wall-clock") {
-		wait = max(r.due-c.o.Now().UnixMilli(), 0)
-	}
-`,
-}, {
 	name: "properties-not-carried", trial: "model",
 	what: "a record has its event's own user properties, not what is known of the user",
 	file: "users/resolve.go",
@@ -268,7 +239,7 @@ var bugs = []bug{{
 	new: `	return c.full == "" && c.failed == nil && (c.state.paused == 0 || planted.Is("paused-delivers")) && c.held == 0
 `,
 }, {
-	name: "batch-cut-short", trial: "kill -9",
+	name: "batch-cut-short", trial: "hostile senders",
 	what: "the last event of a larger request is not stored",
 	file: "users/resolve.go",
 	old: `	for i := range b.arrival.Events {

@@ -41,7 +41,7 @@ func TestAPatchThatMeetsNothingIsAnError(t *testing.T) {
 	}
 }
 
-func TestPlantedBugsAreTwentyOfDifferentNames(t *testing.T) {
+func TestPlantedBugsAreAtLeastTwentyOfDifferentNames(t *testing.T) {
 	names := map[string]bool{}
 	for _, b := range bugs {
 		names[b.name] = true
@@ -49,7 +49,7 @@ func TestPlantedBugsAreTwentyOfDifferentNames(t *testing.T) {
 			t.Errorf("%s says too little", b.name)
 		}
 	}
-	if len(names) != 20 || len(bugs) != 20 {
+	if len(names) != len(bugs) || len(bugs) < 20 {
 		t.Errorf("%d bugs of %d names", len(bugs), len(names))
 	}
 }
