@@ -34,7 +34,6 @@ type Board struct {
 	mu    sync.Mutex
 	end   context.CancelFunc
 	lines []*Line
-	round int
 }
 
 // Line is the score of one trial.
