@@ -33,6 +33,9 @@ type DBOptions struct {
 	MmapBytes int
 	Buckets   []string // top-level buckets that a new file is born with
 	Format    byte     // format version; kept in the bucket "meta", checked at every open
+	// Entry, if set, says whether an entry of a top-level bucket is what was written; ErrDamaged
+	// when not. It is asked about those that an open looks at (checkTree).
+	Entry func(bucket string, k, v []byte) error
 	// Upgrade, if set, brings a file of an older format up to Format when it is opened for
 	// writing, in one transaction, in which missing buckets have been made already.
 	Upgrade func(tx *bolt.Tx) error
@@ -104,7 +107,7 @@ func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
 		} else if st.Size() < m.pages*m.pageSize {
 			return nil, fmt.Errorf("%d bytes, its pages need %d: %w", st.Size(), m.pages*m.pageSize, ErrDamaged)
 		}
-		if err := checkTree(f, m, true); err != nil {
+		if err := checkTree(f, m, true, o.Entry); err != nil {
 			return nil, err
 		}
 		if err := m.rewrite(f); err != nil {
@@ -112,7 +115,7 @@ func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
 		}
 	}
 	if o.ReadOnly && o.strict {
-		if err := checkTree(f, m, false); err != nil {
+		if err := checkTree(f, m, false, o.Entry); err != nil {
 			return nil, err
 		}
 	}

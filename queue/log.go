@@ -396,20 +396,6 @@ func (l *Log) prepareAhead() {
 	go func() { spare <- createDB(filepath.Join(l.dir, spareName), logOptions(0)) }()
 }
 
-// Seen makes sure that sequences up to seq are never used again, for a holder that
-// knows more than a log that was damaged, or restored from an older copy. It is
-// called before Run.
-func (l *Log) Seen(seq uint64) error {
-	from := l.end.seq
-	if seq <= from {
-		return nil
-	}
-	l.mu.Lock()
-	l.end.seq = seq
-	l.mu.Unlock()
-	return l.startFile(from)
-}
-
 // Refusing says that the last append was refused for lack of space: whoever holds
 // files of the log should let go of what it can.
 func (l *Log) Refusing() bool { return l.refused.Load() > 0 }

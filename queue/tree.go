@@ -33,8 +33,9 @@ const checkedPages = 4096
 // make a slice of somebody else's memory, on which the garbage collector ends the
 // process; and a free list that names pages in use has them overwritten. It is not a
 // check of everything: what it does not see fails under Guard, or a checksum.
-func checkTree(f *os.File, m metaPage, forWriting bool) error {
+func checkTree(f *os.File, m metaPage, forWriting bool, entry func(bucket string, k, v []byte) error) error {
 	t := newTree(f, m)
+	t.entry = entry
 	whole, err := t.check()
 	if err != nil || !forWriting || m.freelist == noFreelist {
 		return err
@@ -58,6 +59,8 @@ type tree struct {
 	f    *os.File
 	meta metaPage
 	used map[uint64]bool // pages met, by number
+	// entry, if set, is called by check for what it meets in the top-level buckets.
+	entry func(bucket string, k, v []byte) error
 }
 
 func newTree(f *os.File, m metaPage) *tree { return &tree{f: f, meta: m, used: map[uint64]bool{}} }
@@ -97,20 +100,28 @@ func (t *tree) page(id uint64) (branch bool, es []element, b []byte, err error) 
 	return branch, es, b, err
 }
 
-// checkKeys looks whether the keys of a page are in order and begin with the one by which
-// the page above knows it. bbolt relies on that when it writes the page anew: it would
-// leave the old one in the tree, and use it again for something else.
+// checkKeys looks whether the elements of a page stand one behind the other as bbolt writes
+// them, so that none is missing, and whether their keys are in order and begin with the one
+// by which the page above knows it. bbolt relies on that when it writes the page anew: it
+// would leave the old one in the tree, and use it again for something else.
 func (t *tree) checkKeys(p place, es []element, b []byte) error {
-	before := []byte(nil)
+	// Only a bucket may be empty, and then what is behind the header was never written.
+	if len(es) == 0 && (p.key != nil || len(bytes.TrimLeft(b[boltPageHeader:], "\x00")) > 0) {
+		return fmt.Errorf("page %d has lost its elements: %w", p.id, ErrDamaged)
+	}
+	before, end := []byte(nil), boltPageHeader+16*int64(len(es))
 	for i, e := range es {
-		var k []byte
-		if e.at+e.key <= int64(len(b)) {
-			k = b[e.at : e.at+e.key]
-		} else {
-			var err error
-			e.val = 0
-			if k, _, err = t.read(p.id, e); err != nil {
-				return err
+		if e.at != end {
+			return fmt.Errorf("page %d: its element %d stands in the wrong place: %w", p.id, i, ErrDamaged)
+		}
+		end = e.at + e.key + e.val
+		k, v, err := t.part(p, e, b)
+		if err != nil {
+			return err
+		}
+		if e.child == 0 && !e.bucket && t.entry != nil && p.bucket != "" {
+			if err := t.entry(p.bucket, k, v); err != nil {
+				return fmt.Errorf("page %d: its element %d: %w", p.id, i, err)
 			}
 		}
 		if i == 0 && p.key != nil && !bytes.Equal(k, p.key) || i > 0 && bytes.Compare(before, k) >= 0 {
@@ -119,6 +130,18 @@ func (t *tree) checkKeys(p place, es []element, b []byte) error {
 		before = k
 	}
 	return nil
+}
+
+// part gives the key of an element of a page of which b is the begin, and of a leaf's, which
+// no branch has, the value.
+func (t *tree) part(p place, e element, b []byte) (k, v []byte, err error) {
+	if end := e.at + e.key + e.val; end <= int64(len(b)) {
+		return b[e.at : e.at+e.key], b[e.at+e.key : end], nil
+	}
+	if t.entry == nil {
+		e.val = 0
+	}
+	return t.read(p.id, e)
 }
 
 // elements reads those of a page of size bytes, of which b is the begin.
@@ -170,10 +193,11 @@ func bucket(v []byte) (root uint64, inline []byte, err error) {
 }
 
 // place is where in the tree a page stands: the key by which the page above knows it, nil
-// when it is the root of a bucket.
+// when it is the root of a bucket; and the top-level bucket that it belongs to.
 type place struct {
-	id  uint64
-	key []byte
+	id     uint64
+	key    []byte
+	bucket string
 }
 
 // check visits the tree from above, level by level, last pages first. whole says that
@@ -193,30 +217,40 @@ func (t *tree) check() (whole bool, err error) {
 			if err != nil {
 				return false, err
 			}
+			if n := len(es); n > 0 && t.entry != nil { // large values are read: their pages count
+				seen += int((es[n-1].at + es[n-1].key + es[n-1].val) / t.meta.pageSize)
+			}
 			for _, e := range es {
 				if branch {
 					k, _, err := t.read(p.id, element{at: e.at, key: e.key})
 					if err != nil {
 						return false, err
 					}
-					next = append(next, place{e.child, k})
+					next = append(next, place{e.child, k, p.bucket})
 				}
 				if !e.bucket {
 					continue
 				}
-				_, v, err := t.read(p.id, e)
+				k, v, err := t.read(p.id, e)
 				if err != nil {
 					return false, err
+				}
+				below := place{id: p.id, bucket: p.bucket}
+				if p.bucket == "" {
+					below.bucket = string(k)
 				}
 				root, inline, err := bucket(v)
 				if err == nil && root == 0 {
-					_, _, err = elements(inline, int64(len(inline)))
+					var es []element
+					if _, es, err = elements(inline, int64(len(inline))); err == nil {
+						err = t.checkKeys(below, es, inline)
+					}
 				}
 				if err != nil {
 					return false, err
 				}
-				if root != 0 {
-					next = append(next, place{id: root})
+				if below.id = root; root != 0 {
+					next = append(next, below)
 				}
 			}
 		}

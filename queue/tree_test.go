@@ -58,7 +58,7 @@ func TestTheTreeOfASoundFileIsSound(t *testing.T) {
 			m, err := newestMeta(f)
 			must(t, err)
 			most = max(most, m.pages)
-			if err := checkTree(f, m, true); err != nil {
+			if err := checkTree(f, m, true, nil); err != nil {
 				t.Fatalf("round %d: %v", round, err)
 			}
 			must(t, f.Close())
@@ -130,6 +130,10 @@ func TestATreeThatIsNotSound(t *testing.T) {
 		{"the first key of a leaf", func(b []byte) { b[page(leaf)+int(entries[0].at)+6] ^= 1 }},
 		{"a key in the middle of a leaf", func(b []byte) { b[page(leaf)+int(entries[3].at)] ^= 0x40 }},
 		{"the key by which a leaf is known", func(b []byte) { b[page(root)+int(below[1].at)+7] ^= 1 }},
+		{"a leaf without its last element", func(b []byte) { b[page(leaf)+10]-- }},
+		{"a leaf without elements", func(b []byte) { b[page(leaf)+10], b[page(leaf)+11] = 0, 0 }},
+		{"an element that points at another's key", func(b []byte) { b[page(leaf)+boltPageHeader+16*3+4] ^= 4 }},
+		{"a bucket without elements", func(b []byte) { b[page(root)+8], b[page(root)+10], b[page(root)+11] = pageLeaf, 0, 0 }},
 		{"a free page that is named twice", func(b []byte) {
 			at := page(m.freelist) + boltPageHeader
 			binary.NativeEndian.PutUint64(b[at+8:], free[0])

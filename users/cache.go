@@ -164,6 +164,9 @@ func (s *Store) load(p *project, k kind, id string) (st state, marks uint32, err
 		}
 		key, value := c.Seek(s.keyBuf)
 		if !bytes.Equal(key, s.keyBuf) {
+			if s.strayed(c, k, key, value) {
+				s.damaged++
+			}
 			return nil
 		}
 		marks = markStored
@@ -177,6 +180,20 @@ func (s *Store) load(p *project, k kind, id string) (st state, marks uint32, err
 		}
 	}
 	return st, marks, err
+}
+
+// strayed says whether beside a key that was not found stands an entry that is not what
+// was written, or not in order: it may be the one that was looked for, under another key,
+// or stand on the way to it.
+func (s *Store) strayed(c *bolt.Cursor, k kind, next, value []byte) bool {
+	if next != nil && (bytes.Compare(next, s.keyBuf) < 0 || !wholeEntry(k, next, value)) {
+		return true
+	}
+	before, value := c.Prev()
+	if next == nil {
+		before, value = c.Last()
+	}
+	return before != nil && (bytes.Compare(before, s.keyBuf) > 0 || !wholeEntry(k, before, value))
 }
 
 func (s *Store) openReads() error {

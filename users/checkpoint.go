@@ -364,7 +364,8 @@ func (s *Store) write(c *cut) error {
 					}
 					wrote += uint64(len(p.key) + len(p.value))
 				}
-				return tx.Bucket(bucketMeta).Put(keyReach, reach)
+				meta := tx.Bucket(bucketMeta)
+				return errors.Join(meta.Put(keyReach, reach), meta.Put(keyEnd, s.log.End()))
 			})
 			if err != nil {
 				return err
@@ -391,7 +392,7 @@ func (s *Store) write(c *cut) error {
 			return err
 		}
 		meta := tx.Bucket(bucketMeta)
-		return errors.Join(meta.Put(keyReach, reach), meta.Put(keyGood, reach), meta.Put(keySweep, s.sweepAt))
+		return errors.Join(meta.Put(keyReach, reach), meta.Put(keyGood, reach), meta.Put(keySweep, s.sweepAt), meta.Put(keyEnd, s.log.End()))
 	})
 	if err != nil {
 		return err

@@ -106,6 +106,11 @@ func seal(k kind, key, value []byte) {
 	binary.LittleEndian.PutUint32(value[1:], entrySum(k, key, value))
 }
 
+// wholeEntry says whether a value is what was written under a key.
+func wholeEntry(k kind, key, value []byte) bool {
+	return len(value) >= entryHeader && value[0] == entryVersion && entrySum(k, key, value) == binary.LittleEndian.Uint32(value[1:])
+}
+
 // appendEntry appends the stored value of s, but for its checksum: see seal.
 func appendEntry(dst []byte, s *state) []byte {
 	dst = append(dst, entryVersion, 0, 0, 0, 0)
@@ -134,8 +139,7 @@ func appendEntry(dst []byte, s *state) []byte {
 // readEntry decodes a stored value; the state shares its memory. Whatever is not what
 // appendEntry and seal wrote under this key is errEntry.
 func readEntry(k kind, key, value []byte) (s state, err error) {
-	if len(value) < entryHeader || value[0] != entryVersion ||
-		entrySum(k, key, value) != binary.LittleEndian.Uint32(value[1:]) {
+	if !wholeEntry(k, key, value) {
 		return state{}, errEntry
 	}
 	rest := value[entryHeader:]

@@ -17,6 +17,8 @@ import (
 // users.db is a bbolt file with these top-level buckets:
 //
 //	meta     "format" (queue's); "good" and "reach": sequences, 8 bytes big-endian;
+//	         "end": where the log ended when that was written (queue.Log.End), absent in
+//	         what versions before it have written;
 //	         "sweep": where the next search for expired entries begins
 //	users    appendKey → appendEntry
 //	devices  the same
@@ -35,6 +37,7 @@ var (
 	keyGood       = []byte("good")
 	keyReach      = []byte("reach")
 	keySweep      = []byte("sweep")
+	keyEnd        = []byte("end")
 )
 
 func bucketOf(k kind) []byte {
@@ -63,7 +66,17 @@ func fileOptions() queue.DBOptions {
 		MmapBytes: mmapBytes, Format: fileFormat,
 		Buckets: []string{string(bucketUsers), string(bucketDevices), string(bucketImports)},
 		Upgrade: func(*bolt.Tx) error { return nil }, // to 2: a bucket more
+		Entry:   checkEntry,
 	}
+}
+
+// checkEntry looks whether an entry is what was written: a key that has changed would
+// else be found by nobody, and missed by nobody.
+func checkEntry(bucket string, key, value []byte) error {
+	if k := kindOf(bucket); k != 0 && !wholeEntry(k, key, value) {
+		return fmt.Errorf("%w: %w", errEntry, queue.ErrDamaged)
+	}
+	return nil
 }
 
 // Repair says that users.db was not whole, not there, or not of one piece with the
@@ -127,6 +140,7 @@ func (s *Store) openWhole(path string) error {
 			if s.good, s.reach, s.sweepAt, err = readMeta(tx); err != nil {
 				return err
 			}
+			s.logEnd = bytes.Clone(tx.Bucket(bucketMeta).Get(keyEnd))
 			s.places, err = readPlaces(tx)
 			return err
 		})

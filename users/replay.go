@@ -200,8 +200,24 @@ func originalOf(r *mapping.Record, q *queue.Record) (original, error) {
 	return original{named: ev.InsertID != "", skip: ev.SkipUserPropertiesSync, operations: ev.UserProperties}, nil
 }
 
-// rewind is for a users.db that knows of later sequences than the log, as when the log
-// alone was restored from an older copy. What is known stays known; but the log will
+// tellEnd tells the log where it ended when users.db was written last: a log that has
+// lost its newest records may not know that there were any, and would give their
+// sequences to others.
+func (s *Store) tellEnd() error {
+	if len(s.logEnd) == 0 {
+		return nil
+	}
+	tail := s.log.Tail()
+	raised, err := s.log.SeenEnd(s.logEnd)
+	if err == nil && raised && s.repair == nil {
+		s.repair = &Repair{Path: s.o.Path, Reason: fmt.Sprintf("it has seen record %d, and the log ended with %d", s.log.Tail(), tail)}
+	}
+	return err
+}
+
+// rewind is for a users.db that knows of later sequences than the log, but not where the
+// log ended, as a version before this has written it, when the log alone was restored from
+// an older copy. What is known stays known; but the log will
 // give these sequences to new records, and no replay may pass those over, so every
 // entry is marked as of the log's end at the latest. A crash on the way begins it anew:
 // nothing has been appended yet, and "reach" is lowered last.

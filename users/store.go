@@ -85,6 +85,7 @@ type Store struct {
 	resolved uint64     // the last sequence that has moved the state
 	good     uint64     // every record at or below is in users.db
 	reach    uint64     // as Open found it: no entry in users.db is of a later sequence
+	logEnd   []byte     // of the log, as Open found it in users.db; empty = not there
 	lastCut  uint64     // sequence of the last cut
 	sinceCut int64      // bytes of record bodies since then
 	ticks    int        // of CheckpointEvery, since the last cut
@@ -147,7 +148,10 @@ func open(ctx context.Context, log *queue.Log, o Options) (*Store, error) {
 		return nil, err
 	}
 	log.Hold(holder, s.good)
-	err := s.forgetUnfinished()
+	err := s.tellEnd()
+	if err == nil {
+		err = s.forgetUnfinished()
+	}
 	if err == nil {
 		err = s.replay(ctx)
 	}
@@ -189,7 +193,7 @@ type Stats struct {
 	DirtyBytes  int64  // of these, not yet in users.db
 	Hits        uint64 // looks answered from memory …
 	Misses      uint64 // … and from users.db
-	DamagedKeys uint64 // values in users.db that were not what was written, and count as none
+	DamagedKeys uint64 // looks for entries that met one that is not what was written: what was looked for may count as none
 
 	Duplicates  uint64 // events not stored again
 	Links       uint64 // devices that came to a user, or to another one
