@@ -39,7 +39,7 @@ const (
 )
 
 const usage = `faults/run quick|full|soak [-only NAME,…] [-seed N]   try everything: a tenth, all, or until Ctrl-C
-faults/run replay NAME SEED                            one case again, as a violation names it
+faults/run replay [-left N] NAME SEED                  one case again, as a violation names it
 faults/run list                                        the trials
 
 -only takes parts of names; -first ends at the first violation, -workers N tries N cases at a time (as many as cores);
@@ -53,6 +53,7 @@ func trials() []scoreboard.Trial {
 }
 
 func main() {
+	scoreboard.Main(trials)
 	child.Main() // does not return in a process that a trial has started for a part of its work
 	os.Exit(run(os.Args[1:]))
 }
@@ -69,6 +70,7 @@ func run(args []string) int {
 	asJSON := flags.String("json", "", "")
 	first := flags.Bool("first", false, "")
 	workers := flags.Int("workers", 0, "")
+	left := flags.Int("left", 0, "")
 	binary := flags.String("binary", "", "") // an ampcio that is already built: for planted bugs
 	verb := args[0]
 	if err := flags.Parse(args[1:]); err != nil {
@@ -112,14 +114,14 @@ func run(args []string) int {
 			return exitViolation
 		}
 	}
-	board := scoreboard.Board{Trials: all, Seed: *seed, Part: part, Binary: *binary, Out: os.Stdout, First: *first, Workers: *workers, Tell: time.Minute}
+	board := scoreboard.Board{Trials: all, Seed: *seed, Part: part, Binary: *binary, Out: os.Stdout, First: *first, Workers: *workers, Tell: time.Minute, Apart: true}
 	if verb == "replay" {
 		s, err := strconv.ParseUint(flags.Arg(1), 10, 64)
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "%q is no seed\n", flags.Arg(1))
 			return exitUsage
 		}
-		n, err := board.Replay(ctx, flags.Arg(0), s)
+		n, err := board.Replay(ctx, flags.Arg(0), s, *left)
 		if err != nil {
 			fmt.Println(err)
 			return exitViolation

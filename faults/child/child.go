@@ -22,6 +22,11 @@ func Main() {
 	if !is {
 		return
 	}
+	// Not for the children of this one.
+	if err := os.Unsetenv(variable); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
 	work := works[name]
 	if work == nil {
 		fmt.Fprintf(os.Stderr, "there is no work called %q\n", name)

@@ -29,6 +29,7 @@ type Board struct {
 	Disk    string        // where cases find a real disk; "" = TMPDIR
 	Memory  string        // where cases find tmpfs; "" = /dev/shm
 	Binary  string
+	Apart   bool // each case is a process of its own: what main wants, which calls Main
 	Out     io.Writer
 
 	mu    sync.Mutex
@@ -166,7 +167,7 @@ func (b *Board) try(ctx context.Context, l *Line) {
 	l.Cases++
 	l.Seconds += took.Seconds()
 	if err != nil && ctx.Err() == nil {
-		v := fmt.Sprintf("%v\n\tagain: faults/run replay %q %d", err, l.Trial, seed)
+		v := fmt.Sprintf("%v\n\tagain: faults/run replay -left %d %q %d", err, left, l.Trial, seed)
 		l.Violations = append(l.Violations, v)
 		fmt.Fprintf(b.Out, "VIOLATION in %s: %s\n", l.Trial, v)
 		if b.Part > 0 && len(l.Violations) >= violationsEnough {
@@ -181,65 +182,37 @@ func (b *Board) try(ctx context.Context, l *Line) {
 	}
 }
 
-// Replay runs one case of one trial again, which may do as much as in a full run.
-func (b *Board) Replay(ctx context.Context, name string, seed uint64) (n int, err error) {
+// Replay runs one case of one trial again. It is told that so many units are left to do, as the first time; 0 = as many as in a full run.
+func (b *Board) Replay(ctx context.Context, name string, seed uint64, left int) (n int, err error) {
 	i := slices.IndexFunc(b.Trials, func(t Trial) bool { return t.Name == name })
 	if i < 0 {
 		return 0, fmt.Errorf("there is no trial %q; faults/run list shows them", name)
 	}
-	return b.once(ctx, &b.Trials[i], seed, b.Trials[i].Full)
+	if left == 0 {
+		left = b.Trials[i].Full
+	}
+	return b.once(ctx, &b.Trials[i], seed, left)
 }
 
+// once makes the folders of a case, and lets it live.
 func (b *Board) once(ctx context.Context, t *Trial, seed uint64, left int) (n int, err error) {
 	memory := b.Memory
 	if memory == "" {
 		memory = "/dev/shm"
 	}
-	c := Case{Seed: seed, Rand: rand.New(rand.NewPCG(seed, hash(t.Name))), Left: left, Binary: b.Binary,
-		note: func(s string) { fmt.Fprintf(b.Out, "%s, seed %d: %s\n", t.Name, seed, s) }}
-	if c.Dir, err = os.MkdirTemp(b.Disk, "faults-"); err != nil {
+	j := Job{Trial: t.Name, Seed: seed, Left: left, Binary: b.Binary}
+	if j.Dir, err = os.MkdirTemp(b.Disk, "faults-"); err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(c.Dir)) }()
-	if c.Memory, err = os.MkdirTemp(memory, "faults-"); err != nil {
+	defer func() { err = errors.Join(err, os.RemoveAll(j.Dir)) }()
+	if j.Memory, err = os.MkdirTemp(memory, "faults-"); err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(c.Memory)) }()
-	limit := t.Limit
-	if limit == 0 {
-		limit = 2 * time.Minute
+	defer func() { err = errors.Join(err, os.RemoveAll(j.Memory)) }()
+	if b.Apart {
+		return j.apart(ctx, t.limit(), b.Out)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the case took more than %s", limit))
-	defer cancel()
-	defer func() {
-		if p := recover(); p != nil {
-			stack := make([]byte, 16<<10)
-			err = fmt.Errorf("panic: %v\n%s", p, stack[:runtime.Stack(stack, false)])
-		}
-	}()
-	// A case that does not heed its context is left behind, and what it waits for is printed.
-	type result struct {
-		n   int
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		defer func() {
-			if p := recover(); p != nil {
-				stack := make([]byte, 16<<10)
-				done <- result{0, fmt.Errorf("panic: %v\n%s", p, stack[:runtime.Stack(stack, false)])}
-			}
-		}()
-		n, err := t.Case(ctx, &c)
-		done <- result{n, err}
-	}()
-	select {
-	case r := <-done:
-		return r.n, r.err
-	case <-time.After(limit + 20*time.Second):
-		stacks := make([]byte, 1<<20)
-		return 0, fmt.Errorf("the case hangs since %s:\n%s", limit+20*time.Second, stacks[:runtime.Stack(stacks, true)])
-	}
+	return j.here(ctx, t, b.Out)
 }
 
 // hash is FNV-1a, so that each trial has chances of its own under one seed.

@@ -84,16 +84,17 @@ func TestAViolationReplays(t *testing.T) {
 	if len(lines[0].Violations) < violationsEnough {
 		t.Fatal(out)
 	}
-	_, rest, _ := strings.Cut(lines[0].Violations[0], `faults/run replay "x y" `)
+	_, rest, _ := strings.Cut(lines[0].Violations[0], "faults/run replay -left ")
 	var seed uint64
-	if _, err := fmt.Sscan(rest, &seed); err != nil {
+	var left int
+	if _, err := fmt.Sscanf(rest, `%d "x y" %d`, &left, &seed); err != nil {
 		t.Fatal(err, lines[0].Violations[0])
 	}
 	b := Board{Trials: []Trial{trial}, Out: &bytes.Buffer{}, Disk: t.TempDir(), Memory: t.TempDir()}
-	if n, err := b.Replay(t.Context(), "x y", seed); n != 1 || !errors.Is(err, odd) {
+	if n, err := b.Replay(t.Context(), "x y", seed, left); n != 1 || !errors.Is(err, odd) {
 		t.Errorf("%d %v", n, err)
 	}
-	if _, err := b.Replay(t.Context(), "y", seed); err == nil || errors.Is(err, odd) {
+	if _, err := b.Replay(t.Context(), "y", seed, 0); err == nil || errors.Is(err, odd) {
 		t.Errorf("%v", err)
 	}
 }

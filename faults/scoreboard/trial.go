@@ -29,6 +29,13 @@ type Trial struct {
 	Case func(ctx context.Context, c *Case) (n int, err error)
 }
 
+func (t *Trial) limit() time.Duration {
+	if t.Limit == 0 {
+		return 2 * time.Minute
+	}
+	return t.Limit
+}
+
 // Case is what one case of a trial may use.
 type Case struct {
 	Seed   uint64
