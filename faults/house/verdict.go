@@ -30,6 +30,9 @@ func Judge(ctx context.Context, s Settings, j *Journal, all int) (err error) {
 			err = errors.Join(err, h.Close())
 		}
 	}()
+	if damage := h.damage(); len(damage) > 0 {
+		return fmt.Errorf("a start found %s", strings.Join(damage, "; "))
+	}
 	if err := h.Ledger.Resume(); err != nil {
 		return err
 	}
