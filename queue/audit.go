@@ -70,7 +70,7 @@ func (a *Audit) note(format string, args ...any) {
 // Damage that leaves nothing to compare with is an error: ErrDamaged. A ledger in which
 // damage is found is marked, so that the next start salvages it.
 func (c *Consumer) Audit(ctx context.Context) (Audit, error) {
-	if err := c.Flush(); err != nil && !noSpace(err) { // then the last checkpoint is audited
+	if err := c.Flush(); err != nil && !NoSpace(err) { // then the last checkpoint is audited
 		return Audit{}, err
 	}
 	c.looking.RLock()

@@ -206,7 +206,7 @@ func (b *BackupWriter) addLedgers(o BackupOptions) error {
 		}
 		for _, c := range consumers {
 			// Otherwise more would be sent again; where the disk is full it is.
-			if err := c.Flush(); err != nil && !noSpace(err) {
+			if err := c.Flush(); err != nil && !NoSpace(err) {
 				return err
 			}
 			var s ledgerState

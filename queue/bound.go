@@ -165,7 +165,7 @@ func (c *Consumer) discardOldest() error {
 		return nil
 	}
 	if err := c.Flush(); err != nil {
-		if noSpace(err) {
+		if NoSpace(err) {
 			return nil // it is tried again
 		}
 		return err

@@ -39,10 +39,10 @@ type changes struct {
 // not. After an error the outcome is unknown, unless the disk is full, and Run ends.
 func (c *Consumer) Flush() error {
 	err := c.checkpoint()
-	if noSpace(err) && c.giveReserve() {
+	if NoSpace(err) && c.giveReserve() {
 		err = c.checkpoint()
 	}
-	if err != nil && !noSpace(err) {
+	if err != nil && !NoSpace(err) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.fail(err)
@@ -82,12 +82,12 @@ func (c *Consumer) checkpointLocked() error {
 		c.broken = true
 		suspect(c.path())
 	}
-	if noSpace(err) {
+	if NoSpace(err) {
 		c.putOff(err, ch)
 	}
 	if err != nil {
 		err = fmt.Errorf("checkpoint of sync %s: %w", c.o.Name, err)
-		if !noSpace(err) {
+		if !NoSpace(err) {
 			c.torn = err
 		}
 		return err

@@ -50,7 +50,7 @@ func (c *Consumer) compactIf(worth func(free, live int64) bool) (done bool, err 
 	if err != nil {
 		os.Remove(fresh)
 		c.compactAfter = time.Now().Add(compactAgain)
-		if noSpace(err) {
+		if NoSpace(err) {
 			return false, nil
 		}
 		if errors.Is(err, ErrDamaged) {
@@ -67,8 +67,12 @@ func (c *Consumer) compactIf(worth func(free, live int64) bool) (done bool, err 
 	if err := renameDurably(fresh, path); err != nil {
 		return false, fmt.Errorf("sync %s: %w", c.o.Name, err)
 	}
-	c.db, c.file, err = openDB(path, ledgerOptions())
-	return true, err
+	db, file, err := openDB(path, ledgerOptions())
+	if err != nil {
+		return false, fmt.Errorf("sync %s: %w", c.o.Name, err) // whoever still asks the closed one hears that it is closed
+	}
+	c.db, c.file = db, file
+	return true, nil
 }
 
 func compactTo(path string, from *bolt.DB) error {
@@ -79,5 +83,11 @@ func compactTo(path string, from *bolt.DB) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(bolt.Compact(to, from, 1<<20), to.Sync(), to.Close())
+	err = bolt.Compact(to, from, 1<<20)
+	if err == nil {
+		if err = to.Sync(); err != nil {
+			err = &os.PathError{Op: "fsync", Path: path, Err: err} // of a file that nobody needs yet: NoSpace is that
+		}
+	}
+	return errors.Join(err, to.Close())
 }

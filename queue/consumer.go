@@ -243,10 +243,10 @@ func (c *Consumer) begin() error {
 	}
 	c.changed = true
 	err := c.checkpoint()
-	if noSpace(err) && c.giveReserve() {
+	if NoSpace(err) && c.giveReserve() {
 		err = c.checkpoint()
 	}
-	if noSpace(err) && !moved {
+	if NoSpace(err) && !moved {
 		return nil // nothing in it is new; Run tries again until there is space
 	}
 	return err
@@ -283,7 +283,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		return errors.Join(err, <-reader)
 	}
 	err = errors.Join(<-reader, c.checkpoint())
-	if noSpace(err) {
+	if NoSpace(err) {
 		return nil // what was not written is sent again after the next start
 	}
 	return err
@@ -328,7 +328,7 @@ func (c *Consumer) keepLedger(ctx context.Context, reader chan error) error {
 func (c *Consumer) patientCheckpoint(ctx context.Context) error {
 	for {
 		err := c.checkpoint()
-		if !noSpace(err) {
+		if !NoSpace(err) {
 			return err
 		}
 		if c.giveReserve() {

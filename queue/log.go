@@ -455,5 +455,8 @@ func (l *Log) Close() error {
 	return errors.Join(append(errs, l.lock.Close())...)
 }
 
+// Gone is closed when nothing is committed any more: Tail stays what it is then.
+func (l *Log) Gone() <-chan struct{} { return l.gone }
+
 // noMore says that nothing is committed any more.
 func (l *Log) noMore() { l.goneOnce.Do(func() { close(l.gone) }) }

@@ -181,7 +181,7 @@ type Fate struct {
 // Fates tells what has become of records, in their order, as of one moment. Those that are
 // not in the log any more have the number 0.
 func (c *Consumer) Fates(records []Found, history bool) ([]Fate, error) {
-	if err := c.Flush(); err != nil && !noSpace(err) {
+	if err := c.Flush(); err != nil && !NoSpace(err) {
 		return nil, err
 	}
 	var fates []Fate
@@ -313,7 +313,7 @@ type HeldOf struct {
 // Held finds what a consumer's ledger holds whole of some lanes: it is there however long
 // ago the log has let go of it. match is asked of each dead letter.
 func (c *Consumer) Held(ctx context.Context, lanes []string, match func(*DeadLetter) bool) (h HeldOf, err error) {
-	if err := c.Flush(); err != nil && !noSpace(err) {
+	if err := c.Flush(); err != nil && !NoSpace(err) {
 		return h, err
 	}
 	err = c.view(func(tx *bolt.Tx) error {

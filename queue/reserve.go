@@ -2,6 +2,7 @@ package queue
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -40,9 +41,19 @@ func (l *Log) keepReserve() {
 	}
 }
 
-// noSpace says that a write failed since the disk, or a quota on it, is full. Unlike
+// NoSpace says that a write failed since the disk, or a quota on it, is full. Unlike
 // after other errors, going on is safe: what was to be written is still wanted, and
 // is written again to the same keys.
-func noSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, bolterrors.ErrMaxSizeReached)
+//
+// A transaction's fsync that fails is no such error, whatever it names. bbolt goes on
+// from what it wrote last, durable or not, and so overwrites pages that the durable
+// state still needs: a power cut would then leave a damaged file. bbolt gives the error
+// of an fsync bare, and that of a write with the path.
+func NoSpace(err error) bool {
+	var path *fs.PathError
+	var link *os.LinkError
+	if errors.Is(err, bolterrors.ErrMaxSizeReached) {
+		return true
+	}
+	return (errors.As(err, &path) || errors.As(err, &link)) && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT))
 }

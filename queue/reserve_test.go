@@ -46,7 +46,7 @@ func TestACheckpointWithoutSpaceIsMadeUpFor(t *testing.T) {
 	cl = mustClaim(t, c)
 	cl.Finish([]Outcome{{Ending: Dead, Reason: "http_400", Tallies: []Tally{{Key: "event/dead/http_400"}}}})
 	c.db.MaxSize = 1
-	if err := c.checkpoint(); !noSpace(err) {
+	if err := c.checkpoint(); !NoSpace(err) {
 		t.Fatalf("checkpoint: %v", err)
 	}
 	if cl := c.TryClaim(); cl != nil {

@@ -32,7 +32,7 @@ func lockFolder(dir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("storage folder %s: %w", dir, err)
 	}
-	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil && !noSpace(err) { // it is for people only
+	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil && !NoSpace(err) { // it is for people only
 		return nil, errors.Join(fmt.Errorf("storage folder: %w", err), f.Close())
 	}
 	return f, nil

@@ -258,7 +258,7 @@ func (l *Log) changeTombstones(change func([]Tombstone) []Tombstone) error {
 	list = change(list)
 	path := filepath.Join(l.o.Dir, tombstoneFile)
 	err := writeTombstones(path+newSuffix, list)
-	if noSpace(err) && l.GiveReserve() {
+	if NoSpace(err) && l.GiveReserve() {
 		err = writeTombstones(path+newSuffix, list)
 	}
 	if err == nil {

@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 
 	"ampcio/queue"
 )
@@ -168,7 +166,7 @@ func (s *Store) maybeWrite(ticked bool) error {
 // safe even where bbolt cannot tell what it has written: the same values go to the
 // same keys again. Other errors are given back.
 func (s *Store) noRoom(err error) error {
-	if !diskFull(err) {
+	if !queue.NoSpace(err) {
 		return err
 	}
 	s.log.GiveReserve()
@@ -177,10 +175,6 @@ func (s *Store) noRoom(err error) error {
 	s.waits = err.Error()
 	s.written.Broadcast()
 	return nil
-}
-
-func diskFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, bolterrors.ErrMaxSizeReached)
 }
 
 // committed says whether the log has committed a cut; if not, Append will wake Run.
@@ -217,9 +211,14 @@ func (s *Store) finish() error {
 		}
 		select {
 		case <-s.wake:
+			continue
+		case <-s.log.Gone(): // it may have committed this last
+			if s.log.Tail() >= c.seq {
+				continue
+			}
 		case <-patience.C:
-			return fmt.Errorf("last checkpoint of %s: the log has not committed record %d", s.o.Path, c.seq)
 		}
+		return fmt.Errorf("last checkpoint of %s: the log has not committed record %d", s.o.Path, c.seq)
 	}
 	return nil
 }
@@ -468,7 +467,7 @@ func (s *Store) update(f func(*bolt.Tx) error) error {
 	if err == nil {
 		return nil
 	}
-	if err = fmt.Errorf("checkpoint of %s: %w", s.o.Path, err); diskFull(err) {
+	if err = fmt.Errorf("checkpoint of %s: %w", s.o.Path, err); queue.NoSpace(err) {
 		return err
 	}
 	s.mu.Lock()

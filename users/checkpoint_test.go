@@ -152,9 +152,13 @@ func TestFailedCommit(t *testing.T) {
 		if w.everything() == want {
 			t.Error("the test is not one: nothing was resolved")
 		}
+		asked := time.Now()
 		cancel()
 		if err := <-ended; err == nil {
 			t.Error("Run says that everything is written")
+		}
+		if waited := time.Since(asked); waited > 0 {
+			t.Errorf("Run waited %s for a log that commits nothing any more", waited)
 		}
 		after := w.crash(Options{})
 		if got := after.everything(); got != want {

@@ -255,14 +255,17 @@ func (s *Store) rewrite(r *rewriting) error {
 	}
 	if err == nil {
 		err = queue.Guard(func() error { return bolt.Compact(to, s.db, 1<<20) })
-		err = errors.Join(err, to.Sync(), to.Close())
+		if synced := to.Sync(); synced != nil {
+			err = errors.Join(err, &os.PathError{Op: "fsync", Path: fresh, Err: synced}) // of a file that nobody needs yet: NoSpace is that
+		}
+		err = errors.Join(err, to.Close())
 	}
 	if err == nil {
 		err = s.step("rewrite")
 	}
 	if err != nil {
 		os.Remove(fresh)
-		if diskFull(err) || errors.Is(err, queue.ErrDamaged) {
+		if queue.NoSpace(err) || errors.Is(err, queue.ErrDamaged) {
 			return nil // who reads there next meets it
 		}
 		return fmt.Errorf("write %s anew: %w", s.o.Path, err)

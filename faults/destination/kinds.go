@@ -66,6 +66,14 @@ func instead(processed bool, status int, contentType, body string) func(*rand.Ra
 	})
 }
 
+// huge answers in the same way with 5 MiB and more. They are made only when they are needed: each process of this program
+// starts with this package.
+func huge(processed bool, status int, contentType, begin, again, end string) func(*rand.Rand) shape {
+	return func(r *rand.Rand) shape {
+		return instead(processed, status, contentType, begin+strings.Repeat(again, 1+5<<20/len(again))+end)(r)
+	}
+}
+
 // process lets the sandbox process a request, and gives its answer. A cut is no answer: status 0.
 func process(inner http.Handler, r *http.Request) (answer *httptest.ResponseRecorder) {
 	answer = httptest.NewRecorder()
@@ -232,9 +240,9 @@ var kinds = []kind{
 	{name: "truncated JSON, processed", front: instead(true, 200, "application/json", `{"errors":[{"batch_index":0,"rea`)},
 	{name: "a list", front: instead(false, 200, "application/json", `[]`)},
 	{name: "null", front: instead(false, 200, "application/json", `null`)},
-	{name: "huge answer", front: instead(false, 200, "application/json", `{"padding":"`+strings.Repeat("x", 5<<20)+`"}`)},
-	{name: "huge answer, processed", front: instead(true, 200, "application/json", `{"padding":"`+strings.Repeat("x", 5<<20)+`"}`)},
-	{name: "huge HTML 500", front: instead(false, 500, "text/html", strings.Repeat("<p>sorry</p>", 500_000))},
+	{name: "huge answer", front: huge(false, 200, "application/json", `{"padding":"`, "x", `"}`)},
+	{name: "huge answer, processed", front: huge(true, 200, "application/json", `{"padding":"`, "x", `"}`)},
+	{name: "huge HTML 500", front: huge(false, 500, "text/html", "", "<p>sorry</p>", "")},
 	{name: "HTML 400", front: instead(false, 400, "text/html", "<h1>Bad Request</h1>")},
 	{name: "207 without a list", front: instead(true, 207, "application/json", `{}`)},
 	{name: "207 with a strange list", front: instead(true, 207, "application/json", `{"errors":{"0":"bad"}}`)},

@@ -110,18 +110,26 @@ func (w *worker) wrong(format string, args ...any) {
 	w.h.Fail(ErrBroken)
 }
 
-// whole looks whether the start has found anything damaged: neither a crash nor a failed write damages anything.
+// whole looks whether the start has found anything damaged.
 func (w *worker) whole() {
-	if away := w.h.Log.SetAside(); len(away) > 0 {
-		w.wrong("a start found log files damaged: %+v", away)
+	for _, what := range w.h.damage() {
+		w.wrong("a start found %s", what)
 	}
-	if away := w.h.Ledger.SetAside(); away != nil {
-		w.wrong("a start found the ledger damaged: %+v", *away)
+}
+
+// damage is what a start has found damaged: neither a crash nor a failed write damages anything.
+func (h *House) damage() (found []string) {
+	if away := h.Log.SetAside(); len(away) > 0 {
+		found = append(found, fmt.Sprintf("log files damaged: %+v", away))
 	}
-	s := w.h.Users.Stats()
-	if w.h.Users.Warning() != nil || s.Lost > 0 || s.DamagedKeys > 0 {
-		w.wrong("a start found users.db not whole: %v, %d records lost, %d entries damaged", w.h.Users.Warning(), s.Lost, s.DamagedKeys)
+	if away := h.Ledger.SetAside(); away != nil {
+		found = append(found, fmt.Sprintf("the ledger damaged: %+v", *away))
 	}
+	s := h.Users.Stats()
+	if h.Users.Warning() != nil || s.Lost > 0 || s.DamagedKeys > 0 {
+		found = append(found, fmt.Sprintf("users.db not whole: %v, %d records lost, %d entries damaged", h.Users.Warning(), s.Lost, s.DamagedKeys))
+	}
+	return found
 }
 
 func (w *worker) chances(who uint64) *rand.Rand {

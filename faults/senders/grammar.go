@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"regexp"
 	"strconv"
+	"sync"
 
 	"ampcio/recordings"
 )
@@ -71,12 +72,12 @@ func cut(body []byte) (t template) {
 }
 
 // recorded are the bodies of real SDKs, as templates.
-var recorded = func() (all []template) {
+var recorded = sync.OnceValue(func() (all []template) {
 	for _, r := range recordings.All() {
 		all = append(all, cut(r.Body))
 	}
 	return all
-}()
+})
 
 var (
 	exportedTemplate       = cut([]byte(exported))
@@ -142,7 +143,7 @@ func (g *grammar) attempt() *attempt {
 	case form:
 		body = g.several(identificationTemplate)
 	default:
-		body = g.fill(nil, pick(g, recorded))
+		body = g.fill(nil, pick(g, recorded()))
 	}
 	layer := pick(g, []string{"body", "body", "body", "body", "body", "body", "coding", "framing", "header", "line"})
 	if layer == "body" || g.percent(30) {
