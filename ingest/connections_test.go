@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -32,16 +33,31 @@ func boundedServer(t *testing.T, most int) (server *Server, l *counting) {
 	return server, l
 }
 
-// counting counts the connections that it has accepted.
+// counting counts the connections that it has accepted. Those of one with a lock are closed when it is free.
 type counting struct {
 	net.Listener
 	accepted atomic.Int64
+	closing  *sync.Mutex
 }
 
 func (l *counting) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	l.accepted.Add(1)
+	if l.closing != nil && err == nil {
+		c = reluctant{c, l.closing}
+	}
 	return c, err
+}
+
+type reluctant struct {
+	net.Conn
+	closing *sync.Mutex
+}
+
+func (c reluctant) Close() error {
+	c.closing.Lock()
+	defer c.closing.Unlock()
+	return c.Conn.Close()
 }
 
 // until waits for what another goroutine brings about.
@@ -81,6 +97,36 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 			t.Errorf("connection %d: %d %s", i+1, response.StatusCode, text)
 		}
 	}
+}
+
+// Closing one can take seconds, and those who become idle meanwhile are not closed for the same newcomer.
+func TestOneNewcomerClosesOneConnection(t *testing.T) {
+	server, l := boundedServer(t, 2)
+	l.closing = new(sync.Mutex)
+	asks := func(c *client) {
+		t.Helper()
+		c.send(t, posted(batch(good)))
+		if response, text := c.answer(t, "POST"); response.StatusCode != http.StatusOK {
+			t.Fatalf("%d %s", response.StatusCode, text)
+		}
+	}
+	first, second := dial(t, l.Addr().String()), dial(t, l.Addr().String())
+	asks(first)
+	server.until(t, func() bool { return server.idle.Len() == 1 })
+	asks(second)
+	server.until(t, func() bool { return server.idle.Len() == 2 })
+	l.closing.Lock()
+	letGo := sync.OnceFunc(l.closing.Unlock)
+	t.Cleanup(letGo)
+	newcomer := dial(t, l.Addr().String())
+	server.until(t, func() bool { return server.idle.Len() == 1 }) // the first is leaving
+	for range 50 {
+		asks(second)
+		server.until(t, func() bool { return server.idle.Len() == 1 })
+	}
+	letGo()
+	asks(newcomer)
+	asks(second)
 }
 
 // While all connections are at work one more waits, and is served when one of them is done: none is cut off for it.

@@ -30,6 +30,7 @@ type Server struct {
 	serving   sync.WaitGroup
 	open      map[net.Conn]*list.Element // nil = new, or being answered; else its place in idle
 	idle      *list.List                 // of net.Conn, in the order in which they became so
+	leaving   map[net.Conn]bool          // closed to make room, and still open
 	busy      int                        // how many are not idle
 	gone      sync.Cond                  // a connection is, or stopping has begun
 	calm      chan struct{}              // closed when stopping and nothing is busy
@@ -51,7 +52,7 @@ const linger = 500 * time.Millisecond
 // files whoever connects. For one more, the one that has been idle for longest is closed; as long as none is idle,
 // further ones wait in the kernel.
 func NewServer(h http.Handler, most int, log *slog.Logger, repeats *logbook.Book) *Server {
-	s := &Server{most: most, repeats: repeats, open: map[net.Conn]*list.Element{}, idle: list.New()}
+	s := &Server{most: most, repeats: repeats, open: map[net.Conn]*list.Element{}, idle: list.New(), leaving: map[net.Conn]bool{}}
 	s.gone.L = &s.mu
 	s.http = http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -104,16 +105,24 @@ func (b bounded) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// makeRoom returns when there may be one more connection, or the server stops.
+// makeRoom returns when there may be one more connection, or the server stops. It closes no second one while the first
+// is still leaving: whoever becomes idle meanwhile wakes it, too.
 func (s *Server) makeRoom() {
+	s.mu.Lock()
+	full := len(s.open) >= s.most
+	s.mu.Unlock()
+	if !full {
+		return
+	}
+	s.repeats.Note(manyConnections, "", 1, "connections", s.most)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.open) >= s.most && !s.stopping.Load() {
-		s.repeats.Note(manyConnections, "", 1, "connections", s.most)
-		if first := s.idle.Front(); first != nil {
+		if first := s.idle.Front(); first != nil && len(s.open)-len(s.leaving) >= s.most {
 			// It counts until it is closed, which can take a while: the other side may not be listening.
 			c := s.idle.Remove(first).(net.Conn)
 			s.open[c] = nil
+			s.leaving[c] = true
 			s.busy++
 			go c.Close()
 		}
@@ -139,6 +148,7 @@ func (s *Server) track(c net.Conn, state http.ConnState) {
 		s.gone.Signal() // it may make room
 	default:
 		delete(s.open, c)
+		delete(s.leaving, c)
 		s.gone.Signal()
 	}
 	if s.calm != nil && s.busy == 0 {
