@@ -1,15 +1,16 @@
 package ingest
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"ampcio/logbook"
@@ -33,31 +34,16 @@ func boundedServer(t *testing.T, most int) (server *Server, l *counting) {
 	return server, l
 }
 
-// counting counts the connections that it has accepted. Those of one with a lock are closed when it is free.
+// counting counts the connections that it has accepted.
 type counting struct {
 	net.Listener
 	accepted atomic.Int64
-	closing  *sync.Mutex
 }
 
 func (l *counting) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	l.accepted.Add(1)
-	if l.closing != nil && err == nil {
-		c = reluctant{c, l.closing}
-	}
 	return c, err
-}
-
-type reluctant struct {
-	net.Conn
-	closing *sync.Mutex
-}
-
-func (c reluctant) Close() error {
-	c.closing.Lock()
-	defer c.closing.Unlock()
-	return c.Conn.Close()
 }
 
 // until waits for what another goroutine brings about.
@@ -99,34 +85,113 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	}
 }
 
+// hall is a listener in virtual time. What it has accepted is closed when closing is.
+type hall struct {
+	t       *testing.T
+	server  *Server
+	door    chan net.Conn
+	over    chan struct{}
+	closing chan struct{}
+}
+
+// inHall serves so many connections at a time.
+func inHall(t *testing.T, most int, f func(*testing.T, *hall)) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hall{t: t, door: make(chan net.Conn), over: make(chan struct{}), closing: make(chan struct{})}
+		answer := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+		h.server = NewServer(answer, most, slog.New(slog.DiscardHandler), logbook.New(slog.New(slog.DiscardHandler), time.Now))
+		served := make(chan error, 1)
+		go func() { served <- h.server.Serve(h) }()
+		f(t, h)
+		h.server.Close()
+		<-served
+	})
+}
+
+func (h *hall) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.door:
+		return reluctant{c, h.closing}, nil
+	case <-h.over:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *hall) Close() error {
+	select {
+	case <-h.over:
+	default:
+		close(h.over)
+	}
+	return nil
+}
+
+func (h *hall) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (h *hall) enters() net.Conn {
+	c, inside := net.Pipe()
+	h.door <- inside
+	return c
+}
+
+// asks is one request on a connection and its answer.
+func (h *hall) asks(who string, c net.Conn) {
+	h.t.Helper()
+	_, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	if err == nil {
+		_, err = http.ReadResponse(bufio.NewReader(c), nil)
+	}
+	if err != nil {
+		h.t.Fatalf("%s: %v", who, err)
+	}
+	synctest.Wait()
+}
+
+type reluctant struct {
+	net.Conn
+	closing chan struct{}
+}
+
+func (c reluctant) Close() error {
+	<-c.closing
+	return c.Conn.Close()
+}
+
+// Who has just been answered may be sending the next request: it is not closed for a newcomer, who waits.
+func TestWhoWasJustAnsweredIsNotClosed(t *testing.T) {
+	inHall(t, 1, func(t *testing.T, h *hall) {
+		close(h.closing)
+		busy := h.enters()
+		h.asks("busy", busy)
+		newcomer := h.enters()
+		for range 10 {
+			time.Sleep(settled - time.Millisecond)
+			h.asks("busy", busy)
+		}
+		begin := time.Now()
+		h.asks("newcomer", newcomer)
+		if waited := time.Since(begin); waited != settled {
+			t.Errorf("the newcomer waited for %v", waited)
+		}
+	})
+}
+
 // Closing one can take seconds, and those who become idle meanwhile are not closed for the same newcomer.
 func TestOneNewcomerClosesOneConnection(t *testing.T) {
-	server, l := boundedServer(t, 2)
-	l.closing = new(sync.Mutex)
-	asks := func(c *client) {
-		t.Helper()
-		c.send(t, posted(batch(good)))
-		if response, text := c.answer(t, "POST"); response.StatusCode != http.StatusOK {
-			t.Fatalf("%d %s", response.StatusCode, text)
+	inHall(t, 2, func(t *testing.T, h *hall) {
+		first, second := h.enters(), h.enters()
+		h.asks("first", first)
+		h.asks("second", second)
+		newcomer := h.enters()
+		for range 3 {
+			time.Sleep(2 * settled) // the first is leaving
+			h.asks("second", second)
 		}
-	}
-	first, second := dial(t, l.Addr().String()), dial(t, l.Addr().String())
-	asks(first)
-	server.until(t, func() bool { return server.idle.Len() == 1 })
-	asks(second)
-	server.until(t, func() bool { return server.idle.Len() == 2 })
-	l.closing.Lock()
-	letGo := sync.OnceFunc(l.closing.Unlock)
-	t.Cleanup(letGo)
-	newcomer := dial(t, l.Addr().String())
-	server.until(t, func() bool { return server.idle.Len() == 1 }) // the first is leaving
-	for range 50 {
-		asks(second)
-		server.until(t, func() bool { return server.idle.Len() == 1 })
-	}
-	letGo()
-	asks(newcomer)
-	asks(second)
+		time.Sleep(2 * settled)
+		close(h.closing)
+		h.asks("newcomer", newcomer)
+		h.asks("second", second)
+	})
 }
 
 // While all connections are at work one more waits, and is served when one of them is done: none is cut off for it.

@@ -29,7 +29,7 @@ type Server struct {
 	listeners []net.Listener
 	serving   sync.WaitGroup
 	open      map[net.Conn]*list.Element // nil = new, or being answered; else its place in idle
-	idle      *list.List                 // of net.Conn, in the order in which they became so
+	idle      *list.List                 // of idleConn, in the order in which they became so
 	leaving   map[net.Conn]bool          // closed to make room, and still open
 	busy      int                        // how many are not idle
 	gone      sync.Cond                  // a connection is, or stopping has begun
@@ -43,14 +43,23 @@ type Server struct {
 // instead of the rule for all that send more often than this.
 const linger = 500 * time.Millisecond
 
+// settled is how long a connection must have been idle before it is closed for another one: who has just been answered
+// may be sending the next, or have the answer of HTTP/2 still before him, which is written when its stream is closed.
+const settled = 500 * time.Millisecond
+
+type idleConn struct {
+	net.Conn
+	since time.Time
+}
+
 // NewServer returns a server for the public listener, with every time and size limited:
 // a request has 5 s for its header and 30 s in all, an idle connection is kept for 120 s.
 // It holds for TLS too: the handshake has 5 s, and of HTTP/2 each request counts for itself, of which
 // a connection has at most 100 at a time. What net/http has to say goes to log as warnings.
 //
 // Of connections there are at most so many at a time: each holds a file descriptor, and the queue must find one for its
-// files whoever connects. For one more, the one that has been idle for longest is closed; as long as none is idle,
-// further ones wait in the kernel.
+// files whoever connects. For one more, the one that has been idle for longest is closed; as long as none has been
+// idle for a moment, further ones wait in the kernel.
 func NewServer(h http.Handler, most int, log *slog.Logger, repeats *logbook.Book) *Server {
 	s := &Server{most: most, repeats: repeats, open: map[net.Conn]*list.Element{}, idle: list.New(), leaving: map[net.Conn]bool{}}
 	s.gone.L = &s.mu
@@ -118,15 +127,27 @@ func (s *Server) makeRoom() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.open) >= s.most && !s.stopping.Load() {
-		if first := s.idle.Front(); first != nil && len(s.open)-len(s.leaving) >= s.most {
-			// It counts until it is closed, which can take a while: the other side may not be listening.
-			c := s.idle.Remove(first).(net.Conn)
-			s.open[c] = nil
-			s.leaving[c] = true
-			s.busy++
-			go c.Close()
+		first := s.idle.Front()
+		if first == nil || len(s.open)-len(s.leaving) < s.most {
+			s.gone.Wait()
+			continue
 		}
-		s.gone.Wait()
+		if early := settled - time.Since(first.Value.(idleConn).since); early > 0 {
+			alarm := time.AfterFunc(early, func() {
+				s.mu.Lock() // else it may come before the wait
+				defer s.mu.Unlock()
+				s.gone.Broadcast()
+			})
+			s.gone.Wait()
+			alarm.Stop()
+			continue
+		}
+		// It counts until it is closed, which can take a while: the other side may not be listening.
+		c := s.idle.Remove(first).(idleConn).Conn
+		s.open[c] = nil
+		s.leaving[c] = true
+		s.busy++
+		go c.Close()
 	}
 }
 
@@ -144,7 +165,7 @@ func (s *Server) track(c net.Conn, state http.ConnState) {
 		s.open[c] = nil
 		s.busy++
 	case http.StateIdle:
-		s.open[c] = s.idle.PushBack(c)
+		s.open[c] = s.idle.PushBack(idleConn{c, time.Now()})
 		s.gone.Signal() // it may make room
 	default:
 		delete(s.open, c)

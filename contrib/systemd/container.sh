@@ -86,7 +86,7 @@ boot() {
 		for child in $(cat "/proc/$nspawn/task/$nspawn/children" 2>/dev/null); do
 			[ "$(cat "/proc/$child/comm" 2>/dev/null)" != systemd ] || leader=$child
 		done
-		[ -z "$leader" ] || state=$(inside systemctl is-system-running --wait 2>/dev/null) || true
+		[ -z "$leader" ] || state=$(inside timeout $((until - SECONDS + 1)) systemctl is-system-running --wait 2>/dev/null) || true
 	done
 }
 
