@@ -145,7 +145,7 @@ func TestNoCoreIsLeft(t *testing.T) {
 	}
 	up(t, r)
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", r.Daemon.Process.Pid))
-	if err != nil || !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
+	if err != nil || !regexp.MustCompile(`(?m)^Max core file size +1 +1 `).Match(limits) {
 		t.Errorf("%s %v", limits, err)
 	}
 	if err := r.Daemon.Process.Signal(syscall.SIGABRT); err != nil {
@@ -166,7 +166,7 @@ func TestNoCoreIsLeft(t *testing.T) {
 		t.Errorf("core dumped: %t, %q, %v", status.CoreDump(), cores, err)
 	}
 	unit, err := os.ReadFile("contrib/systemd/ampcio.service")
-	if err != nil || !strings.Contains(string(unit), "\nLimitCORE=0\n") {
+	if err != nil || !strings.Contains(string(unit), "\nLimitCORE=1\n") {
 		t.Errorf("the unit allows cores: %v", err)
 	}
 }

@@ -114,14 +114,25 @@ type daemon struct {
 	runs *runs // nil until run
 }
 
+// forbidCores: a core would hold events and keys. The unit says so too; this is for those who run ampcio without it. A
+// limit of one byte is too little for a file, and unlike none it is also what keeps Linux from piping a core to a
+// program (core(5)), such as those that report crashes.
+func forbidCores() error {
+	var now syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &now); err != nil {
+		return err
+	}
+	most := min(1, now.Max)
+	return syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: most, Max: most})
+}
+
 // serve runs the daemon until ctx ends and everything has gone home, or until a part
 // of it fails. The configuration is checked before a byte of the storage is touched.
 func (d *daemon) serve(ctx context.Context, hup <-chan os.Signal) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	// A core would hold events and keys. The unit says so too; this is for those who run ampcio without it.
-	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+	if err := forbidCores(); err != nil {
 		return exit(exitFailed, fmt.Errorf("forbid core dumps: %w", err))
 	}
 	for _, w := range d.config().Warnings {
