@@ -33,7 +33,7 @@ func Trials() []scoreboard.Trial {
 
 // perCase is how many histories one case has, at most. They are lived through one after another in one installation,
 // each with projects, users and syncs of its own: to open its files anew for each would be most of the work.
-const perCase = 25
+const perCase = 50
 
 func some(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 	var all [][]step

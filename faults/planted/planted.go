@@ -35,7 +35,8 @@ func hunts(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 	some := slices.Clone(bugs)
 	c.Rand.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
 	some = some[:min(len(some), c.Left)]
-	var tried []string
+	tried := map[string]int{} // trials, and how many units the longest of their hunts took
+	var order []string
 	for _, b := range some {
 		l, problem := h.wake(ctx, &b, c.Rand.Uint64()>>1)
 		switch {
@@ -47,18 +48,22 @@ func hunts(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 			c.Note("%s is found by %q after %d %s: %s", b.name, b.trial, l.Done, l.Unit, firstLine(l.Violations[0]))
 		}
 		n++
-		if !slices.Contains(tried, b.trial) {
-			tried = append(tried, b.trial)
+		if !slices.Contains(order, b.trial) {
+			order = append(order, b.trial)
 		}
+		tried[b.trial] = max(tried[b.trial], l.Done)
 	}
 	// What finds bugs where none is awake has found nothing.
-	for _, trial := range tried {
-		if problem := h.asleep(ctx, trial, c.Rand.Uint64()>>1); problem != nil {
+	for _, trial := range order {
+		if problem := h.asleep(ctx, trial, tried[trial], c.Rand.Uint64()>>1); problem != nil {
 			err = errors.Join(err, fmt.Errorf("%q with all planted bugs asleep: %w", trial, problem))
 		}
 	}
 	return n, err
 }
+
+// fewest units of a run in which nothing may be found.
+const fewest = 10
 
 // hunt runs the trials that have the bugs in them, in processes of their own.
 type hunt struct{ folder, ampcio, faults, overlay string }
@@ -92,9 +97,9 @@ func (h *hunt) wake(ctx context.Context, b *bug, seed uint64) (scoreboard.Line, 
 	return scoreboard.Line{}, fmt.Errorf("%q has not found it after %d%s", b.trial, done, again)
 }
 
-// asleep runs one case of a trial while no bug is awake.
-func (h *hunt) asleep(ctx context.Context, trial string, seed uint64) error {
-	out, err := h.run(ctx, "", "replay", "-binary", h.ampcio, trial, strconv.FormatUint(seed, 10))
+// asleep runs one case of a trial while no bug is awake, of as many units as found one, if a case can have so many.
+func (h *hunt) asleep(ctx context.Context, trial string, units int, seed uint64) error {
+	out, err := h.run(ctx, "", "replay", "-binary", h.ampcio, "-left", strconv.Itoa(max(units, fewest)), trial, strconv.FormatUint(seed, 10))
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
 	}
