@@ -233,3 +233,31 @@ func TestDamageThatAnAuditFinds(t *testing.T) {
 	}
 	b.close(t)
 }
+
+// So does a forgetting: it is tried again at each start, and would fail for ever.
+func TestDamageThatAForgettingFinds(t *testing.T) {
+	dir := t.TempDir()
+	lived(t, dir)
+	editLedger(t, dir, func(tx *bolt.Tx) {
+		k, v := tx.Bucket(bucketDead).Cursor().First()
+		v = bytes.Clone(v)
+		v[len(v)/2] ^= 1
+		must(t, tx.Bucket(bucketDead).Put(bytes.Clone(k), v))
+	})
+	b := openBare(t, dir)
+	tomb, err := b.log.ForgetLanes(t.Context(), "app", Forgetting{Lanes: []string{"nobody"}}, func(uint64) error { return nil })
+	must(t, err)
+	if _, err := b.c.Forget(t.Context(), nil); !errors.Is(err, ErrDamaged) {
+		t.Errorf("it was forgotten, although a dead letter cannot be read: %v", err)
+	}
+	b.close(t)
+	b = openBare(t, dir)
+	defer b.close(t)
+	if b.c.SetAside() == nil {
+		t.Error("the damaged ledger was not set aside")
+	}
+	if _, err := b.c.Forget(t.Context(), nil); err != nil {
+		t.Error("the next start does not forget either:", err)
+	}
+	must(t, b.log.FinishForgetting(tomb.ID))
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	bolt "go.etcd.io/bbolt"
@@ -130,6 +131,10 @@ func (c *Consumer) forgottenDead(ctx context.Context) (seqs []uint64, err error)
 	})
 	if err == errStop {
 		err = nil
+	}
+	if errors.Is(err, ErrDamaged) { // it may be one of theirs: the next start mends the ledger and goes on with it
+		suspect(c.path())
+		err = fmt.Errorf("sync %s: look for who is forgotten: %w", c.o.Name, err)
 	}
 	return seqs, err
 }

@@ -202,6 +202,7 @@ func TestDamagedEntry(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := start(t, t.TempDir(), Options{CacheBytes: 1}).run()
+			defer w.stop()
 			w.send(`/ann - {"plan":"pro"}`, `/ada - {"plan":"pro"}`, `/bob - {"plan":"pro"}`)
 			w.checkpoint()
 			w.know("", "bob") // and ann is forgotten
@@ -215,14 +216,14 @@ func TestDamagedEntry(t *testing.T) {
 			if n := w.store.Stats().DamagedKeys; n != 1 {
 				t.Errorf("%d damaged entries counted", n)
 			}
-			w = w.crash(Options{})
-			defer w.stop()
-			if got := w.know("", "ann"); got != `ann {"plan":"pro"} 0 insert_ids` {
+			after := w.crash(Options{})
+			defer after.stop()
+			if got := after.know("", "ann"); got != `ann {"plan":"pro"} 0 insert_ids` {
 				t.Error("after a start:", got)
 			}
 			var r *Repair
-			if !errors.As(w.store.Warning(), &r) || r.Saved != 2 {
-				t.Errorf("warning: %v", w.store.Warning())
+			if !errors.As(after.store.Warning(), &r) || r.Saved != 2 {
+				t.Errorf("warning: %v", after.store.Warning())
 			}
 		})
 	}
