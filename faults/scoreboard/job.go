@@ -81,7 +81,7 @@ func (j Job) apart(ctx context.Context, limit time.Duration, out io.Writer) (n i
 	cmd := child.Command(jobWork, string(text))
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, &last, []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us; it hears SIGTERM then
-	cmd.WaitDelay = grace // for what it left behind with its output
+	cmd.WaitDelay = grace                                 // for what it left behind with its output
 	if err := cmd.Start(); err != nil {
 		return 0, errors.Join(err, w.Close())
 	}
