@@ -42,7 +42,7 @@ const usage = `faults/run quick|full|soak [-only NAME,…] [-seed N]   try every
 faults/run replay [-left N] NAME SEED                  one case again, as a violation names it
 faults/run list                                        the trials
 
--only takes parts of names; -first ends at the first violation, -workers N tries N cases at a time (as many as cores);
+-part 0.03 tries that part of everything; -only takes parts of names; -first ends at the first violation, -workers N tries N cases at a time (as many as cores);
 -json FILE also writes the scoreboard there.
 `
 
@@ -71,6 +71,7 @@ func run(args []string) int {
 	first := flags.Bool("first", false, "")
 	workers := flags.Int("workers", 0, "")
 	left := flags.Int("left", 0, "")
+	given := flags.Float64("part", 0, "")
 	binary := flags.String("binary", "", "") // an ampcio that is already built: for planted bugs
 	verb := args[0]
 	if err := flags.Parse(args[1:]); err != nil {
@@ -88,6 +89,9 @@ func run(args []string) int {
 	}
 	parts := map[string]float64{"quick": 0.1, "full": 1, "soak": 0, "replay": 1}
 	part, known := parts[verb]
+	if *given > 0 && part > 0 {
+		part = *given
+	}
 	switch {
 	case verb == "list":
 		for _, t := range all {
