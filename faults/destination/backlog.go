@@ -25,7 +25,8 @@ const (
 
 // backlog stores what is left to do while Customer.io is down, with a crash in the middle, and drains it with more of them.
 func backlog(ctx context.Context, c *scoreboard.Case) (events int, err error) {
-	want := max(c.Left/(backlogSenders*backlogEach), 1) * backlogSenders * backlogEach
+	const round = backlogSenders * backlogEach
+	want := (c.Left + round - 1) / round * round // all in one: a rest would be too small to be killed in
 	down := sandbox.Faults{Outages: []sandbox.Outage{{Length: time.Hour}}}
 	r, err := rehearsal.New(c.Dir, c.Ampcio, rehearsal.Settings{
 		Sandbox: sandbox.Options{Faults: down, MaxKeptEvents: -1, Seed: c.Seed},
