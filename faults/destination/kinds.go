@@ -78,7 +78,7 @@ func huge(processed bool, status int, contentType, begin, again, end string) fun
 func process(inner http.Handler, r *http.Request) (answer *httptest.ResponseRecorder) {
 	answer = httptest.NewRecorder()
 	defer func() {
-		if p := recover(); p != nil {
+		if p := recover(); p != nil { // that is how the sandbox cuts a connection
 			if p != http.ErrAbortHandler {
 				panic(p)
 			}

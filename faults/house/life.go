@@ -168,7 +168,7 @@ func (w *worker) send(ctx context.Context, half int) {
 			w.say("acked %d %d %d", u, first, first+n-1)
 			next[u] = first + n
 		case errors.As(err, &full) && w.Patient:
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // as a sender does who is told to come again: nothing says when there is space
 		case errors.Is(err, queue.ErrBusy) || errors.As(err, &full):
 		default:
 			w.refused.Store(true)
@@ -280,7 +280,7 @@ func (w *worker) act(ctx context.Context, r *rand.Rand) error {
 		if err := c.Pause(); err != nil {
 			return err
 		}
-		time.Sleep(time.Duration(r.IntN(3)) * time.Millisecond)
+		time.Sleep(time.Duration(r.IntN(3)) * time.Millisecond) // others go on meanwhile; a cut may come in the pause
 		return c.Resume()
 	case 1, 2:
 		dead, err := w.someDead(r)

@@ -151,7 +151,7 @@ func (h *history) arrive(project string, events ...*event) {
 	h.lookAtPeople()
 }
 
-// sleep lets time pass.
+// sleep lets virtual time pass.
 func (h *history) sleep(d time.Duration) {
 	time.Sleep(d)
 	h.quiet()

@@ -94,7 +94,7 @@ func (h *history) dir() string { return filepath.Join(h.root, fmt.Sprint(h.life)
 
 // build makes an installation without a sync.
 func (h *history) build() {
-	time.Sleep(time.Until(beginning))
+	time.Sleep(time.Until(beginning)) // the clock of a bubble begins in 2000
 	h.doing = "build"
 	h.must(os.Mkdir(h.dir(), 0o700), "make a folder")
 	// The product's reserve of disk space is 4 MiB: it is no file that anything is read from.

@@ -87,7 +87,7 @@ func live(ctx context.Context, memory string, all [][]step, tell func(string)) (
 	synctest.Test(new(testing.T), func(*testing.T) {
 		h := &history{root: dir, tell: tell}
 		defer func() {
-			if p := recover(); p != nil {
+			if p := recover(); p != nil { // a violation, however deep; any other is one of the product
 				v, ok := p.(violation)
 				if !ok {
 					v = violation{fmt.Errorf("panic: %v\n%s", p, stack())}

@@ -116,7 +116,7 @@ func (s *story) live(d time.Duration) {
 		if s.rng.IntN(60) == 0 {
 			s.crash()
 		}
-		time.Sleep(20 * time.Minute)
+		time.Sleep(20 * time.Minute) // virtual: a story is days long
 		if o := s.sandbox.Report().Order; o.OutOfOrder != 0 || o.Repeated != 0 {
 			s.t.Fatalf("after %v: %+v", time.Since(start), o)
 		}

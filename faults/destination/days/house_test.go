@@ -58,7 +58,7 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	w.running.Go(func() {
 		whole := false
 		defer func() {
-			if p := recover(); p != nil && p != http.ErrAbortHandler {
+			if p := recover(); p != nil && p != http.ErrAbortHandler { // that is how the sandbox cuts a connection
 				panic(p)
 			}
 			if w.late.Load() {
