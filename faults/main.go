@@ -72,6 +72,7 @@ func run(args []string) int {
 	workers := flags.Int("workers", 0, "")
 	left := flags.Int("left", 0, "")
 	given := flags.Float64("part", 0, "")
+	units := flags.Int("units", 0, "")       // of each trial, instead of a part of all: for planted bugs
 	binary := flags.String("binary", "", "") // an ampcio that is already built: for planted bugs
 	verb := args[0]
 	if err := flags.Parse(args[1:]); err != nil {
@@ -101,6 +102,11 @@ func run(args []string) int {
 	case !known, verb == "replay" && flags.NArg() != 2, verb != "replay" && flags.NArg() > 0:
 		fmt.Fprint(os.Stderr, usage)
 		return exitUsage
+	}
+	for i := range all {
+		if *units > 0 {
+			all[i].Full = min(all[i].Full, *units)
+		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -192,6 +192,9 @@ func (s *story) hurry(ctx context.Context) error {
 	if bytes.Contains(unit, []byte("\nRestartSec=")) {
 		text += "RestartSec=100ms\n"
 	}
+	if bug, awake := os.LookupEnv(scoreboard.PlantedBug); awake {
+		text += fmt.Sprintf("Environment=%s=%s\n", scoreboard.PlantedBug, bug)
+	}
 	if err := s.m.write(ctx, "/etc/systemd/system/ampcio.service.d/hurry.conf", "0644", "root", text); err != nil {
 		return err
 	}

@@ -48,6 +48,9 @@ func TestPlantedBugsAreAtLeastTwentyOfDifferentNames(t *testing.T) {
 		if b.trial == "" || b.what == "" {
 			t.Errorf("%s says too little", b.name)
 		}
+		if enough[b.trial] == 0 {
+			t.Errorf("%s: nobody says how many %s are enough", b.name, b.trial)
+		}
 	}
 	if len(names) != len(bugs) || len(bugs) < 20 {
 		t.Errorf("%d bugs of %d names", len(bugs), len(names))

@@ -38,7 +38,11 @@ func hunts(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 	tried := map[string]int{} // trials, and how many units the longest of their hunts took
 	var order []string
 	for _, b := range some {
-		l, problem := h.wake(ctx, &b, c.Rand.Uint64()>>1)
+		seed := c.Rand.Uint64() >> 1
+		if b.seed > 0 {
+			seed = b.seed
+		}
+		l, problem := h.wake(ctx, &b, seed)
 		switch {
 		case ctx.Err() != nil:
 			return n, context.Cause(ctx)
@@ -65,17 +69,26 @@ func hunts(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 // fewest units of a run in which nothing may be found.
 const fewest = 10
 
+// enough is what each bug of a trial is found in, several times over: units of the trial. A bug that is not is a hole, and is told as one in
+// minutes and not hours.
+var enough = map[string]int{
+	"crash images": 50_000, "power cuts": 300, "ext4 cuts": 100, "I/O errors": 1000, "forgetful fsync": 750, "disk full": 100, "bit flips": 5000,
+	"kill -9": 600, "destination": 500, "backlog": 1_000_000, "malformed requests": 50_000, "hostile senders": 35, "clocks": 100,
+	"systemd faults": 46, "socket restarts": 40, "model": 5000,
+}
+
 // hunt runs the trials that have the bugs in them, in processes of their own.
 type hunt struct{ folder, ampcio, faults, overlay string }
 
-// wake runs a bug's trial, on one core, up to the first violation. There being none is an error.
+// wake runs a bug's trial, on one core, up to the first violation. There being none in what should be enough is an error.
 func (h *hunt) wake(ctx context.Context, b *bug, seed uint64) (scoreboard.Line, error) {
 	board := filepath.Join(h.folder, "board.json")
 	if err := os.RemoveAll(board); err != nil {
 		return scoreboard.Line{}, err
 	}
-	out, err := h.run(ctx, b.name, "full", "-only", b.trial, "-first", "-workers", "1", "-seed", strconv.FormatUint(seed, 10), "-binary", h.ampcio, "-json", board)
-	again := fmt.Sprintf("\n\twith faults/run full -only %q -seed %d", b.trial, seed)
+	out, err := h.run(ctx, b.name, "full", "-units", strconv.Itoa(enough[b.trial]), "-only", b.trial, "-first", "-workers", "1",
+		"-seed", strconv.FormatUint(seed, 10), "-binary", h.ampcio, "-json", board)
+	again := fmt.Sprintf("\n\twith faults/run full -units %d -only %q -seed %d", enough[b.trial], b.trial, seed)
 	text, unread := os.ReadFile(board)
 	if unread != nil {
 		return scoreboard.Line{}, fmt.Errorf("%q kept no score: %w\n%s%s", b.trial, err, out, again)
