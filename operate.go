@@ -228,12 +228,16 @@ func tell(out io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// readInput reads what a verb was asked.
+// readInput reads what a verb was asked: one JSON value and nothing behind it, so that nothing is done of which somebody
+// has asked for more, or for something else.
 func readInput(in json.RawMessage, v any) error {
 	d := json.NewDecoder(bytes.NewReader(in))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
 		return exit(exitUsage, fmt.Errorf("read what is asked for: %w", err))
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return exit(exitUsage, fmt.Errorf("read what is asked for: there is something behind it, at byte %d", d.InputOffset()))
 	}
 	return nil
 }

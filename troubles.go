@@ -340,7 +340,9 @@ func timeOr(t *time.Time) time.Time {
 // lastSeen enters when a project was last heard of: by this process, or by one before it.
 func (j *judge) lastSeen(desk *alerts.Desk, project, seen string, started time.Time) {
 	name := "project " + project
-	if at, err := time.Parse(time.RFC3339, seen); err == nil {
+	// A time that is still to come is of a clock that has been set back since: it would be believed again at each look,
+	// and the project would never be quiet before that time has come.
+	if at, err := time.Parse(time.RFC3339, seen); err == nil && !at.After(j.now) {
 		desk.Mark(name, at)
 	} else if desk.Marked(name).IsZero() {
 		desk.Mark(name, j.now) // it is new, and has its time from now on

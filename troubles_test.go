@@ -166,6 +166,30 @@ func TestBlindSight(t *testing.T) {
 	}
 }
 
+// A clock that was set back by days silences nobody: what the door last saw is then in the time to come.
+func TestNoTrafficAfterTheClockWasSetBack(t *testing.T) {
+	right := time.Date(2026, 11, 26, 8, 0, 0, 0, time.UTC)
+	limits := config.Default().Alerts
+	desk := alerts.Open(alerts.Options{Path: t.TempDir() + "/none"})
+	look := func(now time.Time, seen string) bool {
+		j := judge{limits: limits, now: now, firing: func(string, string) bool { return false }}
+		j.lastSeen(desk, "app", seen, right.AddDate(0, 0, -300))
+		desk.Look(alerts.Sight{At: now})
+		return len(j.quiet) > 0
+	}
+	ahead := right.AddDate(0, 0, 30)
+	seen := ahead.Format(time.RFC3339)
+	if look(ahead, seen) || look(right, seen) || look(right.Add(time.Hour), seen) {
+		t.Error("it is quiet though there was a request")
+	}
+	if limit := time.Duration(limits.NoTraffic); !look(right.Add(limit+time.Hour), seen) {
+		t.Errorf("no request for %v since the clock was set back, and that is no trouble", limit+time.Hour)
+	}
+	if back := right.AddDate(0, 0, 2); look(back, back.Format(time.RFC3339)) {
+		t.Error("it is quiet though there was a request after that")
+	}
+}
+
 // After a start senders have some minutes to come back, and a project that is new has its
 // time; a restart does not begin the time anew.
 func TestNoTrafficOverRestarts(t *testing.T) {

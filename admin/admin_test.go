@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -218,6 +219,25 @@ func TestAskThroughTheSocket(t *testing.T) {
 	stop()
 	if err := <-done; err != nil {
 		t.Errorf("Serve: %v", err)
+	}
+}
+
+// From its first moment the socket is nobody else's, even of a service that was started with an umask of 0: who connects
+// before the mode is set stays connected. The umask is the process's, so this runs alone.
+func TestTheSocketIsNeverOpenToAll(t *testing.T) {
+	before := syscall.Umask(0)
+	defer syscall.Umask(before)
+	path := filepath.Join(t.TempDir(), "admin.sock")
+	l, err := listenAlone(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm()&0o077 != 0 {
+		t.Errorf("just opened it has the mode %v, %v", st.Mode(), err)
+	}
+	if now := syscall.Umask(0); now != 0 {
+		t.Errorf("the umask has become %#o", now)
 	}
 }
 

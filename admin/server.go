@@ -11,6 +11,7 @@ import (
 	"net/http/pprof"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -109,7 +110,7 @@ func ListenSocket(path string) (net.Listener, error) {
 			return nil, fmt.Errorf("admin socket: %w", err)
 		}
 	}
-	l, err := net.Listen("unix", path)
+	l, err := listenAlone(path)
 	if err != nil {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
@@ -117,6 +118,15 @@ func ListenSocket(path string) (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("admin socket: %w", err), l.Close())
 	}
 	return l, nil
+}
+
+// listenAlone opens a socket that is nobody's but the service's, whatever the umask is that it was started with: between
+// bind and chmod somebody else could connect, and stays connected. What other goroutines create meanwhile is only
+// stricter for it.
+func listenAlone(path string) (net.Listener, error) {
+	before := syscall.Umask(0o077)
+	defer syscall.Umask(before)
+	return net.Listen("unix", path)
 }
 
 // Client asks at an admin socket, whatever the host of the URL. An answer may take as

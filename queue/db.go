@@ -336,6 +336,11 @@ func readMeta(f *os.File, at int64) (metaPage, bool) {
 	if binary.NativeEndian.Uint32(m) != boltMagic || h.Sum64() != binary.NativeEndian.Uint64(m[56:]) {
 		return metaPage{}, false
 	}
+	// A checksum can be forged: nothing is reckoned with sizes that no file has.
+	size, pages := binary.NativeEndian.Uint32(m[8:]), binary.NativeEndian.Uint64(m[40:])
+	if size < 1024 || size > 16<<20 || size&(size-1) != 0 || pages > 1<<50/uint64(size) {
+		return metaPage{}, false
+	}
 	return metaPage{
 		bytes: page, at: at, txid: binary.NativeEndian.Uint64(m[48:]),
 		pageSize: int64(binary.NativeEndian.Uint32(m[8:])), pages: int64(binary.NativeEndian.Uint64(m[40:])),

@@ -22,6 +22,9 @@ var ErrNotEmpty = errors.New("the folder is not empty")
 // ErrBadBackup says that a backup is not whole, or none.
 var ErrBadBackup = errors.New("the backup cannot be used")
 
+// manifestMost bounds what is read of a manifest, which has some 150 bytes for each file: a forged one takes no more memory.
+const manifestMost = 64 << 20
+
 // restoring is what the folder is called in which a restore is prepared.
 const restoring = ".restoring"
 
@@ -140,9 +143,12 @@ func unpackFile(ctx context.Context, from io.Reader, path string) (f ManifestFil
 }
 
 func readManifest(r io.Reader) (m Manifest, err error) {
-	text, err := io.ReadAll(r)
+	text, err := io.ReadAll(io.LimitReader(r, manifestMost+1))
 	if err != nil {
 		return m, fmt.Errorf("%w: it is cut off in its manifest", ErrBadBackup)
+	}
+	if len(text) > manifestMost {
+		return m, fmt.Errorf("%w: its manifest has more than %d MiB", ErrBadBackup, manifestMost>>20)
 	}
 	i := bytes.IndexByte(text, '\n') + 1
 	if sum := sha256.Sum256(text[:i]); i == 0 || string(text[i:]) != hex.EncodeToString(sum[:])+"\n" {

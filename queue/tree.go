@@ -57,13 +57,20 @@ func checkTree(f *os.File, m metaPage, forWriting bool, entry func(bucket string
 // over, but never a fault.
 type tree struct {
 	f    *os.File
+	size int64 // of the file
 	meta metaPage
 	used map[uint64]bool // pages met, by number
 	// entry, if set, is called by check for what it meets in the top-level buckets.
 	entry func(bucket string, k, v []byte) error
 }
 
-func newTree(f *os.File, m metaPage) *tree { return &tree{f: f, meta: m, used: map[uint64]bool{}} }
+func newTree(f *os.File, m metaPage) *tree {
+	t := &tree{f: f, meta: m, used: map[uint64]bool{}}
+	if st, err := f.Stat(); err == nil { // else nothing can be read of it
+		t.size = st.Size()
+	}
+	return t
+}
 
 // element is one of a page's: of a branch, a page below; of a leaf, a key and value.
 type element struct {
@@ -87,7 +94,7 @@ func (t *tree) page(id uint64) (branch bool, es []element, b []byte, err error) 
 	if binary.NativeEndian.Uint64(b) != id || id+overflow >= uint64(t.meta.pages) {
 		return false, nil, nil, fmt.Errorf("page %d is not itself: %w", id, ErrDamaged)
 	}
-	for n := id; n <= id+overflow; n++ {
+	for n := id; n <= id+overflow && int64(n) <= t.size/t.meta.pageSize; n++ { // of a file that ends early, what is there
 		if t.used[n] {
 			return false, nil, nil, fmt.Errorf("page %d is in the tree twice: %w", n, ErrDamaged)
 		}
@@ -173,8 +180,12 @@ func elements(b []byte, size int64) (branch bool, es []element, err error) {
 
 // read gives the bytes of an element's key and value.
 func (t *tree) read(id uint64, e element) (k, v []byte, err error) {
+	at := int64(id)*t.meta.pageSize + e.at
+	if end := at + e.key + e.val; end > t.size { // before memory is taken for it
+		return nil, nil, fmt.Errorf("page %d: it ends at %d of %d bytes: %w", id, end, t.size, ErrDamaged)
+	}
 	b := make([]byte, e.key+e.val)
-	if n, err := t.f.ReadAt(b, int64(id)*t.meta.pageSize+e.at); n < len(b) {
+	if n, err := t.f.ReadAt(b, at); n < len(b) {
 		return nil, nil, fmt.Errorf("page %d: %w: %w", id, err, ErrDamaged)
 	}
 	return b[:e.key], b[e.key:], nil

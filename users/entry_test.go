@@ -2,12 +2,18 @@ package users
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	bolt "go.etcd.io/bbolt"
 	"pgregory.net/rapid"
+
+	"ampcio/queue"
 )
 
 // sealed is a whole stored value.
@@ -119,3 +125,54 @@ func FuzzReadEntry(f *testing.F) {
 		}
 	})
 }
+
+// FuzzReadMeta opens a users.db whose small values and places of imports may be anything: they are damaged, or can be
+// worked with.
+func FuzzReadMeta(f *testing.F) {
+	key := placeKey(archivePart{project: "app", seed: true, part: [16]byte{1, 2}})
+	f.Add(binary.BigEndian.AppendUint64(nil, 7), binary.BigEndian.AppendUint64(nil, 9), []byte("sweep"), key, placeValue(key, 77), false)
+	f.Add([]byte{1}, []byte{}, []byte{}, []byte{}, []byte{}, true)
+	f.Add(binary.BigEndian.AppendUint64(nil, 9), binary.BigEndian.AppendUint64(nil, 7), []byte{}, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1}, make([]byte, 12), true)
+	db, err := queue.OpenDB(filepath.Join(f.TempDir(), "users.db"), fileOptions())
+	if err != nil {
+		f.Fatal(err)
+	}
+	db.NoSync = true // many small transactions: it is what can be read that is tried
+	f.Cleanup(func() { db.Close() })
+	f.Fuzz(func(t *testing.T, good, reach, sweep, key, value []byte, sum bool) {
+		if len(key) == 0 || len(key) > bolt.MaxKeySize {
+			key = []byte{0}
+		}
+		if sum && len(value) >= 12 { // past the checksum, as a bug of ours would be
+			value = placeValue(key, binary.BigEndian.Uint64(value))
+		}
+		err := db.Update(func(tx *bolt.Tx) error {
+			meta, imports := tx.Bucket(bucketMeta), tx.Bucket(bucketImports)
+			if err := errors.Join(meta.Put(keyGood, good), meta.Put(keyReach, reach), meta.Put(keySweep, sweep), imports.Put(key, value)); err != nil {
+				return err
+			}
+			low, high, at, err := readMeta(tx)
+			switch {
+			case err != nil && !errors.Is(err, queue.ErrDamaged):
+				t.Fatal(err)
+			case err == nil && (low > high || !bytes.Equal(at, sweep)):
+				t.Fatalf("good for %d of %d, to be swept from %q", low, high, at)
+			}
+			places, err := readPlaces(tx)
+			if err != nil || len(places) > 1 {
+				t.Fatalf("%v, %v", places, err)
+			}
+			for p, n := range places {
+				if again, m, err := readPlace(placeKey(p), placeValue(placeKey(p), n)); err != nil || again != p || m != n {
+					t.Fatalf("%+v at %d, again %+v at %d: %v", p, n, again, m, err)
+				}
+			}
+			return errUndone
+		})
+		if !errors.Is(err, errUndone) {
+			t.Fatal(err)
+		}
+	})
+}
+
+var errUndone = errors.New("undone")
