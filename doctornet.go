@@ -448,8 +448,8 @@ func refusalAdvice(reason string) string {
 		return "SDKs split it by themselves; other senders: at most 1 MiB and 2,000 events a request (/batch 20 MiB)"
 	case "wrong_path":
 		return "the server URL must end in /2/httpapi (docs/sdks.md); scanners of the internet ask for anything"
-	case "not_yet":
-		return "an old SDK uses an endpoint that is not served yet: point it at /2/httpapi"
+	case "bad_checksum":
+		return "what an old SDK sent came changed: see what is between it and ampcio"
 	case "invalid_webhook_secret":
 		return "compare the header of Amplitude's webhook destination with webhook_secret_file"
 	case "slow_body":

@@ -62,6 +62,9 @@ var (
 	refuseEmpty = &refusal{reason: reasonJSON, status: 400, message: textNoBody, missingField: "events"}
 	refuseLarge = &refusal{reason: reasonTooLarge, status: 413, message: textTooLarge}
 	refuseMany  = &refusal{reason: reasonTooMany, status: 413, message: textTooLarge}
+	// Of the forms only, whose senders look at the status.
+	refuseChecksum = &refusal{reason: reasonChecksum, status: 400, message: "bad_checksum", missingField: "checksum"}
+	refuseURL      = &refusal{reason: reasonTooLarge, status: 414, message: "URI Too Long"}
 	// 408 is told apart from 400 by every SDK: they try again.
 	refuseSlow    = &refusal{reason: reasonSlow, status: 408, message: "Request Timeout"}
 	refuseAborted = &refusal{reason: reasonAborted, status: 408, message: "Request body ended early"}
@@ -93,10 +96,14 @@ func refuseHealth(method string) *refusal {
 	return &refusal{reason: reasonMethod, status: 400, message: "Invalid request method " + method + ": /healthz is asked by GET or HEAD", missingField: "events"}
 }
 
-// refuseNotYet is a 501: all SDKs, the old ones with the form too, keep what they have and
-// come back slowly; a 400 would make the newer ones drop it.
-func refuseNotYet(what string) *refusal {
-	return &refusal{reason: reasonNotYet, status: 501, message: what + " is not served yet: send events to /2/httpapi"}
+// inWords is the refusal as the old endpoints give it, where text says so.
+func (f *refusal) inWords(text bool) *refusal {
+	if !text {
+		return f
+	}
+	plain := *f
+	plain.text = true
+	return &plain
 }
 
 func (f *refusal) write(w http.ResponseWriter) {
@@ -128,6 +135,8 @@ func (f *refusal) plain() string {
 	switch f.reason {
 	case reasonNoKey, reasonKey:
 		return "invalid_api_key"
+	case reasonChecksum:
+		return "bad_checksum"
 	case reasonTooLarge, reasonTooMany:
 		return "request_too_large"
 	case reasonSlow, reasonAborted:

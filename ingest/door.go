@@ -20,7 +20,7 @@ const (
 	reasonEncoding = "unknown_encoding"
 	reasonPath     = "wrong_path"
 	reasonMethod   = "wrong_method"
-	reasonNotYet   = "not_yet"
+	reasonChecksum = "bad_checksum"
 	reasonSecret   = "invalid_webhook_secret"
 	reasonSlow     = "slow_body"
 	reasonAborted  = "aborted_body"

@@ -36,24 +36,44 @@ func stores(t *testing.T, m *memory, status int, answer string, some bool) {
 	}
 }
 
-// FuzzForms sends an identification by each of the ways: a query, a form of a browser, one in parts, JSON.
+// formPaths are the endpoints that take a form.
+var formPaths = []string{"/identify", "/groupidentify", "/httpapi", "/"}
+
+// FuzzForms sends each of the old endpoints what it takes by each of the ways: a query, a form of a browser, one in parts, JSON.
 func FuzzForms(f *testing.F) {
-	for _, identification := range []string{`{"user_id":"user-1","user_properties":{"$set":{"plan":"pro"}}}`, `[{"user_id":"user-1"},{"device_id":"device-1"}]`, `[]`, `{"user_id":"user-1"`, `"x"`} {
-		values := url.Values{"api_key": {key}, "identification": {identification}, "options": {`{"min_id_length":1}`}}.Encode()
-		f.Add("application/x-www-form-urlencoded", "", values)
-		f.Add("", values, "")
-		f.Add("multipart/form-data; boundary=b", "", "--b\r\nContent-Disposition: form-data; name=\"api_key\"\r\n\r\n"+key+"\r\n--b\r\nContent-Disposition: form-data; name=\"identification\"\r\n\r\n"+identification+"\r\n--b--\r\n")
-		f.Add("application/json", "", `{"api_key":"`+key+`","identification":`+identification+`}`)
+	for at, texts := range [][]string{
+		{`{"user_id":"user-1","user_properties":{"$set":{"plan":"pro"}}}`, `[{"user_id":"user-1"},{"device_id":"device-1"}]`, `[]`, `{"user_id":"user-1"`, `"x"`},
+		{`{"group_type":"org","group_value":"Acme","group_properties":{"$set":{"plan":"pro"}}}`, `[{"group_type":"org","group_value":7}]`, `{"group_type":{},"group_value":[]}`},
+		{good, "[" + good + "," + good + "]", `[7]`},
+		{"[" + good + "]", `[{"event_type":"E","user_id":"1","timestamp":1,"uuid":"u"}]`},
+	} {
+		client, list := "api_key", []string{"identification", "identification", "event", "e"}[at]
+		if at == 3 {
+			client = "client"
+		}
+		for _, text := range texts {
+			values := url.Values{client: {key}, list: {text}, "options": {`{"min_id_length":1}`}, "upload_time": {"1795432617042"}}.Encode()
+			f.Add(at, "application/x-www-form-urlencoded", "", values)
+			f.Add(at, "", values, "")
+			f.Add(at, "", "", values)
+			f.Add(at, "multipart/form-data; boundary=b", "", "--b\r\nContent-Disposition: form-data; name=\""+client+"\"\r\n\r\n"+key+"\r\n--b\r\nContent-Disposition: form-data; name=\""+list+"\"\r\n\r\n"+text+"\r\n--b--\r\n")
+			f.Add(at, "application/json", "", `{"`+client+`":"`+key+`","`+list+`":`+text+`}`)
+		}
+	}
+	for _, r := range recordedRequests(f) {
+		if r.Path == "/" {
+			f.Add(3, asForm, "", r.Body)
+		}
 	}
 	store := &memory{}
 	h := New(options(), store)
-	f.Fuzz(func(t *testing.T, kind, query, body string) {
+	f.Fuzz(func(t *testing.T, at int, kind, query, body string) {
 		store.arrivals = nil
 		method := http.MethodPost
 		if body == "" {
 			method = http.MethodGet
 		}
-		r, err := http.NewRequest(method, "http://x/identify", strings.NewReader(body))
+		r, err := http.NewRequest(method, "http://x"+formPaths[uint(at)%uint(len(formPaths))], strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,6 +83,35 @@ func FuzzForms(f *testing.F) {
 		h.ServeHTTP(w, r)
 		status, answer := w.Code, w.Body.String()
 		stores(t, store, status, answer, false)
+	})
+}
+
+// FuzzFormDecoder holds the reader of forms, which works in place, to the standard library's, which refuses a bare
+// semicolon: browsers do not.
+func FuzzFormDecoder(f *testing.F) {
+	for _, form := range []string{"a=b&c=d", "a=%41+%zz", "&&a&=b&a", "%61=%", "e=%5B%7B%22a%22%3A1%7D%5D&client=x", "a=1;b=2", "+%2b=%ff%00"} {
+		f.Add([]byte(form))
+	}
+	f.Fuzz(func(t *testing.T, form []byte) {
+		want, err := url.ParseQuery(strings.ReplaceAll(string(form), ";", "%3B"))
+		twice := false
+		for _, values := range want {
+			twice = twice || len(values) > 1
+		}
+		p := parameters{}
+		if ok := p.decode(bytes.Clone(form)); ok != (err == nil && !twice) {
+			t.Fatalf("%q: read %v, and the standard library says %v, twice %v", form, ok, err, twice)
+		} else if !ok {
+			return
+		}
+		if len(p) != len(want) {
+			t.Fatalf("%q: %q, want %q", form, p, want)
+		}
+		for name, value := range p {
+			if want.Get(name) != string(value) {
+				t.Fatalf("%q: %s is %q, want %q", form, name, value, want.Get(name))
+			}
+		}
 	})
 }
 

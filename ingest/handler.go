@@ -186,7 +186,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *Handler) route(w http.ResponseWriter, r *http.Request) {
 	endpoint := path.Clean("/" + r.URL.Path)
 	methods := "POST, OPTIONS"
-	if endpoint == "/identify" {
+	if endpoint == "/identify" || endpoint == "/groupidentify" {
 		methods = "GET, POST, OPTIONS"
 	}
 	if endpoint == "/healthz" {
@@ -206,13 +206,16 @@ func (h *Handler) route(w http.ResponseWriter, r *http.Request) {
 		refused = h.serveEvents(w, r, h.limits.batchBody)
 	case endpoint == "/" && r.Method == http.MethodPost:
 		refused = h.serveRoot(w, r)
+	case endpoint == "/httpapi" && r.Method == http.MethodPost:
+		refused = h.serveOldHTTPAPI(w, r)
 	case endpoint == "/identify" && (r.Method == http.MethodPost || r.Method == http.MethodGet):
-		refused = h.serveIdentify(w, r)
+		refused = h.serveForm(w, r, identifyAPI)
+	case endpoint == "/groupidentify" && (r.Method == http.MethodPost || r.Method == http.MethodGet):
+		refused = h.serveForm(w, r, groupIdentifyAPI)
 	case endpoint == WebhookPath && r.Method == http.MethodPost:
 		refused = h.serveWebhook(w, r)
-	case endpoint == "/httpapi" || endpoint == "/groupidentify":
-		refused = refuseNotYet(endpoint)
-	case endpoint == WebhookPath || endpoint == "/2/httpapi" || endpoint == "/batch" || endpoint == "/" || endpoint == "/identify" || endpoint == "/healthz":
+	case endpoint == WebhookPath || endpoint == "/2/httpapi" || endpoint == "/batch" || endpoint == "/" || endpoint == "/httpapi" ||
+		endpoint == "/identify" || endpoint == "/groupidentify" || endpoint == "/healthz":
 		w.Header().Set("Allow", methods)
 		refused = refuseMethod(r.Method)
 		if endpoint == "/healthz" {
@@ -236,20 +239,6 @@ func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request, limit int6
 	defer j.release()
 	if refused := h.limits.read(j, r, limit); refused != nil {
 		return refused
-	}
-	return h.storeEvents(w, r, j)
-}
-
-// serveRoot answers POST /: a V2 body is taken as such (a server URL without its path is a
-// common mistake); the form of the old mobile and JavaScript SDKs has its own endpoint to come.
-func (h *Handler) serveRoot(w http.ResponseWriter, r *http.Request) *refusal {
-	j := newJob(h.inFlight)
-	defer j.release()
-	if refused := h.limits.read(j, r, h.limits.body); refused != nil {
-		return refused
-	}
-	if isForm(r) && !startsObject(j.body) {
-		return refuseNotYet("the form endpoint /")
 	}
 	return h.storeEvents(w, r, j)
 }

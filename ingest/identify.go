@@ -1,161 +1,119 @@
 package ingest
 
 import (
-	"bytes"
-	"io"
-	"mime"
-	"mime/multipart"
-	"net/http"
-	"net/url"
 	"unicode/utf8"
 
 	"ampcio/mapping"
 )
 
-// Identify answers in plain words: "success", "missing_event", "invalid_api_key"
-// (https://amplitude.com/docs/apis/analytics/identify). Without a form or a query refusals
-// are JSON: an SDK whose URL is wrong may be listening.
+// itemReader makes an event of an item of a request. What is no object never comes here. With problems the event is not used.
+type itemReader func(item []byte) (event []byte, problems []mapping.Problem)
 
-// serveIdentify answers /identify: a query (GET), a form, or JSON, each with api_key,
-// identification (one object or an array of them) and options.
-func (h *Handler) serveIdentify(w http.ResponseWriter, r *http.Request) *refusal {
-	j := newJob(h.inFlight)
-	defer j.release()
-	text := isForm(r) || r.URL.RawQuery != ""
-	refused := func() *refusal {
-		if refused := h.limits.read(j, r, h.limits.body); refused != nil {
-			return refused
-		}
-		if startsObject(j.body) {
-			text = false
-			if refused := j.request.parse(j.body, "identification", h.limits.events); refused != nil {
-				return refused
-			}
-		} else {
-			parameters, ok := identifyParameters(r, j.body)
-			if !ok {
-				return refuseField("identification")
-			}
-			if refused := j.request.fromParameters(parameters, h.limits.events); refused != nil {
-				return refused
-			}
-		}
-		for i, item := range j.request.items {
-			if !j.request.deep[i] {
-				j.request.items[i] = asIdentify(item)
-			}
-		}
-		_, refused := h.store(r, j)
-		return refused
-	}()
-	if refused != nil {
-		plain := *refused
-		plain.text = text
-		return &plain
-	}
-	writeText(w, http.StatusOK, "success")
-	return nil
-}
-
-// identifyParameters reads the parameters of a query and, for a POST, of the form in its body.
-// ok is false when they cannot be read or one comes twice.
-func identifyParameters(r *http.Request, body []byte) (map[string]string, bool) {
-	parameters := map[string]string{}
-	add := func(values url.Values) bool {
-		for name, all := range values {
-			if _, twice := parameters[name]; twice || len(all) > 1 {
-				return false
-			}
-			parameters[name] = all[0]
-		}
-		return true
-	}
-
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil || !add(query) {
-		return nil, false
-	}
-	if r.Method != http.MethodPost {
-		return parameters, true
-	}
-	kind, attributes, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if err == nil && kind == "multipart/form-data" {
-		form, ok := multipartForm(body, attributes["boundary"])
-		return parameters, ok && add(form)
-	}
-	form, err := url.ParseQuery(string(body))
-	return parameters, err == nil && add(form)
-}
-
-// multipartForm reads a form of a few parts; all of it is in memory already.
-func multipartForm(body []byte, boundary string) (url.Values, bool) {
-	const maxParts = 16
-	form := url.Values{}
-	parts := multipart.NewReader(bytes.NewReader(body), boundary)
-	for range maxParts {
-		part, err := parts.NextPart()
-		if err == io.EOF {
-			return form, true
-		}
-		if err != nil {
-			return nil, false
-		}
-		value, err := io.ReadAll(part)
-		if err != nil {
-			return nil, false
-		}
-		form.Add(part.FormName(), string(value))
-	}
-	return nil, false
-}
-
-// fromParameters fills q from form parameters; identification and options are JSON texts.
-func (q *request) fromParameters(parameters map[string]string, maxItems int) *refusal {
-	q.reset()
-	q.key = append(q.key, parameters["api_key"]...)
-	if len(q.key) == 0 {
-		return refuseNoKey
-	}
-	c := cutter{b: []byte(parameters["identification"])}
-	c.space()
-	many, ok := q.cutItems(&c, maxItems)
-	c.space()
-	if !ok || c.i != len(c.b) || len(q.items) == 0 {
-		return refuseField("identification")
-	}
-	if many {
-		return refuseMany
-	}
-	options := bytes.TrimSpace([]byte(parameters["options"]))
-	if len(options) == 0 {
-		return nil
-	}
-	return q.parseOptions(options)
-}
-
-// asIdentify is an identification as the $identify event that means the same. What is no
-// object is returned as it is, to be refused by its reader.
-func asIdentify(identification []byte) []byte {
-	if identification[0] != '{' || !utf8.Valid(identification) {
-		return identification
+// asIdentify is an identification as the $identify event that means the same.
+func asIdentify(identification []byte) ([]byte, []mapping.Problem) {
+	if !utf8.Valid(identification) {
+		return identification, nil // to be refused by its reader, who knows the field
 	}
 	event := append(make([]byte, 0, len(identification)+32), `{"event_type":"$identify"`...)
 	err := mapping.Members(identification, func(name string, value []byte) error {
-		if name == "event_type" {
-			return nil
+		if name != "event_type" {
+			event = appendMember(event, name, value)
 		}
-		event = appendQuoted(append(event, ','), name)
-		event = append(append(event, ':'), value...)
 		return nil
 	})
 	if err != nil {
-		return identification // a name twice and the like
+		return identification, nil // a name twice and the like
 	}
-	return append(event, '}')
+	return append(event, '}'), nil
 }
 
-// isForm says whether the body claims to be a form; curl and others say so of JSON, too.
-func isForm(r *http.Request) bool {
-	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	return err == nil && (kind == "application/x-www-form-urlencoded" || kind == "multipart/form-data")
+// Amplitude's limits of one request to /groupidentify.
+const (
+	mostGroups          = 1024
+	mostGroupProperties = 1024
+)
+
+// asGroupIdentify is an identification of a group as the $groupidentify event that means the same.
+func asGroupIdentify(identification []byte) ([]byte, []mapping.Problem) {
+	if !utf8.Valid(identification) {
+		return identification, nil
+	}
+	var kind, name, properties []byte
+	event := append(make([]byte, 0, len(identification)+48), `{"event_type":"$groupidentify"`...)
+	err := mapping.Members(identification, func(member string, value []byte) error {
+		switch member {
+		case "event_type", "groups":
+		case "group_type":
+			kind = value
+		case "group_value":
+			name = value
+		case "group_properties":
+			properties = value
+		default:
+			event = appendMember(event, member, value)
+		}
+		return nil
+	})
+	if err != nil {
+		return identification, nil
+	}
+	var problems []mapping.Problem
+	for _, field := range []struct {
+		name  string
+		value []byte
+		fits  bool
+	}{{"group_type", kind, isText(kind)}, {"group_value", name, isText(name) || isNumber(name)}} {
+		missing := len(field.value) == 0 || string(field.value) == "null" || string(field.value) == `""`
+		if missing || !field.fits {
+			problems = append(problems, mapping.Problem{Field: field.name, Missing: missing})
+		}
+	}
+	if problems != nil {
+		return identification, problems
+	}
+	event = append(append(append(append(append(event, `,"groups":{`...), kind...), ':'), name...), '}')
+	if properties != nil {
+		event = appendMember(event, "group_properties", properties)
+	}
+	return append(event, '}'), nil
+}
+
+// fewGroupProperties refuses a request with more properties than Amplitude takes.
+func fewGroupProperties(q *request, _ parameters) *refusal {
+	n := 0
+	for i, item := range q.items {
+		if item[0] != '{' || q.deep[i] {
+			continue
+		}
+		// What cannot be read is named later, by whoever reads it.
+		_ = mapping.Members(item, func(member string, properties []byte) error {
+			if member != "group_properties" || !startsWith(properties, '{') {
+				return nil
+			}
+			return mapping.Members(properties, func(name string, value []byte) error {
+				if name == "" || name[0] != '$' || !startsWith(value, '{') {
+					n++
+					return nil
+				}
+				return mapping.Members(value, func(string, []byte) error { n++; return nil })
+			})
+		})
+	}
+	if n > mostGroupProperties {
+		return refuseMany
+	}
+	return nil
+}
+
+func appendMember(object []byte, name string, value []byte) []byte {
+	object = appendQuoted(append(object, ','), name)
+	return append(append(object, ':'), value...)
+}
+
+func startsWith(value []byte, c byte) bool { return len(value) > 0 && value[0] == c }
+
+func isText(value []byte) bool { return startsWith(value, '"') }
+
+func isNumber(value []byte) bool {
+	return len(value) > 0 && (value[0] == '-' || '0' <= value[0] && value[0] <= '9')
 }

@@ -33,10 +33,10 @@ var remedies = map[string]string{
 	reasonStore:     "nothing: ampcio ends and looks at what the disk holds when systemd starts it again; see the error, and dmesg",
 	reasonSlowStore: "see whether the disk is slow; Amplitude sends it again",
 	reasonPlain:     "let the server URL of the SDK begin with https://",
-	reasonNotYet:    "let the SDK's server URL end with /2/httpapi",
 
 	reasonNoKey:    "the SDK sends no API key: see its initialisation; from where it comes: ampcio queue-stats",
 	reasonKey:      "compare the SDK's API key with amplitude_api_keys; from where it comes: ampcio queue-stats",
+	reasonChecksum: "what an old SDK sent came changed: is something between it and ampcio? From where it comes: ampcio queue-stats",
 	reasonJSON:     "what is sent is no JSON: is something between that SDK and ampcio? From where it comes: ampcio queue-stats",
 	reasonField:    "what is sent is not a request of Amplitude's API; from where it comes: ampcio queue-stats",
 	reasonEvents:   "events lack what Amplitude requires, too (event_type, user_id or device_id); the answer names them to the sender",

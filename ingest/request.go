@@ -25,7 +25,8 @@ type request struct {
 	minIDLength int      // characters
 	uploaded    int64    // client_upload_time, ms since 1970 UTC; 0 = absent or no time
 
-	deep []bool // by item: nests deeper than maxDepth
+	deep  []bool     // by item: nests deeper than maxDepth
+	event itemReader // of the items; nil = they are events
 }
 
 func (q *request) reset() {
@@ -235,7 +236,14 @@ func (j *job) parseEvents() *refusal {
 			broken = true
 			continue
 		}
+		var wrong []mapping.Problem
+		if q.event != nil {
+			item, wrong = q.event(item)
+		}
 		event, problems := mapping.ParseEvent(item)
+		if wrong != nil {
+			problems = wrong
+		}
 		for _, problem := range problems {
 			field := problem.Field
 			if field == "" {
@@ -248,6 +256,9 @@ func (j *job) parseEvents() *refusal {
 			}
 		}
 		if problems == nil {
+			if cut := mapping.CutTexts(event.Raw); len(cut) != len(event.Raw) {
+				event, _ = mapping.ParseEvent(cut) // as right as before
+			}
 			checkIDs(&event, i, q.minIDLength, refused)
 		}
 		j.events = append(j.events, event)
