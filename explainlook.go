@@ -59,6 +59,7 @@ type knownOf struct {
 	someone
 	UserID     string          `json:"user_id"`    // of a device: whom it was last linked to
 	Properties json.RawMessage `json:"properties"` // null = nothing is known
+	Builtins   []byte          `json:"builtins"`   // packed
 }
 
 type sentTo struct {
@@ -196,7 +197,7 @@ func lookAtUsers(h house, asked *look, out io.Writer) error {
 			if err != nil {
 				return exit(exitIO, err)
 			}
-			k := &knownOf{someone: who, UserID: known.UserID, Properties: rawOr(known.Properties, "{}")}
+			k := &knownOf{someone: who, UserID: known.UserID, Properties: rawOr(known.Properties, "{}"), Builtins: known.Builtins}
 			if !known.Any() && (known.UserID == "" || kind.isUser) {
 				k.Properties = nil
 			}
@@ -335,8 +336,8 @@ func (m *memory) askOperator(o *operator, strict bool) {
 }
 
 // currentOf gives what is known of the user of a dead letter now.
-func (m *memory) currentOf(ctx context.Context) func(project, userID, deviceID string) ([]byte, error) {
-	return func(project, userID, deviceID string) (properties []byte, err error) {
+func (m *memory) currentOf(ctx context.Context) func(project, userID, deviceID string) (properties, builtins []byte, err error) {
+	return func(project, userID, deviceID string) (properties, builtins []byte, err error) {
 		q := look{Users: []someone{{project, userID}}}
 		if userID == "" {
 			q = look{Devices: []someone{{project, deviceID}}}
@@ -344,11 +345,11 @@ func (m *memory) currentOf(ctx context.Context) func(project, userID, deviceID s
 		err = m.ask(ctx, q, func(f found) {
 			for _, k := range []*knownOf{f.User, f.Device} {
 				if k != nil && string(k.Properties) != "null" {
-					properties = k.Properties
+					properties, builtins = k.Properties, k.Builtins
 				}
 			}
 		})
-		return properties, err
+		return properties, builtins, err
 	}
 }
 

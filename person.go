@@ -284,7 +284,7 @@ func (k *kept) findPerson(ctx context.Context, w whom, hash userHash) (*person, 
 			all[key] = true
 		}
 	}
-	now := mapping.Record{Project: p.project, UserID: p.id, Properties: p.Properties}
+	now := mapping.Record{Project: p.project, UserID: p.id, Properties: p.Properties, Builtins: p.Builtins}
 	if p.isDevice {
 		now.UserID, now.DeviceID = p.UserID, p.id
 	}

@@ -381,5 +381,6 @@ func (d *daemon) testRecord(project string, raw []byte) (*mapping.Record, error)
 	if err != nil {
 		return nil, exit(exitUsage, fmt.Errorf("--user-properties cannot be applied: %w", err))
 	}
-	return &mapping.Record{Project: project, Received: e.Time, UserID: e.UserID, Time: e.Time, Properties: properties, Raw: e.Raw}, nil
+	return &mapping.Record{Project: project, Received: e.Time, UserID: e.UserID, Time: e.Time, Properties: properties, Raw: e.Raw,
+		Builtins: mapping.ApplyBuiltins(nil, known.Builtins, &e).After}, nil
 }

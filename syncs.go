@@ -353,17 +353,17 @@ func (d *daemon) startDelivery(s *stream) {
 }
 
 // propertiesNow are the properties of a user, or of whom a device belongs to, as they are
-// by now; nil when nothing is known of them.
-func (d *daemon) propertiesNow(project, userID, deviceID string) ([]byte, error) {
+// by now, and the built-in ones, packed; nil when nothing is known of them.
+func (d *daemon) propertiesNow(project, userID, deviceID string) (properties, builtins []byte, err error) {
 	look, id := d.users.User, userID
 	if userID == "" {
 		look, id = d.users.Device, deviceID
 	}
 	known, err := look(project, id)
 	if err != nil || !known.Any() {
-		return nil, err
+		return nil, nil, err
 	}
-	return known.Properties, nil
+	return known.Properties, known.Builtins, nil
 }
 
 // endDelivery lets requests in flight end, within deliveryGrace.

@@ -67,6 +67,24 @@ func showUserAction(c *cli.Context) error {
 	return shown(c, s, func(w io.Writer) { s.write(w, asked.ShowIDs) })
 }
 
+// writeProperties says whether there are any.
+func (s *shownUser) writeProperties(w io.Writer, title string, object json.RawMessage, values bool) bool {
+	var properties map[string]json.RawMessage
+	_ = json.Unmarshal(object, &properties) // an object, as it was stored
+	if len(properties) == 0 {
+		return false
+	}
+	fmt.Fprintf(w, "  %s\n", title)
+	for _, name := range sortedKeys(properties) {
+		value := string(properties[name])
+		if !values {
+			value = strings.Trim(value, `"`)
+		}
+		fmt.Fprintf(w, "    %-24s %s\n", clipText(name, 60), clipText(value, 200))
+	}
+	return true
+}
+
 func (s *shownUser) write(w io.Writer, values bool) {
 	fmt.Fprintf(w, "%s %s in project %s\n", s.Kind, s.ID, s.Project)
 	if s.Forgotten != nil {
@@ -83,21 +101,12 @@ func (s *shownUser) write(w io.Writer, values bool) {
 	if s.User != "" {
 		fmt.Fprintf(w, "  linked to user %s, whose properties these are\n", s.User)
 	}
-	var properties map[string]json.RawMessage
-	_ = json.Unmarshal(s.Properties, &properties) // an object, as it was stored
-	if len(properties) == 0 {
+	some := s.writeProperties(w, "properties", s.Properties, values)
+	if !some {
 		fmt.Fprintln(w, "  no properties")
-	} else {
-		fmt.Fprintln(w, "  properties")
 	}
-	for _, name := range sortedKeys(properties) {
-		value := string(properties[name])
-		if !values {
-			value = strings.Trim(value, `"`)
-		}
-		fmt.Fprintf(w, "    %-24s %s\n", clipText(name, 60), clipText(value, 200))
-	}
-	if !values && len(properties) > 0 {
+	some = s.writeProperties(w, "built-in properties", s.Builtins, values) || some
+	if !values && some {
 		fmt.Fprintln(w, "    (values: --show-ids)")
 	}
 	if s.Kind == "user" {

@@ -46,11 +46,12 @@ type shownUser struct {
 	Known      bool            `json:"known"`
 	User       string          `json:"user,omitempty"` // of a device: to whom it is linked
 	Devices    []string        `json:"devices"`
-	Properties json.RawMessage `json:"properties"` // without show_ids: their names, and of what kind the values are
-	InsertIDs  int             `json:"insert_ids"` // remembered, to know a repeat
-	Changed    *time.Time      `json:"changed"`    // the hour in which something of it changed last
-	Records    uint64          `json:"records"`    // kept in the log
-	First      *time.Time      `json:"first"`      // receipt of those
+	Properties json.RawMessage `json:"properties"`          // without show_ids: their names, and of what kind the values are
+	Builtins   json.RawMessage `json:"built_in_properties"` // likewise
+	InsertIDs  int             `json:"insert_ids"`          // remembered, to know a repeat
+	Changed    *time.Time      `json:"changed"`             // the hour in which something of it changed last
+	Records    uint64          `json:"records"`             // kept in the log
+	First      *time.Time      `json:"first"`               // receipt of those
 	Last       *time.Time      `json:"last"`
 	Forgotten  *time.Time      `json:"forgotten"` // when somebody of this id was forgotten; null = nothing of that is in the log
 	ErasedWith uint64          `json:"forgotten_records"`
@@ -117,7 +118,7 @@ func showUser(ctx context.Context, h house, asked *aboutUser) (s *shownUser, err
 		return hash.of(id)
 	}
 	s = &shownUser{Project: p.project, Kind: "user", ID: shown(p.id), Known: p.isKnown(), Devices: []string{}, Properties: p.Properties,
-		InsertIDs: p.InsertIDs, Records: p.records, ErasedWith: p.forgotten, Behind: p.behind, Syncs: []shownUserIn{}}
+		Builtins: mapping.BuiltinsJSON(p.Builtins), InsertIDs: p.InsertIDs, Records: p.records, ErasedWith: p.forgotten, Behind: p.behind, Syncs: []shownUserIn{}}
 	if p.isDevice {
 		s.Kind, s.User = "device", shown(p.UserID)
 	}
@@ -125,7 +126,7 @@ func showUser(ctx context.Context, h house, asked *aboutUser) (s *shownUser, err
 		s.Devices = append(s.Devices, shown(d))
 	}
 	if !asked.ShowIDs {
-		s.Properties = kindsOf(p.Properties)
+		s.Properties, s.Builtins = kindsOf(s.Properties), kindsOf(s.Builtins)
 	}
 	if p.Seen > 0 {
 		s.Changed = timeOf(int64(p.Seen) * time.Hour.Milliseconds())

@@ -103,15 +103,15 @@ func TestLateByWaiting(t *testing.T) {
 // of the user now, under the same id and time.
 func TestReplay(t *testing.T) {
 	type sent struct{ action, attributes string }
-	current := func(properties string) func(string, string, string) ([]byte, error) {
-		return func(project, user, device string) ([]byte, error) {
+	current := func(properties string) func(string, string, string) ([]byte, []byte, error) {
+		return func(project, user, device string) ([]byte, []byte, error) {
 			if project != "app" || user != "ann" || device != "" {
-				return nil, fmt.Errorf("asked for %s %s %s", project, user, device)
+				return nil, nil, fmt.Errorf("asked for %s %s %s", project, user, device)
 			}
 			if properties == "" {
-				return nil, nil
+				return nil, nil, nil
 			}
-			return []byte(properties), nil
+			return []byte(properties), nil, nil
 		}
 	}
 	const first = `{"plan":"pro","note":"x"}`
@@ -119,7 +119,7 @@ func TestReplay(t *testing.T) {
 		name    string
 		refuse  string // when it first dies
 		then    string // when it is tried again
-		current func(string, string, string) ([]byte, error)
+		current func(string, string, string) ([]byte, []byte, error)
 		rules   func(*mapping.Spec)
 		between func(h *house)
 		sends   []sent // by the replay
@@ -276,7 +276,7 @@ func TestReplayWithoutAnswer(t *testing.T) {
 		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, Faults: faults(t, "refuse_event=Order")})
 		broken := errors.New("users.db does not answer")
 		h := open(t, dir, box, rules(t, nil), func(o *delivery.Options) {
-			o.Current = func(string, string, string) ([]byte, error) { return nil, broken }
+			o.Current = func(string, string, string) (properties, builtins []byte, err error) { return nil, nil, broken }
 		})
 		h.append(event{user: "ann", n: 1})
 		h.drained(time.Minute)

@@ -61,12 +61,15 @@ func (s *Sync) current(r mapping.Record) (mapping.Record, error) {
 	if s.o.Current == nil {
 		return r, nil
 	}
-	properties, err := s.o.Current(r.Project, r.UserID, r.DeviceID)
+	properties, builtins, err := s.o.Current(r.Project, r.UserID, r.DeviceID)
 	if err != nil {
 		return r, fmt.Errorf("read what is known of the user of a dead letter: %w", err)
 	}
 	if properties != nil { // nil = nothing is known any more
 		r.Properties, r.Partial = properties, false
+	}
+	if builtins != nil { // and beside these nothing counts that the event said then
+		r.Builtins, r.Beside = builtins, nil
 	}
 	return r, nil
 }

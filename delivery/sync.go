@@ -61,10 +61,10 @@ type Options struct {
 
 	LateAfter  time.Duration // events older than that, by their own time, are late; 0 = none is
 	LatePolicy string        // what is done with them: deliver (also ""), filter or dead_letter
-	// Current gives the properties of a user as they are now, one JSON object, for dead
-	// letters that are tried again; nil when nothing is known of the user. Without it
-	// they are taken from the record. An error ends Run.
-	Current func(project, userID, deviceID string) ([]byte, error) `json:"-"`
+	// Current gives the properties of a user as they are now, one JSON object, and the built-in
+	// ones, packed (mapping), for dead letters that are tried again; nil when nothing is known
+	// of the user. Without it they are taken from the record. An error ends Run.
+	Current func(project, userID, deviceID string) (properties, builtins []byte, err error) `json:"-"`
 	// Marked says by its sequence whether a relayed record gets Relay.Mark; nil = all do. It
 	// must say the same each time it is asked.
 	Marked func(seq uint64) bool `json:"-"`

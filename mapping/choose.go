@@ -1,6 +1,9 @@
 package mapping
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Names that mean something to Customer.io. A * never chooses them; a rule that names one, in a list or as the key of a
 // rename, is consent.
@@ -29,6 +32,7 @@ type chooser struct {
 	excluded []glob
 	rename   map[string][]byte // new names, quoted
 	reserved func(name string) bool
+	builtins []string // the names that are built-in properties of a user too; a * chooses none of these
 }
 
 func newChooser(names, exclude []string, rename map[string]string, reserved func(string) bool) chooser {
@@ -38,7 +42,26 @@ func newChooser(names, exclude []string, rename map[string]string, reserved func
 	for from, to := range rename {
 		c.rename[from] = appendQuoted(nil, to)
 	}
+	for _, name := range names {
+		if ofUser[name] && c.chooses([]byte(name)) && !slices.Contains(c.builtins, name) {
+			c.builtins = append(c.builtins, name)
+		}
+	}
 	return c
+}
+
+// eachBuiltin gives the built-in properties of a user that are chosen and have a value, where the user has no property
+// that somebody has named so.
+func (c *chooser) eachBuiltin(v *view, each func(name, quoted, raw []byte)) {
+	for _, name := range c.builtins {
+		n := []byte(name)
+		if valueOf(member(v.userProperties, n)).isSet() {
+			continue
+		}
+		if known := v.builtin(name); known.isSet() {
+			each(n, c.newName(n, appendQuoted(nil, name)), known.appendJSON(nil))
+		}
+	}
 }
 
 func split(patterns []string) (names map[string]bool, globs []glob) {

@@ -20,6 +20,9 @@ type Event struct {
 	InsertID         string // insert_id, else the legacy SDKs' uuid; "" when absent
 	Time             int64  // ms since 1970 UTC by the client's clock (time, else the legacy SDKs' timestamp); 0 = absent
 	UserProperties   []byte // raw object; nil when absent, null or empty
+	// Builtins are what it says of its user's built-in properties, packed (builtins.go); nil = nothing.
+	Builtins []byte
+	Pays     bool // it is about revenue, and some came in
 	// Snapshot: UserProperties are all that the user had at Time, not what the event does to them. Raw does not have them.
 	Snapshot bool
 
@@ -92,7 +95,9 @@ func ParseEvent(raw []byte) (Event, []Problem) {
 	}
 	var uuid string
 	var timestamp int64
-	typed, apiKey := true, false
+	typed, apiKey, sells := true, false, false
+	var own builtinSet
+	var versionName []byte
 	for w := walkObject(raw); w.next(); {
 		if isNull(w.value) {
 			continue
@@ -158,6 +163,16 @@ func ParseEvent(raw []byte) (Event, []Problem) {
 			if (w.value[0] == '{' || w.value[0] == '[') && slices.Contains(singleValued, string(name)) {
 				invalid(string(name), "must be a single value")
 			}
+			switch string(name) {
+			case "version_name":
+				versionName = w.value
+			case "price", "revenue":
+				sells = true
+			default:
+				if number := builtinNumber(name); number != noBuiltin {
+					own.set(number, w.value)
+				}
+			}
 		}
 	}
 	if typed && strings.TrimSpace(e.Type) == "" {
@@ -172,6 +187,11 @@ func ParseEvent(raw []byte) (Event, []Problem) {
 	if e.Time == 0 {
 		e.Time = timestamp
 	}
+	if own[builtinVersion] == nil && versionName != nil {
+		own.set(builtinVersion, versionName)
+	}
+	e.Builtins = own.packed()
+	e.Pays = (sells || e.Type == "revenue_amount") && pays(raw)
 	if apiKey {
 		e.Raw = withoutMember(raw, "api_key")
 	}

@@ -90,7 +90,7 @@ func TestParseEventFields(t *testing.T) {
 		{"numbers keep their digits", `{"event_type":"A","event_properties":{"a":9007199254740993,"b":1e400,"c":1.50,"d":-0}}`, Event{Type: "A"}},
 		{"the key never gets in", `{ "api_key" : "secret" , "event_type":"A", "x": [1, 2] }`, Event{Type: "A", Raw: []byte(`{"event_type":"A","x":[1, 2]}`)}},
 		{"space around", " \n{\"event_type\":\"A\"}\t ", Event{Type: "A", Raw: []byte(`{"event_type":"A"}`)}},
-		{"numbers and bools where texts belong", `{"event_type":"A","app_version":12,"os_version":true,"price":"12.5"}`, Event{Type: "A"}},
+		{"numbers and bools where texts belong", `{"event_type":"A","app_version":12,"os_version":true,"price":"12.5"}`, Event{Type: "A", Builtins: packed(t, `{"os_version":true,"app_version":12}`)}},
 		{"library as an object", `{"event_type":"A","library":{"name":"amplitude-js","version":"8.21.10"}}`, Event{Type: "A"}},
 		{"unknown fields", `{"event_type":"A","whatever":{"a":[{}]},"delay":{"id":"x","timeout":5}}`, Event{Type: "A"}},
 		{"forty levels", `{"event_type":"A","event_properties":` + nested(40) + `}`, Event{Type: "A"}},

@@ -212,20 +212,14 @@ func (u *userRules) decide(s *scratch, id Identifier, earlier []byte) (op Operat
 	}
 	attributes := s.attributes[:0]
 	changed := false
-	w := walkObject(v.userProperties)
-	for w.next() {
-		name := plainText(w.name)
-		if isNull(w.value) || !u.chooser.chooses(name) {
-			continue
-		}
-		quoted := u.chooser.newName(name, w.name)
+	add := func(name, quoted, raw []byte) {
 		if !s.names.add(quoted) {
-			continue
+			return
 		}
 		start := len(attributes)
 		attributes = append(append(appendComma(attributes), quoted...), ':')
 		valueAt := len(attributes)
-		attributes = u.appendValue(attributes, name, w.value)
+		attributes = u.appendValue(attributes, name, raw)
 		attribute := sentAttribute{name: plainText(quoted), hash: hash(attributes[valueAt:]), state: sentValue}
 		if was := before.find(attribute.name); was != nil {
 			was.seen = true
@@ -241,6 +235,13 @@ func (u *userRules) decide(s *scratch, id Identifier, earlier []byte) (op Operat
 		}
 		after.attributes = append(after.attributes, attribute)
 	}
+	w := walkObject(v.userProperties)
+	for w.next() {
+		if name := plainText(w.name); !isNull(w.value) && u.chooser.chooses(name) {
+			add(name, u.chooser.newName(name, w.name), w.value)
+		}
+	}
+	u.chooser.eachBuiltin(v, add)
 	if w.bad {
 		return Operation{}, nil, "", errMalformed
 	}

@@ -11,7 +11,9 @@ import (
 func (r *Rules) Identifier(record *Record) (Identifier, string) {
 	switch r.identifier.kind {
 	case pathUser: // the usual ones, without reading the whole event
-		return newIdentifier(valueOf(member(record.Properties, r.identifier.name)), r.identifierKind)
+		if own := valueOf(member(record.Properties, r.identifier.name)); own.isSet() || !ofUser[string(r.identifier.name)] {
+			return newIdentifier(own, r.identifierKind)
+		}
 	case pathBuiltin:
 		switch string(r.identifier.name) {
 		case "user_id":

@@ -107,6 +107,12 @@ func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule) (Ope
 		if w.bad {
 			return Operation{}, errMalformed
 		}
+		e.user.eachBuiltin(v, func(_, quoted, raw []byte) {
+			if names.add(quoted) {
+				dst = append(append(appendComma(dst), quoted...), ':')
+				dst = appendUserValue(dst, raw, e.asText)
+			}
+		})
 	}
 	s.body = append(dst, "}}"...)
 	return Operation{action, bytes.Clone(s.body)}, nil

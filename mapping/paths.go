@@ -24,6 +24,15 @@ const (
 var builtins = []string{
 	"user_id", "device_id", "event_type", "platform", "os", "device", "country", "region", "city", "language",
 	"app_version", "library", "session_id", "price", "quantity", "revenue", "currency", "productId", "insert_id",
+	"os_name", "os_version", "device_brand", "device_manufacturer", "device_model", "carrier", "dma", "start_version", "paying",
+}
+
+// ofUser are the built-ins that are properties of the user: they stay when an event says nothing of them.
+var ofUser = map[string]bool{
+	"platform": true, "os": true, "os_name": true, "os_version": true,
+	"device": true, "device_brand": true, "device_manufacturer": true, "device_model": true, "carrier": true,
+	"country": true, "region": true, "city": true, "dma": true,
+	"language": true, "app_version": true, "start_version": true, "paying": true,
 }
 
 // parsePath returns a message for people when text is no path.
@@ -151,16 +160,13 @@ type view struct {
 	event          []byte // event_type, decoded
 	userProperties []byte // the record's
 
-	eventProperties, apiProperties       []byte
-	platform, osName, osVersion          []byte
-	deviceModel, deviceBrand, deviceMake []byte
-	country, region, city, language      []byte
-	appVersion, versionName              []byte
-	library, sessionID                   []byte
-	price, quantity, revenue, currency   []byte
-	productID, productIDSwift            []byte
-	insertID, uuid                       []byte
-	skipSync                             bool
+	eventProperties, apiProperties     []byte
+	known                              builtinSet // built-in properties of the user after the event
+	library, sessionID                 []byte
+	price, quantity, revenue, currency []byte
+	productID, productIDSwift          []byte
+	insertID, uuid                     []byte
+	skipSync                           bool
 }
 
 // open reads a record's raw event once. An error means that the stored bytes are damaged.
@@ -169,6 +175,7 @@ func (v *view) open(r *Record) error {
 	if len(r.Properties) == 0 {
 		v.userProperties = []byte("{}")
 	}
+	var versionName []byte
 	w := walkObject(r.Raw)
 	for w.next() {
 		if isNull(w.value) {
@@ -184,30 +191,8 @@ func (v *view) open(r *Record) error {
 			field = &v.eventProperties
 		case "api_properties": // legacy SDKs put price and quantity there
 			field = &v.apiProperties
-		case "platform":
-			field = &v.platform
-		case "os_name":
-			field = &v.osName
-		case "os_version":
-			field = &v.osVersion
-		case "device_model":
-			field = &v.deviceModel
-		case "device_brand":
-			field = &v.deviceBrand
-		case "device_manufacturer":
-			field = &v.deviceMake
-		case "country":
-			field = &v.country
-		case "region":
-			field = &v.region
-		case "city":
-			field = &v.city
-		case "language":
-			field = &v.language
-		case "app_version":
-			field = &v.appVersion
 		case "version_name":
-			field = &v.versionName
+			field = &versionName
 		case "library":
 			field = &v.library
 		case "session_id":
@@ -228,10 +213,23 @@ func (v *view) open(r *Record) error {
 			field = &v.insertID
 		case "uuid":
 			field = &v.uuid
+		default:
+			if number := builtinNumber(plainText(w.name)); number != noBuiltin {
+				v.known.set(number, w.value)
+			}
 		}
 		if field != nil {
 			*field = w.value
 		}
+	}
+	if v.known[builtinVersion] == nil && versionName != nil {
+		v.known.set(builtinVersion, versionName)
+	}
+	if r.Builtins != nil {
+		v.known = builtinSet{}
+	}
+	if !v.known.read(r.Builtins) || !v.known.read(r.Beside) {
+		return errMalformed
 	}
 	return w.err()
 }
@@ -242,12 +240,23 @@ func (v *view) at(p path) value {
 	case pathEvent:
 		return valueOf(member(v.eventProperties, p.name))
 	case pathUser:
-		return valueOf(member(v.userProperties, p.name))
+		return v.ofUser(p.name)
 	}
 	return v.builtin(string(p.name))
 }
 
-// builtin reads a built-in from the event as it came:
+// ofUser reads a user property: the one that somebody has named so, else the built-in of that name.
+func (v *view) ofUser(name []byte) value {
+	own := valueOf(member(v.userProperties, name))
+	if !own.isSet() && ofUser[string(name)] {
+		if known := v.builtin(string(name)); known.isSet() {
+			return known
+		}
+	}
+	return own
+}
+
+// builtin reads a built-in from the event as it came, and those that are the user's (ofUser) as they are after it:
 //
 //   - user_id and device_id are the record's, after linking;
 //   - os is os_name and os_version with a space between, or the one that is there;
@@ -270,22 +279,10 @@ func (v *view) builtin(name string) value {
 		return textValue(v.record.DeviceID)
 	case "event_type":
 		return value{kind: text, text: v.event}
-	case "platform":
-		return filled(v.platform)
 	case "os":
 		return v.os()
 	case "device":
-		return firstFilled(v.deviceModel, v.deviceBrand, v.deviceMake)
-	case "country":
-		return filled(v.country)
-	case "region":
-		return filled(v.region)
-	case "city":
-		return filled(v.city)
-	case "language":
-		return filled(v.language)
-	case "app_version":
-		return firstFilled(v.appVersion, v.versionName)
+		return firstFilled(v.known[builtinModel], v.known[builtinBrand], v.known[builtinManufacturer])
 	case "library":
 		return v.libraryText()
 	case "session_id":
@@ -309,11 +306,11 @@ func (v *view) builtin(name string) value {
 	case "insert_id":
 		return firstFilled(v.insertID, v.uuid)
 	}
-	return value{}
+	return valueOf(v.known[builtinNumber([]byte(name))])
 }
 
 func (v *view) os() value {
-	name, version := filled(v.osName), filled(v.osVersion)
+	name, version := valueOf(v.known[builtinOSName]), valueOf(v.known[builtinOSVersion])
 	switch {
 	case name.kind != text:
 		return version

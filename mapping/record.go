@@ -24,6 +24,9 @@ type Record struct {
 	Past             bool   // Properties are of the past: they are not the user's now, changed nothing, and are in no identify
 	Login            bool   // of the webhook: the event itself named the user
 	Raw              []byte // Event.Raw
+	// What the user's built-in properties are after this event (packed, builtins.go): those that the event itself says, and
+	// Beside; or, where the event has changed what was known, Builtins alone. Records of older programs have neither.
+	Builtins, Beside []byte
 	KeyID            uint64 // of the API key it came with, 0 = the project has one only
 
 	// Of an import: which part of which archive, and the place in it that has been taken with this record.
@@ -39,8 +42,10 @@ const (
 	bodyPast     = 1 << 2 // from version 2 on
 	bodyLogin    = 1 << 3 // from version 2 on
 
-	tagPlace = 1  // 16 bytes part, and the place as a uvarint
-	tagKeyID = 16 // 8 bytes
+	tagPlace    = 1 // 16 bytes part, and the place as a uvarint
+	tagBuiltins = 2
+	tagBeside   = 3
+	tagKeyID    = 16 // 8 bytes
 )
 
 var errShortBody = errors.New("record body ends early")
@@ -78,6 +83,15 @@ func (r *Record) AppendBody(dst []byte) []byte {
 	dst = append(dst, r.Address...)
 	dst = append(dst, r.Properties...)
 	dst = append(dst, r.Raw...)
+	for _, f := range [...]struct {
+		tag   byte
+		value []byte
+	}{{tagBuiltins, r.Builtins}, {tagBeside, r.Beside}} {
+		if len(f.value) > 0 {
+			dst = binary.AppendUvarint(append(dst, f.tag), uint64(len(f.value)))
+			dst = append(dst, f.value...)
+		}
+	}
 	if r.KeyID != 0 {
 		dst = append(binary.AppendUvarint(dst, tagKeyID), 8)
 		dst = binary.BigEndian.AppendUint64(dst, r.KeyID)
@@ -91,7 +105,7 @@ func (r *Record) AppendBody(dst []byte) []byte {
 	return dst
 }
 
-// DecodeBody sets every field but the four of the header. Properties and Raw alias body. A body of a newer version, or a
+// DecodeBody sets every field but the four of the header. What is bytes aliases body. A body of a newer version, or a
 // damaged one, is an error, and then r is unchanged.
 func (r *Record) DecodeBody(body []byte) error {
 	if len(body) < 3 {
@@ -127,6 +141,7 @@ func (r *Record) DecodeBody(body []byte) error {
 	raw, rest := rest[:lengths[4]:lengths[4]], rest[lengths[4]:]
 	var part [16]byte
 	place, keyID := uint64(0), uint64(0)
+	var builtins, beside []byte
 	for len(rest) > 0 { // later fields; those of later programs are passed over
 		tag, n := binary.Uvarint(rest)
 		if n <= 0 {
@@ -141,6 +156,10 @@ func (r *Record) DecodeBody(body []byte) error {
 		switch {
 		case tag == tagKeyID && len(field) == 8:
 			keyID = binary.BigEndian.Uint64(field)
+		case tag == tagBuiltins:
+			builtins = field
+		case tag == tagBeside:
+			beside = field
 		case tag == tagPlace:
 			if n = copy(part[:], field); n < len(part) {
 				return errShortBody
@@ -150,7 +169,7 @@ func (r *Record) DecodeBody(body []byte) error {
 			}
 		}
 	}
-	r.KeyID = keyID
+	r.KeyID, r.Builtins, r.Beside = keyID, builtins, beside
 	r.UserID, r.DeviceID, r.Address = names[:user], names[user:user+device], names[user+device:]
 	r.Time, r.Source, r.Partial = time, source, flags&bodyPartial != 0
 	r.Snapshot, r.Past, r.Login = flags&bodySnapshot != 0, flags&bodyPast != 0, flags&bodyLogin != 0

@@ -179,6 +179,7 @@ func (e *eventRules) explain(v *view, rule *selectRule) (list []PropertyWhy) {
 		}
 		enter("user", name, e.user.newName(name, w.name), why)
 	}
+	e.user.eachBuiltin(v, func(name, quoted, _ []byte) { enter("user", name, quoted, "") })
 	return list
 }
 
@@ -186,17 +187,13 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 	var before sent
 	before.decode(earlier)
 	there := map[string]bool{} // attributes
-	for w := walkObject(v.userProperties); w.next(); {
-		name := plainText(w.name)
-		p := PropertyWhy{Of: "user", Name: string(name), Why: u.chooser.why(name)}
-		if p.Why == "" && isNull(w.value) {
-			p.Why = whyNull
-		}
+	enter := func(name, quoted, raw []byte, why string) {
+		p := PropertyWhy{Of: "user", Name: string(name), Why: why}
 		if p.Why == "" {
-			attribute := plainText(u.chooser.newName(name, w.name))
+			attribute := plainText(quoted)
 			p.As = string(attribute)
 			was := before.find(attribute)
-			switch same := was != nil && was.hash == hash(u.appendValue(nil, name, w.value)); {
+			switch same := was != nil && was.hash == hash(u.appendValue(nil, name, raw)); {
 			case there[p.As]:
 				p.Why = whyNameTaken
 			case was == nil:
@@ -214,6 +211,15 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 		}
 		list = append(list, p)
 	}
+	for w := walkObject(v.userProperties); w.next(); {
+		name := plainText(w.name)
+		why := u.chooser.why(name)
+		if why == "" && isNull(w.value) {
+			why = whyNull
+		}
+		enter(name, u.chooser.newName(name, w.name), w.value, why)
+	}
+	u.chooser.eachBuiltin(v, func(name, quoted, raw []byte) { enter(name, quoted, raw, "") })
 	if u.chooser.isEmpty() {
 		return list
 	}

@@ -14,16 +14,17 @@ import "encoding/binary"
 //	29  1 byte   its head
 //	30  2 bytes  how many ids are in it
 //	32  8 bytes  asOf
-//	40  4 bytes  number of the project
+//	40  4 bytes  length of the built-in properties
+//	44  4 bytes  number of the project
 //	    the key: the kind's letter and the id, as it is the lane of its events
-//	    the user, the ring's tags and cells, the properties
+//	    the user, the ring's tags and cells, the built-in properties, the properties
 //
 // and then what is left of the block, into which properties grow.
 type block []byte
 
 const (
-	blockProject = 40
-	blockHead    = 44
+	blockProject = 44
+	blockHead    = 48
 	ringUnit     = 4
 )
 
@@ -54,15 +55,22 @@ func (b block) user() []byte {
 
 func (b block) ring() int      { return blockHead + b.u32(16) + b.u32(20) }
 func (b block) afterRing() int { return b.ring() + b.places()*recentBytes }
-func (b block) properties() []byte {
+func (b block) builtins() []byte {
 	at := b.afterRing()
+	n := b.u32(40)
+	return b[at : at+n : at+n]
+}
+
+func (b block) afterBuiltins() int { return b.afterRing() + b.u32(40) }
+func (b block) properties() []byte {
+	at := b.afterBuiltins()
 	n := b.u32(24)
 	return b[at : at+n : at+n]
 }
 
 // setProperties says whether there is room for them.
 func (b block) setProperties(p []byte) bool {
-	at := b.afterRing()
+	at := b.afterBuiltins()
 	if len(p) > len(b)-at {
 		return false
 	}
@@ -85,7 +93,7 @@ func (b block) setRecent(r *recent) {
 
 // state is what b says; it shares b's memory.
 func (b block) state() state {
-	return state{seq: b.seq(), seen: b.seen(), asOf: b.asOf(), user: b.user(), properties: b.properties(), recent: b.recent()}
+	return state{seq: b.seq(), seen: b.seen(), asOf: b.asOf(), user: b.user(), builtins: b.builtins(), properties: b.properties(), recent: b.recent()}
 }
 
 // expire is state's, in place.
@@ -95,6 +103,7 @@ func (b block) expire(hour, unlinkedHours uint32) (changed bool) {
 	if changed = st.expire(b.kind(), hour, unlinkedHours); changed || st.recent.n != before {
 		b.setRecent(&st.recent)
 		b.setU32(24, len(st.properties))
+		b.setU32(40, len(st.builtins)) // nothing or all of it, with the properties: these do not move
 		b.setAsOf(st.asOf)
 	}
 	return changed
@@ -102,12 +111,12 @@ func (b block) expire(hour, unlinkedHours uint32) (changed bool) {
 
 // empty says that nothing is known, not even of when that is: such an entry is not kept.
 func (b block) empty() bool {
-	return b.u32(20) == 0 && b.u32(24) == 0 && b.ids() == 0 && b.asOf() == 0
+	return b.u32(20) == 0 && b.u32(24) == 0 && b.u32(40) == 0 && b.ids() == 0 && b.asOf() == 0
 }
 
 // blockBytes is how large the block of a state is when its ring has so many places.
 func blockBytes(key []byte, st *state, places int) int {
-	return blockHead + len(key) + len(st.user) + places*recentBytes + len(st.properties)
+	return blockHead + len(key) + len(st.user) + places*recentBytes + len(st.builtins) + len(st.properties)
 }
 
 // fill writes all of a block but its owner. What it is given is not in b.
@@ -117,6 +126,7 @@ func (b block) fill(project uint32, key []byte, st *state, places int) {
 	b.setAsOf(st.asOf)
 	b.setU32(16, len(key))
 	b.setU32(20, len(st.user))
+	b.setU32(40, len(st.builtins))
 	b[28], b[29] = byte(places/ringUnit), 0
 	binary.LittleEndian.PutUint16(b[30:], uint16(st.recent.n))
 	binary.LittleEndian.PutUint32(b[blockProject:], project)
@@ -125,6 +135,7 @@ func (b block) fill(project uint32, key []byte, st *state, places int) {
 	if r := b.recent(); st.recent.n > 0 {
 		st.recent.copyTo(r.tags, r.cells)
 	}
+	copy(b[b.afterRing():], st.builtins)
 	b.setProperties(st.properties)
 }
 

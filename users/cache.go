@@ -241,7 +241,7 @@ func (s *Store) freeze(e entry) {
 	sl := &s.slots[e]
 	sl.frozen = sl.at
 	b := s.slab.at(sl.frozen)
-	sl.at = s.slab.alloc(b.afterRing()+len(b.properties()), e)
+	sl.at = s.slab.alloc(b.afterBuiltins()+len(b.properties()), e)
 	copy(s.slab.at(sl.at), b)
 	size := s.slab.sizeOf(sl.at)
 	s.bytes += size

@@ -23,6 +23,7 @@ type state struct {
 	asOf       asOf   // of its properties, and of a device's link
 	user       []byte // of a device: the user it was last linked to; empty = none
 	properties []byte // JSON object; empty = none
+	builtins   []byte // built-in properties, packed (mapping); empty = none
 	recent     recent
 }
 
@@ -39,8 +40,8 @@ func (s *state) expire(k kind, hour, unlinkedHours uint32) (changed bool) {
 		}
 		changed = s.recent.n == 0
 	}
-	if (len(s.properties) > 0 || s.asOf != 0) && k == device && len(s.user) == 0 && age > int64(unlinkedHours) {
-		s.properties, s.asOf = nil, 0
+	if (len(s.properties)+len(s.builtins) > 0 || s.asOf != 0) && k == device && len(s.user) == 0 && age > int64(unlinkedHours) {
+		s.properties, s.builtins, s.asOf = nil, nil, 0
 		changed = true
 	}
 	return changed
@@ -61,6 +62,7 @@ const (
 	tagProperties = 2
 	tagRecent     = 3
 	tagAsOf       = 4 // a uvarint; absent = 0, as in what versions before it have written
+	tagBuiltins   = 5 // absent = none, likewise
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -124,6 +126,10 @@ func appendEntry(dst []byte, s *state) []byte {
 		dst = binary.AppendUvarint(append(dst, tagProperties), uint64(len(s.properties)))
 		dst = append(dst, s.properties...)
 	}
+	if len(s.builtins) > 0 {
+		dst = binary.AppendUvarint(append(dst, tagBuiltins), uint64(len(s.builtins)))
+		dst = append(dst, s.builtins...)
+	}
 	if s.asOf != 0 {
 		var number [binary.MaxVarintLen64]byte
 		n := binary.PutUvarint(number[:], uint64(s.asOf))
@@ -170,6 +176,8 @@ func readEntry(k kind, key, value []byte) (s state, err error) {
 			s.user = field
 		case tagProperties:
 			s.properties = field
+		case tagBuiltins:
+			s.builtins = field
 		case tagAsOf:
 			at, n := binary.Uvarint(field)
 			if whole = n == len(field); !whole {

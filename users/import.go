@@ -220,7 +220,7 @@ func (s *Store) seedEvent(p *project, b *lineBatch, i int, _ *queue.Writer) erro
 		owner = d
 	}
 	if ev.Snapshot && owner != nobody {
-		s.fill(owner, &t, ev.UserProperties)
+		s.fill(owner, &t, ev)
 	}
 	if d != nobody && t.login != "" {
 		// Where nobody has logged in before, this one has, whatever the device has sent since.
@@ -236,13 +236,17 @@ func (s *Store) seedEvent(p *project, b *lineBatch, i int, _ *queue.Writer) erro
 
 // fill gives who the event belongs to what the snapshot has: all of it when nothing newer is known, else what is lacking,
 // unless a snapshot is in it already.
-func (s *Store) fill(owner entry, t *step, snapshot []byte) {
-	was := s.block(owner).asOf()
+func (s *Store) fill(owner entry, t *step, ev *mapping.Event) {
+	was, past := s.block(owner).asOf(), s.past(owner, t)
 	switch {
-	case !s.past(owner, t):
-		s.become(owner, t, snapshot)
+	case !past:
+		if len(ev.Builtins) > 0 {
+			s.applyBuiltins(owner, t, ev)
+		}
+		s.become(owner, t, ev.UserProperties)
 	case !was.whole():
-		merged, err := mapping.TakeOver(s.block(owner).properties(), snapshot)
+		s.setBuiltins(owner, t, mapping.TakeOverBuiltins(s.block(owner).builtins(), ev.Builtins))
+		merged, err := mapping.TakeOver(s.block(owner).properties(), ev.UserProperties)
 		if err != nil {
 			s.unappliable++
 			return

@@ -52,6 +52,9 @@ func LookInto(ctx context.Context, path, projectName string, isDevice bool, id s
 				}
 			}
 			l.Seq, l.Seen = st.seq, st.seen
+			if len(st.builtins) > 0 {
+				l.Builtins = append([]byte(nil), st.builtins...)
+			}
 			if l.Properties = append([]byte(nil), st.properties...); len(st.properties) == 0 {
 				l.Properties = noProperties
 			}

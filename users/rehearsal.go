@@ -36,20 +36,22 @@ func inMemory(o Options) *Store {
 // Close ends the rehearsal.
 func (r *Rehearsal) Close() { r.s.slab.close() }
 
-// KnowUser lets a user have these properties, a JSON object, at a time (ms since 1970 UTC).
-func (r *Rehearsal) KnowUser(project, userID string, properties []byte, at int64) error {
+// KnowUser lets a user have these properties, a JSON object, and built-in properties, packed, at a time (ms since 1970 UTC).
+func (r *Rehearsal) KnowUser(project, userID string, properties, builtins []byte, at int64) error {
 	s := r.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, err := s.entry(s.project(project), user, userID)
 	if err == nil {
-		s.setProperties(e, &step{user: e, hour: hourOf(at), seq: 1}, properties)
+		t := step{user: e, hour: hourOf(at), seq: 1}
+		s.setProperties(e, &t, properties)
+		s.setBuiltins(e, &t, builtins)
 	}
 	return err
 }
 
 // KnowDevice lets a device be linked to a user or, without one, have these properties.
-func (r *Rehearsal) KnowDevice(project, deviceID, userID string, properties []byte, at int64) error {
+func (r *Rehearsal) KnowDevice(project, deviceID, userID string, properties, builtins []byte, at int64) error {
 	s := r.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -60,6 +62,7 @@ func (r *Rehearsal) KnowDevice(project, deviceID, userID string, properties []by
 	t := step{device: e, hour: hourOf(at), seq: 1, login: userID}
 	if s.link(&t); userID == "" {
 		s.setProperties(e, &t, properties)
+		s.setBuiltins(e, &t, builtins)
 	}
 	return nil
 }

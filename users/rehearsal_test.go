@@ -32,14 +32,14 @@ func TestRehearsalForetells(t *testing.T) {
 				if err != nil {
 					rt.Fatal(err)
 				}
-				if err := r.KnowDevice("app", fmt.Sprintf("d%d", i), d.UserID, d.Properties, now); err != nil {
+				if err := r.KnowDevice("app", fmt.Sprintf("d%d", i), d.UserID, d.Properties, d.Builtins, now); err != nil {
 					rt.Fatal(err)
 				}
 				u, err := h.store.User("app", fmt.Sprintf("u%d", i))
 				if err != nil {
 					rt.Fatal(err)
 				}
-				if err := r.KnowUser("app", fmt.Sprintf("u%d", i), u.Properties, now); err != nil {
+				if err := r.KnowUser("app", fmt.Sprintf("u%d", i), u.Properties, u.Builtins, now); err != nil {
 					rt.Fatal(err)
 				}
 			}

@@ -148,6 +148,9 @@ func (s *Store) replayRecord(q *queue.Record) error {
 	if r.DeviceID == "" {
 		known = t.user
 	}
+	if owner != nobody && !r.Past && len(r.Builtins) > 0 {
+		s.setBuiltins(owner, &t, r.Builtins)
+	}
 	switch {
 	case owner == nobody || r.Past:
 	case r.Snapshot:

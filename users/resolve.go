@@ -153,6 +153,9 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 		Time: happened, Source: a.Source, Address: a.Address, KeyID: a.KeyID, Raw: ev.Raw, Snapshot: ev.Snapshot, Past: past,
 		Login: t.dated && ev.UserID != "",
 	}
+	if owner != nobody && !past && (ev.Snapshot || !ev.SkipUserPropertiesSync) {
+		r.Builtins, r.Beside = s.applyBuiltins(owner, &t, ev)
+	}
 	switch {
 	case ev.Snapshot: // all of it came with the event, so all of it is stored
 		if r.Properties = ev.UserProperties; !past && owner != nobody {

@@ -35,6 +35,7 @@ type step struct {
 	at           int64  // ms since 1970 UTC, of what it brings
 	dated        bool   // at is when the event happened: it may be older than what is known
 	snapshot     bool   // its properties are all that there were
+	gained       bool   // its user has taken built-in properties of the device over
 }
 
 // takeOver lets the user have the anonymous properties of a device on which nobody
@@ -44,7 +45,7 @@ func (s *Store) takeOver(t *step) {
 		return
 	}
 	d := s.block(t.device)
-	if len(d.user()) > 0 || len(d.properties()) == 0 {
+	if len(d.user()) > 0 || len(d.properties()) == 0 && len(d.builtins()) == 0 {
 		return
 	}
 	if t.user != nobody {
@@ -53,9 +54,11 @@ func (s *Store) takeOver(t *step) {
 		} else {
 			s.setProperties(t.user, t, merged)
 		}
+		t.gained = s.setBuiltins(t.user, t, mapping.TakeOverBuiltins(s.block(t.user).builtins(), s.block(t.device).builtins()))
 	}
 	s.touch(t.device)
 	s.block(t.device).setProperties(nil)
+	s.block(t.device).setU32(40, 0)
 	s.mark(t.device, t)
 	s.takeOvers++
 }
@@ -121,6 +124,38 @@ func (s *Store) setProperties(e entry, t *step, after []byte) {
 	s.date(e, t)
 }
 
+// setBuiltins keeps a copy of after, packed, and says whether that is another value. after is not in the entry's block.
+func (s *Store) setBuiltins(e entry, t *step, after []byte) bool {
+	if bytes.Equal(after, s.block(e).builtins()) {
+		return false
+	}
+	s.touch(e)
+	if b := s.block(e); len(after) == len(b.builtins()) {
+		copy(b.builtins(), after)
+	} else {
+		st := b.state()
+		st.builtins = after
+		s.resize(e, &st, b.places())
+	}
+	s.mark(e, t)
+	s.date(e, t)
+	return true
+}
+
+// applyBuiltins lets an event change the built-in properties of who it belongs to, and gives what its record is to say of
+// them: all, where they have changed, so that a replay need not read the event; else what the event does not say itself.
+func (s *Store) applyBuiltins(owner entry, t *step, ev *mapping.Event) (builtins, beside []byte) {
+	k := mapping.ApplyBuiltins(s.builtinBuf[:0], s.block(owner).builtins(), ev)
+	s.builtinBuf = k.After[:0]
+	if k.Changed {
+		s.setBuiltins(owner, t, k.After)
+	}
+	if k.Changed || t.gained {
+		return k.After, nil
+	}
+	return nil, k.Beside
+}
+
 // remember puts an event's id into the memory for duplicates.
 func (s *Store) remember(e entry, t *step, id [16]byte) {
 	s.touch(e)
@@ -142,7 +177,7 @@ func (s *Store) seen(t *step) {
 	if t.device == nobody {
 		return
 	}
-	if d := s.block(t.device); len(d.user()) == 0 && len(d.properties()) > 0 && d.seen() < t.hour {
+	if d := s.block(t.device); len(d.user()) == 0 && len(d.properties())+len(d.builtins()) > 0 && d.seen() < t.hour {
 		s.touch(t.device)
 		s.mark(t.device, t)
 	}

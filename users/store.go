@@ -95,6 +95,8 @@ type Store struct {
 	carryBuf []byte
 	loginBuf []byte
 	userBuf  []byte
+	// What a record says of built-in properties.
+	builtinBuf []byte
 	cache
 	counters
 	asked       bool                   // somebody waits for a checkpoint
@@ -234,6 +236,7 @@ func (s *Store) Stats() Stats {
 type Known struct {
 	UserID     string // the user; of a device: the one it was last linked to, "" = none
 	Properties []byte // JSON object, "{}" when there are none; of the user, else of the device
+	Builtins   []byte // and the built-in properties, packed (mapping.BuiltinsJSON); nil when there are none
 	InsertIDs  int    // remembered for it
 	Seq        uint64 // of the last record that has changed the one whose properties these are; 0 = none, but see Any
 	Seen       uint32 // and the hour since 1970 UTC of that
@@ -241,7 +244,7 @@ type Known struct {
 
 // Any says whether anything is known of the one whose properties these are. What was seeded
 // before there was any record has no sequence.
-func (k *Known) Any() bool { return k.Seq != 0 || string(k.Properties) != "{}" }
+func (k *Known) Any() bool { return k.Seq != 0 || string(k.Properties) != "{}" || k.Builtins != nil }
 
 // User tells what is known of a user now, uncommitted events included.
 func (s *Store) User(projectName, userID string) (Known, error) {
@@ -281,6 +284,9 @@ func (s *Store) known(projectName string, k kind, id string) (Known, error) {
 	out.Seq, out.Seen = b.seq(), b.seen()
 	if out.Properties = bytes.Clone(b.properties()); len(out.Properties) == 0 {
 		out.Properties = bytes.Clone(noProperties)
+	}
+	if len(b.builtins()) > 0 {
+		out.Builtins = bytes.Clone(b.builtins())
 	}
 	return out, nil
 }
