@@ -134,13 +134,15 @@ func (p *pair) each(t *testing.T, rules *Rules, look func(record *Record, earlie
 		id, reason := rules.Identifier(&record)
 		look(&record, sent[id.Key()])
 		if reason != "" {
-			d = rules.NoIdentifier(&record, reason)
+			if d = rules.NoIdentifier(&record, reason); d.Damaged != nil {
+				t.Fatal(d.Damaged)
+			}
 		} else if d, err = rules.Map(&record, id, sent[id.Key()]); err != nil {
 			t.Fatal(err)
 		}
 		if d.Sent != nil {
 			sent[id.Key()] = d.Sent
-			if arrived.Refused != nil {
+			if arrived.Refused != nil && d.UserReason == "" {
 				sent[id.Key()] = Refused(d.Sent, *arrived.Refused)
 			}
 		}

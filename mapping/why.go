@@ -61,6 +61,8 @@ const (
 	whyCleared = "cleared" // it was sent before, and is gone
 	whyKept    = "kept"    // it was sent before, and is gone; on_unset = "keep"
 	whyIsClear = "clear"   // it was cleared before
+
+	// And for one of Customer.io's limits: attribute_name_too_long, attribute_value_too_long, too_many_attributes.
 )
 
 // Changes says whether an attribute alone makes Map send an identify.
@@ -185,6 +187,10 @@ func (e *eventRules) explain(v *view, rule *selectRule) (list []PropertyWhy) {
 func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 	var before sent
 	before.decode(earlier)
+	if device := u.newDevice(v.record, &before); device != "" {
+		list = append(list, PropertyWhy{Of: "field", Name: "device_id", As: kindAnonymous, Why: whyNew})
+	}
+	beyond := u.beyond(v, earlier)
 	there := map[string]bool{} // attributes
 	for w := walkObject(v.userProperties); w.next(); {
 		name := plainText(w.name)
@@ -199,6 +205,8 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 			switch same := was != nil && was.hash == hash(u.appendValue(nil, name, w.value)); {
 			case there[p.As]:
 				p.Why = whyNameTaken
+			case beyond[clipName(attribute)] != "":
+				p.Why = beyond[clipName(attribute)]
 			case was == nil:
 				p.Why = whyNew
 			case same && was.state == sentRefused:
@@ -220,7 +228,7 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 	slices.SortStableFunc(before.attributes, func(a, b sentAttribute) int { return bytes.Compare(a.name, b.name) })
 	for i := range before.attributes {
 		was := &before.attributes[i]
-		if there[string(was.name)] || !u.chosenAs(was.name) {
+		if there[string(was.name)] || was.isNote() || !u.chosenAs(was.name) {
 			continue
 		}
 		p := PropertyWhy{Of: "user", As: string(was.name), Why: whyCleared}
@@ -233,4 +241,29 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 		list = append(list, p)
 	}
 	return list
+}
+
+// beyond are the attributes that an identify lacks for a limit, and which one. It asks what makes identifies, of a person
+// as if nothing had been told of yet.
+func (u *userRules) beyond(v *view, earlier []byte) map[string]string {
+	s := scratches.Get().(*scratch)
+	defer s.release()
+	s.view = *v
+	s.before.decode(earlier)
+	s.before.attributes = slices.DeleteFunc(s.before.attributes, func(a sentAttribute) bool { return a.state == sentLeftOut })
+	values, clears, _, err := u.collect(s, maxAttributes, u.newDevice(v.record, &s.before))
+	if err == nil && values+clears > maxAttributes && clears > 0 {
+		s.after.reset()
+		s.names.reset()
+		s.leftOut = nil
+		_, _, _, err = u.collect(s, max(0, maxAttributes-clears), u.newDevice(v.record, &s.before))
+	}
+	if err != nil {
+		return nil
+	}
+	reasons := map[string]string{}
+	for _, one := range s.leftOut {
+		reasons[one.Name] = one.Reason
+	}
+	return reasons
 }

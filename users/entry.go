@@ -22,6 +22,7 @@ type state struct {
 	seen       uint32 // hour since 1970 of that change, for expiry
 	asOf       asOf   // of its properties, and of a device's link
 	user       []byte // of a device: the user it was last linked to; empty = none
+	sole       bool   // of a device: no other user was seen on it before
 	properties []byte // JSON object; empty = none
 	recent     recent
 }
@@ -61,6 +62,7 @@ const (
 	tagProperties = 2
 	tagRecent     = 3
 	tagAsOf       = 4 // a uvarint; absent = 0, as in what versions before it have written
+	tagSole       = 5 // of no bytes; absent = not so, or not known, as in what versions before it have written
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -120,6 +122,9 @@ func appendEntry(dst []byte, s *state) []byte {
 		dst = binary.AppendUvarint(append(dst, tagUser), uint64(len(s.user)))
 		dst = append(dst, s.user...)
 	}
+	if s.sole {
+		dst = append(dst, tagSole, 0)
+	}
 	if len(s.properties) > 0 {
 		dst = binary.AppendUvarint(append(dst, tagProperties), uint64(len(s.properties)))
 		dst = append(dst, s.properties...)
@@ -170,6 +175,8 @@ func readEntry(k kind, key, value []byte) (s state, err error) {
 			s.user = field
 		case tagProperties:
 			s.properties = field
+		case tagSole:
+			s.sole = true
 		case tagAsOf:
 			at, n := binary.Uvarint(field)
 			if whole = n == len(field); !whole {

@@ -48,8 +48,8 @@ func (r *Rehearsal) KnowUser(project, userID string, properties []byte, at int64
 	return err
 }
 
-// KnowDevice lets a device be linked to a user or, without one, have these properties.
-func (r *Rehearsal) KnowDevice(project, deviceID, userID string, properties []byte, at int64) error {
+// KnowDevice lets a device be linked to a user, the first and only one or not, or, without one, have these properties.
+func (r *Rehearsal) KnowDevice(project, deviceID, userID string, sole bool, properties []byte, at int64) error {
 	s := r.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -60,6 +60,8 @@ func (r *Rehearsal) KnowDevice(project, deviceID, userID string, properties []by
 	t := step{device: e, hour: hourOf(at), seq: 1, login: userID}
 	if s.link(&t); userID == "" {
 		s.setProperties(e, &t, properties)
+	} else if !sole {
+		s.block(e).setNotSole()
 	}
 	return nil
 }
