@@ -281,7 +281,6 @@ func (u *userRules) collect(s *scratch, room int, device string) (values, clears
 	attributes := s.attributes[:0]
 	if device != "" {
 		values++
-		changed = true
 	}
 	w := walkObject(v.userProperties)
 	for w.next() {
@@ -353,9 +352,9 @@ func (u *userRules) collect(s *scratch, room int, device string) (values, clears
 		}
 	}
 	u.keepDevices(before, after)
-	with := u.appendDevice(attributes, after, device)
 	if device != "" && s.names.add(anonymousName) { // else a property of that name was chosen, by its name, and stands
-		attributes = with
+		attributes = u.appendDevice(attributes, after, device)
+		changed = true
 	}
 	s.attributes = attributes
 	return values, clears, changed, nil

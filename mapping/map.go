@@ -94,16 +94,13 @@ func (r *Rules) NoIdentifier(record *Record, reason string) Decision {
 		d.EventReason = why
 		return d
 	}
-	if reason == reasonNotText {
-		return d
-	}
 	var op Operation
 	switch {
 	case err != nil:
-	case r.anonymous == "dead_letter":
+	case r.anonymous == "dead_letter" && reason != reasonNotText:
 		op = Operation{Action: "event"}
 		op.refuse(reasonNoIdentifier, "nobody is known of it, and anonymous is \"dead_letter\"")
-	case r.anonymous == "send" && record.DeviceID != "" && (record.UserID == "" || record.Sole):
+	case r.sendsAs(record, reason):
 		device := Identifier{kindAnonymous, record.DeviceID}
 		op, err = r.events.operation(s, device, rule, !r.anonymousByV2)
 	default:
@@ -118,6 +115,11 @@ func (r *Rules) NoIdentifier(record *Record, reason string) Decision {
 		refuseIdentifier(d.Operations, Identifier{kindAnonymous, record.DeviceID})
 	}
 	return d
+}
+
+// sendsAs says whether an event without an identifier, for this reason, is sent as its device's.
+func (r *Rules) sendsAs(record *Record, reason string) bool {
+	return r.anonymous == "send" && reason != reasonNotText && record.DeviceID != "" && (record.UserID == "" || record.Sole)
 }
 
 // Waits says whether a record must not be sent before everything of its device (LaneOfDevice) that came before anybody

@@ -84,13 +84,10 @@ func (r *Rules) Explain(record *Record, earlier []byte) (Why, error) {
 	w := Why{Identifier: shown(v.at(r.identifier))}
 	rule := r.explainRules(&v, &w)
 	_, none := r.Identifier(record)
-	if none != "" {
-		return w, nil
-	}
-	if rule != nil {
+	if rule != nil && (none == "" || r.sendsAs(record, none)) {
 		w.EventProperties = r.events.explain(&v, rule)
 	}
-	if r.users.send && !v.skipSync && !record.Past {
+	if none == "" && r.users.send && !v.skipSync && !record.Past {
 		w.Attributes = r.users.explain(&v, earlier)
 	}
 	return w, nil
@@ -187,9 +184,6 @@ func (e *eventRules) explain(v *view, rule *selectRule) (list []PropertyWhy) {
 func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 	var before sent
 	before.decode(earlier)
-	if device := u.newDevice(v.record, &before); device != "" {
-		list = append(list, PropertyWhy{Of: "field", Name: "device_id", As: kindAnonymous, Why: whyNew})
-	}
 	beyond := u.beyond(v, earlier)
 	there := map[string]bool{} // attributes
 	for w := walkObject(v.userProperties); w.next(); {
@@ -222,6 +216,13 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 		}
 		list = append(list, p)
 	}
+	if device := u.newDevice(v.record, &before); device != "" {
+		p := PropertyWhy{Of: "field", Name: "device_id", As: kindAnonymous, Why: whyNew}
+		if there[p.As] {
+			p.Why = whyNameTaken
+		}
+		list = append(list, p)
+	}
 	if u.chooser.isEmpty() {
 		return list
 	}
@@ -250,7 +251,11 @@ func (u *userRules) beyond(v *view, earlier []byte) map[string]string {
 	defer s.release()
 	s.view = *v
 	s.before.decode(earlier)
-	s.before.attributes = slices.DeleteFunc(s.before.attributes, func(a sentAttribute) bool { return a.state == sentLeftOut })
+	for i := range s.before.attributes { // a value that was sent, or told of, is not told of again
+		if a := &s.before.attributes[i]; a.state == sentValue || a.state == sentLeftOut {
+			a.hash = ^a.hash
+		}
+	}
 	values, clears, _, err := u.collect(s, maxAttributes, u.newDevice(v.record, &s.before))
 	if err == nil && values+clears > maxAttributes && clears > 0 {
 		s.after.reset()
