@@ -168,7 +168,7 @@ func (x *explainer) tell(ctx context.Context, project string, e *mapping.Event, 
 			case f.User != nil && string(f.User.Properties) != "null":
 				own = r.KnowUser(project, f.User.ID, f.User.Properties, f.User.Builtins, received)
 			case f.Device != nil && string(f.Device.Properties) != "null":
-				if own = r.KnowDevice(project, f.Device.ID, f.Device.UserID, f.Device.Properties, f.Device.Builtins, received); f.Device.UserID != "" {
+				if own = r.KnowDevice(project, f.Device.ID, f.Device.UserID, f.Device.Sole, f.Device.Properties, f.Device.Builtins, received); f.Device.UserID != "" {
 					more = append(more, f.Device.UserID)
 				}
 			}

@@ -57,9 +57,10 @@ type found struct {
 
 type knownOf struct {
 	someone
-	UserID     string          `json:"user_id"`    // of a device: whom it was last linked to
-	Properties json.RawMessage `json:"properties"` // null = nothing is known
-	Builtins   []byte          `json:"builtins"`   // packed
+	UserID     string          `json:"user_id"`        // of a device: whom it was last linked to
+	Sole       bool            `json:"sole,omitempty"` // of a device: no other user was seen on it
+	Properties json.RawMessage `json:"properties"`     // null = nothing is known
+	Builtins   []byte          `json:"builtins"`       // packed
 }
 
 type sentTo struct {
@@ -197,7 +198,7 @@ func lookAtUsers(h house, asked *look, out io.Writer) error {
 			if err != nil {
 				return exit(exitIO, err)
 			}
-			k := &knownOf{someone: who, UserID: known.UserID, Properties: rawOr(known.Properties, "{}"), Builtins: known.Builtins}
+			k := &knownOf{someone: who, UserID: known.UserID, Sole: known.Sole, Properties: rawOr(known.Properties, "{}"), Builtins: known.Builtins}
 			if !known.Any() && (known.UserID == "" || kind.isUser) {
 				k.Properties = nil
 			}

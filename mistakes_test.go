@@ -67,7 +67,7 @@ func TestMistakesInTheConfiguration(t *testing.T) {
 			says: []string{"only once"}},
 		{name: "unknown key", old: "retry_max =", new: "retry_maximum =", at: "retry_maximum", says: []string{"sync.demo.delivery.retry_maximum", `did you mean "sync.demo.delivery.retry_max"?`}},
 		{name: "unknown table", old: "[sync.demo.users]", new: "[sync.demo.user]", at: "[sync.demo.user]", says: []string{"sync.demo.user", `did you mean "sync.demo.users"?`}},
-		{name: "a key of a later version", old: `identifier   = "user_id"`, new: "identifier = \"user_id\"\nanonymous = \"send\"", at: "anonymous", says: []string{"sync.demo.anonymous", "not yet", `"filter"`}},
+		{name: "a word that a key does not know", old: `identifier   = "user_id"`, new: "identifier = \"user_id\"\nanonymous = \"drop\"", at: "anonymous", says: []string{"sync.demo.anonymous", `"filter"`, `"dead_letter"`}},
 		{name: "no word about Amplitude", old: `relay = "off"`, new: ``, says: []string{"project.app.relay", "one server URL", `"us"`, `"eu"`, `"off"`}},
 		{name: "a region that does not exist", old: `region       = "eu"`, new: `region = "europe"`, at: "region", says: []string{"sync.demo.region", `"us" or "eu"`}},
 		{name: "no region", old: `region       = "eu"`, new: ``, says: []string{"sync.demo.region", "required", `"us" or "eu"`}, unfilled: "# under [sync.demo]:\n"},

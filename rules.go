@@ -81,6 +81,7 @@ func ruleSpec(s config.Sync) mapping.Spec {
 		PageViews: s.Events.PageViews, UserPropertyValues: s.Events.UserPropertyValues,
 		SendUsers: s.Users.Send, UserProperties: s.Users.Properties, UserExclude: s.Users.Exclude,
 		UserRename: s.Users.Rename, UserConvert: s.Users.Convert, OnUnset: s.Users.OnUnset,
+		Anonymous: s.Anonymous, AnonymousAPI: s.AnonymousAPI,
 	}
 	for _, r := range s.Select {
 		rule := mapping.SelectSpec{Event: r.Event, Action: r.Action, Name: r.Name, Properties: r.Properties}

@@ -25,13 +25,18 @@ func (d *daemon) expect(name string, r *mapping.Record) (testSync, error) {
 		return t, err
 	}
 	id, reason := rules.Identifier(r)
-	decision := rules.NoIdentifier(r, reason)
+	var decision mapping.Decision
 	if reason == "" {
 		t.Identifier = id.Key()
-		if decision, err = rules.Map(r, id, nil); err != nil {
-			return t, exit(exitIO, err)
-		}
+		decision, err = rules.Map(r, id, nil)
 	} else {
+		decision = rules.NoIdentifier(r, reason)
+		err = decision.Damaged
+	}
+	if err != nil {
+		return t, exit(exitIO, err)
+	}
+	if reason != "" && decision.EventReason != "" {
 		t.Why = append(t.Why, fmt.Sprintf("%s: the user has no identifier in %s, which is %s: give one with --user-properties, or --user (%s)",
 			reason, "sync."+name+".identifier", y.Identifier, strings.TrimSuffix(d.config().Locate("sync."+name+".identifier"), ": ")))
 	}

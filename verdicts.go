@@ -63,15 +63,27 @@ func (s *standard) judge(q *queue.Record, now time.Time) judged {
 		return s.relayJudge(r.FromSDK(), r.EventType())
 	}
 	var d mapping.Decision
+	var err error
 	if id, reason := s.rules.Identifier(&r); reason != "" {
 		d = s.rules.NoIdentifier(&r, reason)
+		err = d.Damaged
 	} else {
-		var err error
-		if d, err = s.rules.Map(&r, id, nil); err != nil {
-			return judged{event: verdictUnreadable, user: verdictUnreadable}
-		}
+		d, err = s.rules.Map(&r, id, nil)
+	}
+	if err != nil {
+		return judged{event: verdictUnreadable, user: verdictUnreadable}
 	}
 	j := judged{event: cmp.Or(d.EventReason, verdictSent), user: cmp.Or(d.UserReason, verdictSent), name: d.EventType}
+	for i := range d.Operations {
+		o := &d.Operations[i]
+		switch reason, _ := o.Refused(); {
+		case reason == "":
+		case o.Action == "identify":
+			j.user = verdictDead
+		default:
+			j.event = verdictDead
+		}
+	}
 	if j.event == verdictSent && s.lateAfter > 0 && now.Sub(time.UnixMilli(r.Time)) > s.lateAfter {
 		switch s.latePolicy {
 		case "filter":
@@ -84,7 +96,9 @@ func (s *standard) judge(q *queue.Record, now time.Time) judged {
 }
 
 // filtered says whether nothing at all comes of the record.
-func (j judged) filtered() bool { return !j.kept() && j.user != verdictSent }
+func (j judged) filtered() bool {
+	return !j.kept() && j.user != verdictSent && j.user != verdictDead
+}
 
 // kept says whether the event reaches Customer.io or stays as a dead letter.
 func (j judged) kept() bool {

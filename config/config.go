@@ -16,8 +16,6 @@ import (
 //
 //	toml:"name"    the key; "-" is not a key
 //	enum:"a b c"   the words this key knows
-//	later:"yes"    the key is part of the schema but a later version gives it life:
-//	               any value but the default is an error that says so
 
 // Config is a whole, checked configuration. It does not change after Load.
 type Config struct {
@@ -106,7 +104,8 @@ type Sync struct {
 	Endpoint       string   `toml:"endpoint"` // base URL; "" = the region's
 	Identifier     string   `toml:"identifier"`
 	IdentifierKind string   `toml:"identifier_kind" enum:"auto id email cio_id"`
-	Anonymous      string   `toml:"anonymous" enum:"filter send dead_letter" later:"yes"`
+	Anonymous      string   `toml:"anonymous" enum:"filter send dead_letter"`
+	AnonymousAPI   string   `toml:"anonymous_api" enum:"v1 v2"` // by which send sends
 	Select         []Select `toml:"select"`
 	Events         Events   `toml:"events"`
 	Users          Users    `toml:"users"`
@@ -254,6 +253,7 @@ func DefaultSync() Sync {
 		Identifier:     "user_id",
 		IdentifierKind: "auto",
 		Anonymous:      "filter",
+		AnonymousAPI:   "v1",
 		Events: Events{
 			Send:               true,
 			PageViews:          "event",

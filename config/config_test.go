@@ -89,28 +89,6 @@ func TestExampleShowsEveryKey(t *testing.T) {
 	}
 }
 
-// Keys that have no life yet are marked so, and no others.
-func TestExampleMarksWhatIsNotYet(t *testing.T) {
-	_, rest := example(t)
-	marked := regexp.MustCompile(`(?m)^# ([a-z_]+) = .* # not yet: `).FindAllStringSubmatch(rest, -1)
-	var got, want []string
-	for _, m := range marked {
-		got = append(got, m[1])
-	}
-	schemaTables("", reflect.TypeFor[Config](), func(_ string, typ reflect.Type) {
-		for _, f := range reflect.VisibleFields(typ) {
-			if f.Tag.Get("later") != "" {
-				want = append(want, f.Tag.Get("toml"))
-			}
-		}
-	})
-	slices.Sort(got)
-	slices.Sort(want)
-	if !slices.Equal(got, want) {
-		t.Errorf("marked \"not yet\": %v\nwant: %v", got, want)
-	}
-}
-
 // With its four values filled in, the example loads, as it is and with every default
 // uncommented.
 func TestExampleLoads(t *testing.T) {

@@ -71,11 +71,6 @@ func (d decoder) field(path string, in any, out reflect.Value, tag reflect.Struc
 		}
 		d.add(path, "must be %s, not %q%s", orList(words), out.String(), hint)
 		out.Set(standard)
-		return
-	}
-	if tag.Get("later") != "" && !reflect.DeepEqual(out.Interface(), standard.Interface()) {
-		d.add(path, "not yet: this version of ampcio cannot do it; remove the line or set it to %s (the default)", literal(standard))
-		out.Set(standard)
 	}
 }
 

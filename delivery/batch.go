@@ -68,6 +68,7 @@ type part struct {
 	operations []*operation // including those refused before sending
 	unreadable *refusal     // the record could not be read or mapped
 	again      *again       // it is a dead letter that is tried again
+	behind     string       // a lane that has to be empty before; "" = none
 }
 
 // operation is one element of a request.
@@ -77,6 +78,7 @@ type operation struct {
 	relayed *relayed // of a relay's, else nil
 	action  string
 	body    []byte
+	path    string // where it goes alone; "" = into a batch
 	verdict verdict
 	refused []refusal // of refused
 	answer  reading   // of retry and forbidden
@@ -194,6 +196,8 @@ func (s *Sync) part(b *batch, t *taken, i int) (p part, fits bool) {
 		return p, false
 	case p.unreadable != nil:
 		return p, true
+	case p.behind != "" && t.claim.Waits(p.behind):
+		return p, false
 	}
 	bytes, sending, identifies := 0, 0, false
 	for _, op := range p.operations {
@@ -238,6 +242,9 @@ func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (se
 		p.unreadable = &refusal{Reason: "unreadable_record", Message: clip(err.Error())}
 		return p, true, nil
 	}
+	if s.rules.Waits(&r) {
+		p.behind = mapping.LaneOfDevice(r.DeviceID)
+	}
 	now := r
 	if p.again != nil {
 		if now, err = s.current(r); err != nil {
@@ -250,6 +257,9 @@ func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (se
 	}
 	if reason != "" {
 		p.decision = s.rules.NoIdentifier(&r, reason)
+		if err = p.decision.Damaged; p.again != nil {
+			p.again.keep(&p.decision)
+		}
 	} else {
 		p.key = id.Key()
 		sent, held, err := earlier(p.key)
@@ -261,17 +271,18 @@ func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (se
 		} else {
 			p.decision, err = s.rules.Map(&r, id, sent)
 		}
-		if err != nil {
-			p.unreadable = &refusal{Reason: "not_mappable", Message: clip(err.Error())}
-			return p, true, nil
-		}
+	}
+	if err != nil {
+		p.unreadable = &refusal{Reason: "not_mappable", Message: clip(err.Error())}
+		return p, true, nil
 	}
 	late := p.again == nil && s.late(&r)
 	if late && s.o.LatePolicy == LateFilter {
 		withoutEvent(&p.decision)
 	}
-	for _, o := range p.decision.Operations {
-		op := &operation{action: o.Action, body: o.Body, origin: origin{r.Seq, r.Received, cmp.Or(r.UserID, r.DeviceID)}}
+	for i := range p.decision.Operations {
+		o := &p.decision.Operations[i]
+		op := &operation{action: o.Action, body: o.Body, path: o.Path(), origin: origin{r.Seq, r.Received, cmp.Or(r.UserID, r.DeviceID)}}
 		p.operations = append(p.operations, op)
 		if why := s.unsendable(o, late); why != nil {
 			op.verdict, op.refused, op.body = refused, []refusal{*why}, nil
@@ -281,15 +292,12 @@ func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (se
 }
 
 // unsendable is why an operation is refused without being sent; nil when it is not.
-func (s *Sync) unsendable(o mapping.Operation, late bool) *refusal {
-	switch {
-	case late && o.Action != "identify":
+func (s *Sync) unsendable(o *mapping.Operation, late bool) *refusal {
+	if late && o.Action != "identify" {
 		return &refusal{Reason: reasonLate, Message: fmt.Sprintf("older than %v when it was to be delivered", s.o.LateAfter)}
-	case len(o.Body) > maxOperationBytes:
-		return &refusal{
-			Reason:  "operation_too_large",
-			Message: fmt.Sprintf("%d bytes; Customer.io takes %d", len(o.Body), maxOperationBytes),
-		}
+	}
+	if reason, detail := o.Refused(); reason != "" {
+		return &refusal{Reason: reason, Message: detail}
 	}
 	return nil
 }

@@ -17,12 +17,10 @@ import (
 	"time"
 )
 
-// Customer.io's limits for POST /api/v2/batch (docs.customer.io/integrations/api/track).
+// maxRequestBytes is Customer.io's limit for POST /api/v2/batch
+// (docs.customer.io/integrations/api/track), of the whole body, the wrapper included.
 // Whether its "kB" means 1000 or 1024 is not published; 1000 is right in both cases.
-const (
-	maxOperationBytes = 32_000
-	maxRequestBytes   = 500_000 // of the whole body, the wrapper included
-)
+const maxRequestBytes = 500_000
 
 // The wrapper around the operations of a batch.
 const (
@@ -126,10 +124,19 @@ func (c *client) sameAccount(other *client) bool {
 // close lets go of the idle connections.
 func (c *client) close() { c.http.CloseIdleConnections() }
 
-// batch sends operations in their order. The body is put together from their
-// bytes as they are; nothing is parsed or encoded again.
-func (c *client) batch(ctx context.Context, operations []*operation) answer {
-	return c.do(withOrigins(ctx, operations), http.MethodPost, batchPath, batchBody(operations))
+// send sends operations in their order, as one request. The body is put together from
+// their bytes as they are; nothing is parsed or encoded again.
+func (c *client) send(ctx context.Context, operations []*operation) answer {
+	path, body := request(operations)
+	return c.do(withOrigins(ctx, operations), http.MethodPost, path, body)
+}
+
+// request is that of one operation that goes alone, or of a batch.
+func request(operations []*operation) (path string, body []byte) {
+	if len(operations) == 1 && operations[0].path != "" {
+		return operations[0].path, operations[0].body
+	}
+	return batchPath, batchBody(operations)
 }
 
 const batchPath = "/api/v2/batch"

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"ampcio/queue"
@@ -64,11 +65,36 @@ func (c customerIO) fits(operations, bytes int) bool {
 }
 
 func (c customerIO) together(operations []*operation) (now, then []*operation) {
-	return operations, nil
+	return together(operations)
+}
+
+// together divides operations: one that does not go into a batch goes alone. From each
+// lane it takes what may go now, up to the first that may not.
+func together(operations []*operation) (now, then []*operation) {
+	if operations[0].path != "" {
+		return operations[:1], operations[1:]
+	}
+	if !slices.ContainsFunc(operations, func(o *operation) bool { return o.path != "" }) {
+		return operations, nil
+	}
+	var held *taken // lanes are contiguous
+	for _, o := range operations {
+		if held == nil || o.of != held {
+			if held = nil; o.path != "" {
+				held = o.of
+			}
+		}
+		if held != nil {
+			then = append(then, o)
+		} else {
+			now = append(now, o)
+		}
+	}
+	return now, then
 }
 
 func (c customerIO) post(ctx context.Context, operations []*operation) answer {
-	return c.s.client.batch(ctx, operations)
+	return c.s.client.send(ctx, operations)
 }
 
 func (c customerIO) read(operations []*operation, a answer, now time.Time) reading {

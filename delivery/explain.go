@@ -122,8 +122,13 @@ func Explain(rules *mapping.Rules, o Options, q *queue.Record, replayed []byte, 
 		}
 		out.Operations = append(out.Operations, planned)
 	}
-	for _, one := range s.requests(sending) {
-		out.Requests = append(out.Requests, PlannedRequest{http.MethodPost, batchPath, batchBody(one)})
+	for len(sending) > 0 {
+		now, then := together(sending)
+		for _, one := range s.requests(now) {
+			path, body := request(one)
+			out.Requests = append(out.Requests, PlannedRequest{http.MethodPost, path, body})
+		}
+		sending = then
 	}
 	return out, nil
 }

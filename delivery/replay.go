@@ -3,6 +3,7 @@ package delivery
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"ampcio/mapping"
 )
@@ -74,6 +75,13 @@ func (s *Sync) current(r mapping.Record) (mapping.Record, error) {
 	return r, nil
 }
 
+// keep leaves of a decision what is to be tried again.
+func (a *again) keep(d *mapping.Decision) {
+	if !a.event {
+		d.Operations = slices.DeleteFunc(d.Operations, func(o mapping.Operation) bool { return o.Action != "identify" })
+	}
+}
+
 // decide maps what is to be tried again: the event as it was, the identify by what is
 // known of the user now, values that were refused among them.
 func (a *again) decide(rules *mapping.Rules, was, now *mapping.Record, id mapping.Identifier, sent []byte) (d mapping.Decision, err error) {
@@ -87,7 +95,9 @@ func (a *again) decide(rules *mapping.Rules, was, now *mapping.Record, id mappin
 		return d, err
 	}
 	updates := d.Operations
-	d.Operations = nil
+	if d.Operations = nil; d.UserReason != "" {
+		d.Sent = nil // what was refused was only not looked at here
+	}
 	for _, o := range updates {
 		if o.Action == "identify" {
 			d.Operations = append(d.Operations, o)

@@ -114,7 +114,13 @@ func (s *Sync) outcome(p *part, tries string) queue.Outcome {
 			event = tally
 		}
 	}
-	out.Tallies = make([]queue.Tally, 0, 3)
+	if d.Sent != nil && out.SentKey == "" && d.UserReason != "" { // there is no identify, but something new to remember
+		out.SentKey, out.Sent = p.key, d.Sent
+	}
+	out.Tallies = make([]queue.Tally, 0, 3+len(d.LeftOut))
+	for _, one := range d.LeftOut {
+		out.Tallies = append(out.Tallies, queue.Tally{Key: "property/filtered/" + one.Reason, Example: clipExample(one.Name)})
+	}
 	if event != "" {
 		out.Tallies = append(out.Tallies, queue.Tally{Key: event, Example: clipExample(d.EventType)})
 	}

@@ -2,6 +2,8 @@ package mapping
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"strings"
 	"unicode"
 )
@@ -15,21 +17,21 @@ type Identifier struct {
 // Key names the person for claims and for the memory of what was sent: what Customer.io takes for one person has one
 // key. It ignores the case of emails and minds that of ids.
 func (id Identifier) Key() string {
+	if len(id.Value) > maxIdentifier { // nobody's; its length is the sender's, and a key has to be bounded
+		sum := sha256.Sum256([]byte(id.Value))
+		return id.Kind + "#" + hex.EncodeToString(sum[:16])
+	}
 	if id.Kind == "email" {
 		return "email:" + strings.ToLower(id.Value)
 	}
 	return id.Kind + ":" + id.Value
 }
 
-// maxIdentifier is Customer.io's limit for a person's id, in bytes.
-const maxIdentifier = 150
-
 // Why a record has no identifier, or an event or user update is not sent: Decision.EventReason and .UserReason, and the
 // second result of Rules.Identifier. They are shown to people and stored in books.
 const (
 	reasonNoIdentifier = "no_identifier"       // the property is absent or null
 	reasonNotText      = "identifier_not_text" // it is a bool, a list or an object
-	reasonTooLong      = "identifier_too_long" // more than 150 bytes
 	reasonBlank        = "identifier_blank"    // nothing, or nothing but space
 
 	reasonEventsOff     = "events_off"      // events.send = false
@@ -44,7 +46,8 @@ const (
 	reasonPast      = "past_properties"           // an event of an import, or of the webhook, whose properties are older than what is known
 )
 
-// newIdentifier makes an identifier of the value that the identifier path led to, or says why there is none.
+// newIdentifier makes an identifier of the value that the identifier path led to, or says why there is none. One that is
+// too long for Customer.io is one all the same: what would be sent of it is not filtered but kept, as a dead letter.
 func newIdentifier(v value, kind string) (Identifier, string) {
 	var s string
 	switch v.kind {
@@ -61,7 +64,7 @@ func newIdentifier(v value, kind string) (Identifier, string) {
 		switch {
 		case looksLikeEmail(s):
 			kind = "email"
-		case strings.HasPrefix(s, "cio_"):
+		case hasCioPrefix(s):
 			kind = "cio_id"
 		default:
 			kind = "id"
@@ -70,14 +73,13 @@ func newIdentifier(v value, kind string) (Identifier, string) {
 	if kind == "cio_id" {
 		s = strings.TrimPrefix(s, "cio_")
 	}
-	switch {
-	case strings.TrimSpace(s) == "":
+	if strings.TrimSpace(s) == "" {
 		return Identifier{}, reasonBlank
-	case len(s) > maxIdentifier:
-		return Identifier{}, reasonTooLong
 	}
 	return Identifier{kind, s}, ""
 }
+
+func hasCioPrefix(s string) bool { return strings.HasPrefix(s, "cio_") }
 
 // looksLikeEmail is the shape x@y.z: one @ with something before it, and behind it a dot that neither begins nor ends the
 // rest, no space anywhere.

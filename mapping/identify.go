@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // When a person is updated, and with what. All that is known of the past is in "sent": what this identifier was last
@@ -15,8 +16,9 @@ import (
 
 // sentVersion begins every sent. Behind it: a uvarint of the last identify's timestamp (unix seconds), then for each
 // attribute a byte state, 8 bytes hash of the value (big-endian), a uvarint length and the attribute's name, unquoted
-// and as it is called at Customer.io. Attributes are in order of their names.
-const sentVersion = 1
+// and as it is called at Customer.io. Attributes are in order of their names. Without the last two states it is written
+// in version 1; a program that knows that alone takes version 2 for never, and sends everything once more.
+const sentVersion, sentVersion2 = 1, 2
 
 // sentNothing stands for sentVersion in what Unrefused makes of an identifier that was sent no values: whether the one
 // identify got through does not count, only its time. It is never stored.
@@ -29,7 +31,29 @@ const (
 	sentRefused sentState = 2 // Customer.io refused this value: not sent again until it changes
 	sentCleared sentState = 3 // Customer.io was told to clear it
 	sentUnsure  sentState = 4 // it was in an identify that was refused for another attribute's sake: Customer.io may have an older value
+
+	// From version 2 on.
+	sentLeftOut sentState = 5 // this value is beyond a limit, and was told of: Customer.io may have an older one
+	sentDevice  sentState = 6 // no attribute: an anonymous_id that Customer.io has for this person; its hash is in the name
 )
+
+// Notes are of no attribute of their name, but of something whose hash is in it.
+const (
+	noteDevice = '\x00'
+	noteName   = '\x01' // of an attribute whose name is too long, which must not make memory grow
+)
+
+func noteOf(kind byte, what []byte) []byte {
+	return binary.BigEndian.AppendUint64([]byte{kind}, hash(what))
+}
+
+// isNote: names are UTF-8, and nine bytes with such a beginning that are one by chance are only not cleared.
+func (a *sentAttribute) isNote() bool {
+	return a.state == sentDevice || a.state == sentLeftOut && len(a.name) == 9 && a.name[0] == noteName
+}
+
+// maxDevices bounds how many anonymous_ids are remembered of a person; of one that is not, it is told once more.
+const maxDevices = 100
 
 type sentAttribute struct {
 	name  []byte
@@ -63,21 +87,21 @@ func (s *sent) reset() {
 }
 
 func (s *sent) read(data []byte) error {
-	if len(data) == 0 || data[0] != sentVersion && data[0] != sentNothing {
+	if len(data) == 0 || data[0] != sentVersion && data[0] != sentVersion2 && data[0] != sentNothing {
 		return errSent
 	}
 	last, n := binary.Uvarint(data[1:])
 	if n <= 0 || last > 1<<62 {
 		return errSent
 	}
-	s.known, s.last = data[0] == sentVersion, int64(last)
+	s.known, s.last = data[0] != sentNothing, int64(last)
 	for data = data[1+n:]; len(data) > 0; {
 		if len(data) < 10 {
 			return errSent
 		}
 		a := sentAttribute{state: sentState(data[0]), hash: binary.BigEndian.Uint64(data[1:])}
 		length, n := binary.Uvarint(data[9:])
-		if n <= 0 || a.state < sentValue || a.state > sentUnsure || length > uint64(len(data)-9-n) {
+		if n <= 0 || a.state < sentValue || a.state > sentDevice || length > uint64(len(data)-9-n) {
 			return errSent
 		}
 		a.name = data[9+n : 9+n+int(length)]
@@ -90,10 +114,14 @@ func (s *sent) read(data []byte) error {
 func (s *sent) encode() []byte {
 	slices.SortFunc(s.attributes, func(a, b sentAttribute) int { return bytes.Compare(a.name, b.name) })
 	size := 1 + binary.MaxVarintLen64
+	version := byte(sentVersion)
 	for _, a := range s.attributes {
 		size += 1 + 8 + 2 + len(a.name)
+		if a.state > sentUnsure {
+			version = sentVersion2
+		}
 	}
-	data := append(make([]byte, 0, size), sentVersion)
+	data := append(make([]byte, 0, size), version)
 	data = binary.AppendUvarint(data, uint64(max(0, s.last)))
 	for _, a := range s.attributes {
 		data = append(data, byte(a.state))
@@ -122,24 +150,32 @@ func Refused(earlier []byte, field string) []byte {
 	if s.decode(earlier); !s.known {
 		return earlier
 	}
-	culprit := -1
+	culprit, named := -1, false
 	if name, ok := strings.CutPrefix(field, "attributes."); ok {
-		for i, a := range s.attributes {
-			if matches := string(a.name) == name || strings.HasPrefix(name, string(a.name)+"."); matches &&
+		for i := range s.attributes {
+			a := &s.attributes[i]
+			if matches := string(a.name) == name || strings.HasPrefix(name, string(a.name)+"."); matches && !a.isNote() &&
 				(culprit < 0 || len(a.name) > len(s.attributes[culprit].name)) {
 				culprit = i
 			}
 		}
+		named = culprit >= 0 || name == kindAnonymous
 	}
+	kept := s.attributes[:0]
 	for i := range s.attributes {
-		switch a := &s.attributes[i]; {
-		case a.state == sentRefused:
-		case culprit < 0 || i == culprit:
+		a := s.attributes[i]
+		switch {
+		case a.state == sentDevice && culprit >= 0:
+			continue // it was not taken: it is told of again when something comes from that device
+		case a.state == sentDevice, a.state == sentLeftOut, a.state == sentRefused:
+		case !named || i == culprit:
 			a.state = sentRefused
 		default:
 			a.state = sentUnsure
 		}
+		kept = append(kept, a)
 	}
+	s.attributes = kept
 	return s.encode()
 }
 
@@ -171,6 +207,7 @@ type userRules struct {
 	toUnix  map[string]bool     // property names under convert
 	asText  bool                // user_property_values = "string"
 	keep    bool                // on_unset = "keep"
+	devices bool                // anonymous = "send": identifies bring the anonymous_ids
 }
 
 // chosenAs reports whether the rules as they are now choose a property that would be sent under this name.
@@ -203,15 +240,48 @@ func (u *userRules) decide(s *scratch, id Identifier, earlier []byte) (op Operat
 		return Operation{}, nil, reasonPast, nil
 	}
 	before.decode(earlier)
+	device := u.newDevice(v.record, before)
 	if u.chooser.isEmpty() {
-		if before.known {
+		if before.known && device == "" {
 			return Operation{}, nil, reasonUnchanged, nil
 		}
+		u.keepDevices(before, after)
+		s.attributes = u.appendDevice(s.attributes[:0], after, device)
 		after.last = max(before.last, v.record.Received/1000)
-		return s.identify(id, after.last, nil), after.encode(), "", nil
+		return s.identify(id, after.last, s.attributes), after.encode(), "", nil
 	}
+	values, clears, changed, err := u.collect(s, maxAttributes, device)
+	if err == nil && values+clears > maxAttributes && clears > 0 {
+		// The next identify has room for those that had to make way, once these are cleared.
+		after.reset()
+		s.names.reset()
+		s.leftOut = nil
+		_, _, changed, err = u.collect(s, max(0, maxAttributes-clears), device)
+	}
+	switch {
+	case err != nil:
+		return Operation{}, nil, "", err
+	case !changed && len(s.leftOut) == 0:
+		return Operation{}, nil, reasonUnchanged, nil
+	case !changed:
+		after.last = before.last
+		return Operation{}, after.encode(), reasonUnchanged, nil
+	}
+	// Customer.io silently drops an identify that is older than the last one, so the time never goes back, and never is
+	// the event's own.
+	after.last = max(before.last, v.record.Received/1000)
+	return s.identify(id, after.last, s.attributes), after.encode(), "", nil
+}
+
+// collect makes of the record in s.view the attributes of an identify, and what will have been sent by it: values of
+// properties as far as there is room, clears of those that were sent before and are gone, and a new anonymous_id. It says
+// how many values and clears there are, and whether they are worth an identify.
+func (u *userRules) collect(s *scratch, room int, device string) (values, clears int, changed bool, err error) {
+	v, before, after := &s.view, &s.before, &s.after
 	attributes := s.attributes[:0]
-	changed := false
+	if device != "" {
+		values++
+	}
 	add := func(name, quoted, raw []byte) {
 		if !s.names.add(quoted) {
 			return
@@ -221,17 +291,35 @@ func (u *userRules) decide(s *scratch, id Identifier, earlier []byte) (op Operat
 		valueAt := len(attributes)
 		attributes = u.appendValue(attributes, name, raw)
 		attribute := sentAttribute{name: plainText(quoted), hash: hash(attributes[valueAt:]), state: sentValue}
-		if was := before.find(attribute.name); was != nil {
+		beyond := attributeFits(attribute.name, attributes[valueAt:])
+		shown := attribute.name
+		if beyond == reasonAttributeName {
+			attribute.name = noteOf(noteName, attribute.name)
+		}
+		was := before.find(attribute.name)
+		if was != nil {
 			was.seen = true
+		}
+		same := was != nil && was.hash == attribute.hash
+		if beyond == "" && values >= room && !(same && was.state == sentRefused) {
+			beyond = reasonTooMany
+		}
+		switch {
+		case beyond != "":
+			attributes = attributes[:start]
 			switch {
-			case was.state == sentRefused && was.hash == attribute.hash:
-				attribute.state = sentRefused
-				attributes = attributes[:start]
-			case was.state != sentValue || was.hash != attribute.hash:
-				changed = true
+			case same && (was.state == sentValue || was.state == sentLeftOut):
+				attribute.state = was.state // there before others came; or told of
+			default:
+				attribute.state = sentLeftOut
+				s.leftOut = append(s.leftOut, LeftOut{clipName(shown), beyond})
 			}
-		} else {
-			changed = true
+		case same && was.state == sentRefused:
+			attribute.state = sentRefused
+			attributes = attributes[:start]
+		default:
+			values++
+			changed = changed || !same || was.state != sentValue
 		}
 		after.attributes = append(after.attributes, attribute)
 	}
@@ -243,30 +331,80 @@ func (u *userRules) decide(s *scratch, id Identifier, earlier []byte) (op Operat
 	}
 	u.chooser.eachBuiltin(v, add)
 	if w.bad {
-		return Operation{}, nil, "", errMalformed
+		return 0, 0, false, errMalformed
 	}
-	for _, was := range before.attributes {
+	for i := range before.attributes {
+		was := &before.attributes[i]
 		switch {
-		case was.seen || !u.chosenAs(was.name):
+		case was.seen || was.isNote() || !u.chosenAs(was.name):
 		case was.state == sentCleared, was.hash == clearedHash && was.state != sentUnsure:
 			// It is empty already; and a refused clear is not repeated.
 		case u.keep:
-			after.attributes = append(after.attributes, was)
+			after.attributes = append(after.attributes, *was)
 		default:
 			changed = true
+			if clears++; clears > maxAttributes {
+				after.attributes = append(after.attributes, *was) // the next identify's
+				continue
+			}
 			attributes = appendQuoted(appendComma(attributes), was.name)
 			attributes = append(attributes, `:""`...)
 			after.attributes = append(after.attributes, sentAttribute{name: was.name, hash: clearedHash, state: sentCleared})
 		}
 	}
-	s.attributes = attributes
-	if !changed {
-		return Operation{}, nil, reasonUnchanged, nil
+	u.keepDevices(before, after)
+	if device != "" && s.names.add(anonymousName) { // else a property of that name was chosen, by its name, and stands
+		attributes = u.appendDevice(attributes, after, device)
+		changed = true
 	}
-	// Customer.io silently drops an identify that is older than the last one, so the time never goes back, and never is
-	// the event's own.
-	after.last = max(before.last, v.record.Received/1000)
-	return s.identify(id, after.last, attributes), after.encode(), "", nil
+	s.attributes = attributes
+	return values, clears, changed, nil
+}
+
+var anonymousName = []byte(`"anonymous_id"`)
+
+// clipName bounds a name as it is shown, at the end of a character.
+func clipName(name []byte) string {
+	if len(name) <= maxAttributeName {
+		return string(name)
+	}
+	end := maxAttributeName
+	for end > 0 && !utf8.RuneStart(name[end]) {
+		end--
+	}
+	return string(name[:end]) + "…"
+}
+
+// newDevice is the anonymous_id that an identify for the record brings: its device, whose first and only user this is,
+// if Customer.io has not been told of it; else "".
+func (u *userRules) newDevice(record *Record, before *sent) string {
+	if !u.devices || !record.Sole || record.DeviceID == "" || len(record.DeviceID) > maxIdentifier {
+		return ""
+	}
+	if before.find(noteOf(noteDevice, []byte(record.DeviceID))) != nil {
+		return ""
+	}
+	return record.DeviceID
+}
+
+func (u *userRules) keepDevices(before, after *sent) {
+	n := 0
+	for i := range before.attributes {
+		if before.attributes[i].state == sentDevice && n < maxDevices {
+			after.attributes = append(after.attributes, before.attributes[i])
+			n++
+		}
+	}
+}
+
+func (u *userRules) appendDevice(attributes []byte, after *sent, device string) []byte {
+	if device == "" {
+		return attributes
+	}
+	attributes = append(append(appendComma(attributes), anonymousName...), ':')
+	attributes = appendQuoted(attributes, device)
+	after.attributes = append(after.attributes, sentAttribute{name: noteOf(noteDevice, []byte(device)), state: sentDevice})
+	return attributes
 }
 
 func (u *userRules) appendValue(dst []byte, name, raw []byte) []byte {

@@ -31,6 +31,9 @@ func LastSent(stored []byte) (at int64, has, refused []string, ok bool) {
 		return 0, nil, nil, false
 	}
 	for _, a := range s.attributes {
+		if a.isNote() {
+			continue
+		}
 		switch a.state {
 		case sentValue:
 			has = append(has, string(a.name))

@@ -7,7 +7,8 @@ import (
 )
 
 // Identifier returns the person a record is about, by the values after the event; or an empty Identifier and why there
-// is none: "no_identifier", "identifier_not_text", "identifier_too_long" or "identifier_blank".
+// is none: "no_identifier", "identifier_not_text" or "identifier_blank". One that is longer than Customer.io takes is
+// one; what Map makes of it is refused.
 func (r *Rules) Identifier(record *Record) (Identifier, string) {
 	switch r.identifier.kind {
 	case pathUser: // the usual ones, without reading the whole event
@@ -31,13 +32,15 @@ func (r *Rules) Identifier(record *Record) (Identifier, string) {
 //
 //	events_off  identify  group_identify  not_selected  dropped_by_rule      no event
 //	users_off  unchanged  skip_user_properties_sync                          no identify
-//	no_identifier  identifier_not_text  identifier_too_long  identifier_blank     neither
+//	no_identifier  identifier_not_text  identifier_blank                 neither
 type Decision struct {
 	Operations  []Operation // at most one identify, then at most one event, page or screen
 	EventReason string      // why there is no event; "" when there is one
 	UserReason  string      // why there is no identify; "" when there is one
 	EventType   string      // as it was received, for examples
-	Sent        []byte      // what this identifier will have been sent once the identify is delivered; nil = as before
+	Sent        []byte      // what this identifier will have been sent once the identify, if there is one, is delivered; nil = as before
+	Damaged     error       // of NoIdentifier: the stored bytes are, and nothing can be said of the event; Map returns it
+	LeftOut     []LeftOut   // attributes that are not sent, and have not been told of before
 }
 
 // Map decides about one record. earlier is the Sent of an earlier decision for the same Identifier.Key, as it was or
@@ -56,37 +59,74 @@ func (r *Rules) Map(record *Record, id Identifier, earlier []byte) (Decision, er
 	if err != nil {
 		return Decision{}, fmt.Errorf("read the stored user properties: %w", err)
 	}
-	if d.UserReason = reason; reason == "" {
-		operations[n], d.Sent = identify, sent
+	if d.UserReason, d.Sent = reason, sent; reason == "" {
+		operations[n] = identify
 		n++
 	}
+	d.LeftOut = s.leftOut
 	rule, reason := r.selected(v)
 	if d.EventReason = reason; reason == "" {
-		if operations[n], err = r.events.operation(s, id, rule); err != nil {
+		if operations[n], err = r.events.operation(s, id, rule, false); err != nil {
 			return Decision{}, fmt.Errorf("read the stored event: %w", err)
 		}
 		n++
 	}
 	if n > 0 {
+		refuseIdentifier(operations[:n], id)
 		d.Operations = slices.Clone(operations[:n])
 	}
 	return d, nil
 }
 
 // NoIdentifier is the decision about a record without an identifier; reason is Identifier's. An event that would not
-// have been sent anyhow keeps its own reason.
+// have been sent anyhow keeps its own reason. By anonymous = "send" the others are sent as the device's, for as long as
+// whoever is to be known of it can only be its first user: of one on which several people have logged in Customer.io
+// would count them to the wrong one.
 func (r *Rules) NoIdentifier(record *Record, reason string) Decision {
-	var v view
-	_ = v.open(record)
+	s := scratches.Get().(*scratch)
+	defer s.release()
+	v := &s.view
+	err := v.open(record)
 	d := Decision{EventReason: reason, UserReason: reason, EventType: string(v.event)}
 	if !r.users.send {
 		d.UserReason = reasonUsersOff
 	}
-	if rule, why := r.selected(&v); rule == nil {
+	rule, why := r.selected(v)
+	if rule == nil {
 		d.EventReason = why
+		return d
+	}
+	var op Operation
+	switch {
+	case err != nil:
+	case r.anonymous == "dead_letter" && reason != reasonNotText:
+		op = Operation{Action: "event"}
+		op.refuse(reasonNoIdentifier, "nobody is known of it, and anonymous is \"dead_letter\"")
+	case r.sendsAs(record, reason):
+		device := Identifier{kindAnonymous, record.DeviceID}
+		op, err = r.events.operation(s, device, rule, !r.anonymousByV2)
+	default:
+		return d
+	}
+	if err != nil {
+		d.Damaged = fmt.Errorf("read the stored event: %w", err)
+		return d
+	}
+	d.EventReason, d.Operations = "", []Operation{op}
+	if r.anonymous == "send" {
+		refuseIdentifier(d.Operations, Identifier{kindAnonymous, record.DeviceID})
 	}
 	return d
 }
+
+// sendsAs says whether an event without an identifier, for this reason, is sent as its device's.
+func (r *Rules) sendsAs(record *Record, reason string) bool {
+	return r.anonymous == "send" && reason != reasonNotText && record.DeviceID != "" && (record.UserID == "" || record.Sole)
+}
+
+// Waits says whether a record must not be sent before everything of its device (LaneOfDevice) that came before anybody
+// had logged in there: its identify ties the device's anonymous events to its person.
+func (r *Rules) Waits(record *Record) bool { return record.Links && r.anonymous == "send" }
 
 // Names reports whether any rule reads the user property of this name: it is what a record of a very large set carries.
 // Globs read every name they match.
@@ -140,6 +180,7 @@ type scratch struct {
 	names         nameSet
 	attributes    []byte
 	body          []byte
+	leftOut       []LeftOut // handed out: not kept
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -148,7 +189,7 @@ func (s *scratch) release() {
 	if cap(s.body) > 256<<10 || cap(s.attributes) > 256<<10 || cap(s.after.attributes) > 4096 {
 		return // one huge record must not set the pool's size
 	}
-	s.view = view{}
+	s.view, s.leftOut = view{}, nil
 	s.before.reset()
 	s.after.reset()
 	s.names.reset()

@@ -2,13 +2,31 @@ package mapping
 
 import (
 	"bytes"
+	"fmt"
 	"strconv"
 )
 
-// Operation is one operation for Customer.io's Track API v2.
+// Operation is one operation for Customer.io's Track API: an element of a v2 batch unless Apart says otherwise.
 type Operation struct {
 	Action string // "identify", "event", "page" or "screen"
-	Body   []byte // one element of a batch, compact JSON
+	Body   []byte // compact JSON
+	Apart  *Apart // nil as a rule
+}
+
+// Path is where the operation goes, alone, instead of into a batch; "" = into a batch.
+func (o *Operation) Path() string {
+	if o.Apart == nil {
+		return ""
+	}
+	return o.Apart.Path
+}
+
+// Refused is why the operation must not be sent, in a word and in a sentence; "" = it may be.
+func (o *Operation) Refused() (reason, detail string) {
+	if o.Apart == nil {
+		return "", ""
+	}
+	return o.Apart.Refused, o.Apart.Detail
 }
 
 // appendHead writes what every operation on a person begins with. There is exactly one identifier, always a string: that
@@ -31,7 +49,11 @@ func (s *scratch) identify(id Identifier, seconds int64, attributes []byte) Oper
 	dst = append(dst, `,"attributes":{`...)
 	dst = append(dst, attributes...)
 	s.body = append(dst, "}}"...)
-	return Operation{"identify", bytes.Clone(s.body)}
+	op := Operation{Action: "identify", Body: bytes.Clone(s.body)}
+	if len(op.Body) > maxOperation {
+		op.refuse(reasonTooLarge, fmt.Sprintf("%d bytes; Customer.io takes %d", len(op.Body), maxOperation))
+	}
+	return op
 }
 
 // eventRules say what is sent of an event.
@@ -50,9 +72,12 @@ type field struct {
 	quoted []byte
 }
 
+// kindAnonymous is the kind of an identifier that names nobody: the events of a device, in the hope of a person.
+const kindAnonymous = "anonymous_id"
+
 // operation writes the event, page or screen for the record in v. Where two sources have a property of one name, the event's
-// own wins, then the built-in field, then the user's.
-func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule) (Operation, error) {
+// own wins, then the built-in field, then the user's. What is too large for v2 goes by v1. byV1 says that it does anyhow.
+func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule, byV1 bool) (Operation, error) {
 	v, names := &s.view, &s.names
 	names.reset()
 	action, name := "event", v.event
@@ -62,6 +87,7 @@ func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule) (Ope
 	if rule.name != "" {
 		name = []byte(rule.name)
 	}
+	name = eventName(name)
 	dst := appendHead(s.body[:0], action, id)
 	dst = append(dst, `,"name":`...)
 	dst = appendQuoted(dst, name)
@@ -69,7 +95,9 @@ func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule) (Ope
 	dst = append(dst, ULID(v.record.ID)...)
 	dst = append(dst, `","timestamp":`...)
 	dst = strconv.AppendInt(dst, v.record.Time/1000, 10)
-	dst = append(dst, `,"attributes":{`...)
+	dst = append(dst, `,"attributes":`...)
+	data := len(dst)
+	dst = append(dst, '{')
 	if !(e.properties.isEmpty() && rule.properties.isEmpty()) && isObjectStart(v.eventProperties) {
 		w := walkObject(v.eventProperties)
 		for w.next() {
@@ -115,7 +143,38 @@ func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule) (Ope
 		})
 	}
 	s.body = append(dst, "}}"...)
-	return Operation{action, bytes.Clone(s.body)}, nil
+	if byV1 || len(s.body) > maxOperation {
+		return v.byV1(action, name, id, s.body[data:len(s.body)-1]), nil
+	}
+	op := Operation{Action: action, Body: bytes.Clone(s.body)}
+	op.checkName(name)
+	return op, nil
+}
+
+// byV1 is the event as a request of the v1 API. Where that is not possible it is refused, for being too large.
+func (v *view) byV1(action string, name []byte, id Identifier, data []byte) Operation {
+	anonymous, path, addressed := "", v1Anonymous, true
+	if id.Kind == kindAnonymous {
+		anonymous = id.Value
+	} else {
+		path, addressed = v1Path(id)
+	}
+	op := Operation{Action: action, Body: appendV1(nil, action, name, v.record.ID, v.record.Time/1000, anonymous, data)}
+	op.apart().Path = path
+	op.checkName(name)
+	switch {
+	case len(data) > maxEventData:
+		op.refuse(reasonTooLarge, fmt.Sprintf("its data has %d bytes; Customer.io takes %d", len(data), maxEventData))
+	case !addressed:
+		op.refuse(reasonTooLarge, fmt.Sprintf("larger than %d bytes; by the API that takes larger ones nobody can be told by an %s of this form", maxOperation, id.Kind))
+	}
+	return op
+}
+
+func (o *Operation) checkName(name []byte) {
+	if len(name) > maxEventName {
+		o.refuse(reasonNameTooLong, fmt.Sprintf("its name has %d bytes; Customer.io takes %d", len(name), maxEventName))
+	}
 }
 
 // asView returns the action and the name under which page_views = "page" sends an event. Customer.io calls a page by its
@@ -139,12 +198,9 @@ func (v *view) asView() (action string, name []byte) {
 	return "event", v.event
 }
 
-// maxEventName is Customer.io's limit for an event's name, in bytes.
-const maxEventName = 100
-
 func (v *view) viewName(property string) []byte {
 	name := valueOf(member(v.eventProperties, []byte(property))).text
-	if isBlank(name) || len(name) > maxEventName {
+	if name = eventName(name); len(name) == 0 || len(name) > maxEventName {
 		return nil
 	}
 	return name

@@ -63,6 +63,7 @@ type pair struct {
 // outcome is what became of one event, in NAME.out.json.
 type outcome struct {
 	event, noEvent, noIdentify string
+	refused                    string // of the operations, without being sent
 	userProperties             jsontext.Value
 	operations                 []jsontext.Value
 }
@@ -134,13 +135,15 @@ func (p *pair) each(t *testing.T, rules *Rules, look func(record *Record, earlie
 		id, reason := rules.Identifier(&record)
 		look(&record, sent[id.Key()])
 		if reason != "" {
-			d = rules.NoIdentifier(&record, reason)
+			if d = rules.NoIdentifier(&record, reason); d.Damaged != nil {
+				t.Fatal(d.Damaged)
+			}
 		} else if d, err = rules.Map(&record, id, sent[id.Key()]); err != nil {
 			t.Fatal(err)
 		}
 		if d.Sent != nil {
 			sent[id.Key()] = d.Sent
-			if arrived.Refused != nil {
+			if arrived.Refused != nil && d.UserReason == "" {
 				sent[id.Key()] = Refused(d.Sent, *arrived.Refused)
 			}
 		}
@@ -150,6 +153,9 @@ func (p *pair) each(t *testing.T, rules *Rules, look func(record *Record, earlie
 				t.Errorf("event %d: %s is not compact JSON (%v)", i, op.Body, err)
 			}
 			o.operations = append(o.operations, op.Body)
+			if reason, _ := op.Refused(); reason != "" {
+				o.refused = reason
+			}
 		}
 		outcomes = append(outcomes, o)
 	}
@@ -219,6 +225,9 @@ func render(t *testing.T, outcomes []outcome) []byte {
 		}
 		if o.noEvent != "" {
 			line("no_event_because", o.noEvent, true)
+		}
+		if o.refused != "" {
+			line("refused_because", o.refused, true)
 		}
 		b.WriteString(`    "operations": [`)
 		for j, op := range o.operations {

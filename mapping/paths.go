@@ -23,7 +23,7 @@ const (
 // builtins is the closed list of names that are not properties.
 var builtins = []string{
 	"user_id", "device_id", "event_type", "platform", "os", "device", "country", "region", "city", "language",
-	"app_version", "library", "session_id", "price", "quantity", "revenue", "currency", "productId", "insert_id",
+	"app_version", "library", "session_id", "price", "quantity", "revenue", "currency", "productId", "revenueType", "insert_id",
 	"os_name", "os_version", "device_brand", "device_manufacturer", "device_model", "carrier", "dma", "start_version", "paying",
 }
 
@@ -165,6 +165,7 @@ type view struct {
 	library, sessionID                 []byte
 	price, quantity, revenue, currency []byte
 	productID, productIDSwift          []byte
+	revenueType, revenueTypeSwift      []byte
 	insertID, uuid                     []byte
 	skipSync                           bool
 }
@@ -209,6 +210,10 @@ func (v *view) open(r *Record) error {
 			field = &v.productID
 		case "product_id":
 			field = &v.productIDSwift
+		case "revenueType":
+			field = &v.revenueType
+		case "revenue_type":
+			field = &v.revenueTypeSwift
 		case "insert_id":
 			field = &v.insertID
 		case "uuid":
@@ -264,11 +269,11 @@ func (v *view) ofUser(name []byte) value {
 //   - app_version is app_version, else version_name, as the mobile SDKs call it;
 //   - library as an object (legacy SDKs) is name/version;
 //   - a session_id of -1 is none;
-//   - price, quantity, currency, productId are the event's own fields, else those that the SDKs' revenue() puts into
-//     event_properties ($price …) or, long ago, into api_properties;
-//   - revenue is the event's price × quantity where it has a price (Amplitude lets that win), else its revenue; else
-//     $revenue unless that is 0 (the Go SDK sends 0 for unset), else $price × $quantity, else the same of
-//     api_properties. A missing quantity counts as 1.
+//   - price, quantity, currency, productId, revenueType are the event's own fields, else those that the SDKs' revenue()
+//     puts into event_properties ($price …) or, long ago, into api_properties;
+//   - revenue is of the first of these three that has one. Of each it is price × quantity where there is a price
+//     (Amplitude lets that win), else the stated revenue. A missing quantity counts as 1. In event_properties a price or
+//     quantity of 0 is none while there is a $revenue: the Go SDK sends 0 for what was not set.
 //
 // An empty text is absent.
 func (v *view) builtin(name string) value {
@@ -301,6 +306,11 @@ func (v *view) builtin(name string) value {
 			return v.sale(v.productIDSwift, "productId")
 		}
 		return v.sale(v.productID, "productId")
+	case "revenueType":
+		if v.revenueType == nil {
+			return v.sale(v.revenueTypeSwift, "revenueType")
+		}
+		return v.sale(v.revenueType, "revenueType")
 	case "revenue":
 		return v.revenueValue()
 	case "insert_id":
@@ -348,22 +358,30 @@ func (v *view) revenueValue() value {
 	if own := filled(v.revenue); own.isSet() {
 		return own
 	}
-	stated := filled(member(v.eventProperties, []byte("$revenue")))
-	if stated.kind == number {
-		if d, ok := parseDecimal(stated.raw, nil); ok && len(d.digits) > 0 {
-			return stated
-		}
+	property := func(name string) value { return filled(member(v.eventProperties, []byte(name))) }
+	price, quantity, stated := property("$price"), property("$quantity"), property("$revenue")
+	if isZero(quantity) {
+		quantity = value{}
 	}
-	for _, in := range []struct {
-		object          []byte
-		price, quantity string
-	}{{v.eventProperties, "$price", "$quantity"}, {v.apiProperties, "price", "quantity"}} {
-		price, quantity := filled(member(in.object, []byte(in.price))), filled(member(in.object, []byte(in.quantity)))
-		if earned := times(price, quantity); earned.isSet() {
-			return earned
-		}
+	if earned := times(price, quantity); earned.isSet() && !(isZero(price) && stated.isSet()) {
+		return earned
 	}
-	return stated
+	if stated.isSet() {
+		return stated
+	}
+	property = func(name string) value { return filled(member(v.apiProperties, []byte(name))) }
+	if earned := times(property("price"), property("quantity")); earned.isSet() {
+		return earned
+	}
+	return property("revenue")
+}
+
+func isZero(v value) bool {
+	if v.kind != number {
+		return false
+	}
+	d, ok := parseDecimal(v.raw, nil)
+	return ok && len(d.digits) == 0
 }
 
 // times is absent when there is no price.

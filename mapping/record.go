@@ -23,6 +23,8 @@ type Record struct {
 	Snapshot         bool   // Properties came with the event, as all that the user had at Time
 	Past             bool   // Properties are of the past: they are not the user's now, changed nothing, and are in no identify
 	Login            bool   // of the webhook: the event itself named the user
+	Sole             bool   // UserID is the first user that was seen on DeviceID, and no other has been since
+	Links            bool   // of Sole: it became so with this event
 	Raw              []byte // Event.Raw
 	// What the user's built-in properties are after this event (packed, builtins.go): those that the event itself says, and
 	// Beside; or, where the event has changed what was known, Builtins alone. Records of older programs have neither.
@@ -34,6 +36,9 @@ type Record struct {
 	Place uint64
 }
 
+// LaneOfDevice is the lane of the events of a device on which nobody has logged in.
+func LaneOfDevice(deviceID string) string { return "d" + deviceID }
+
 // Bodies that say nothing new are written in version 1, which older programs read.
 const (
 	bodyVersion  = 2
@@ -41,6 +46,8 @@ const (
 	bodySnapshot = 1 << 1 // from version 2 on
 	bodyPast     = 1 << 2 // from version 2 on
 	bodyLogin    = 1 << 3 // from version 2 on
+	bodySole     = 1 << 4 // in any version: programs that do not know it lose nothing by passing over it
+	bodyLinks    = 1 << 5 // likewise
 
 	tagPlace    = 1 // 16 bytes part, and the place as a uvarint
 	tagBuiltins = 2
@@ -67,6 +74,12 @@ func (r *Record) AppendBody(dst []byte) []byte {
 	}
 	if r.Login {
 		version, flags = bodyVersion, flags|bodyLogin
+	}
+	if r.Sole {
+		flags |= bodySole
+	}
+	if r.Links {
+		flags |= bodyLinks
 	}
 	if r.Place > 0 {
 		version = bodyVersion
@@ -173,6 +186,7 @@ func (r *Record) DecodeBody(body []byte) error {
 	r.UserID, r.DeviceID, r.Address = names[:user], names[user:user+device], names[user+device:]
 	r.Time, r.Source, r.Partial = time, source, flags&bodyPartial != 0
 	r.Snapshot, r.Past, r.Login = flags&bodySnapshot != 0, flags&bodyPast != 0, flags&bodyLogin != 0
+	r.Sole, r.Links = flags&bodySole != 0, flags&bodyLinks != 0
 	r.Part, r.Place = part, place
 	r.Properties, r.Raw = properties, raw
 	return nil

@@ -22,6 +22,8 @@ func TestBodyKeepsEverything(t *testing.T) {
 		{"snapshot", Record{Source: SourceWebhook, Snapshot: true, Properties: []byte(`{"a":1}`), Raw: []byte("{}")}},
 		{"past", Record{Source: SourceWebhook, Snapshot: true, Past: true, Properties: []byte(`{"a":1}`), Raw: []byte("{}")}},
 		{"login", Record{Source: SourceWebhook, Login: true, Properties: []byte("{}"), Raw: []byte("{}")}},
+		{"of the only user of a device", Record{UserID: "ada", DeviceID: "d", Sole: true, Properties: []byte("{}"), Raw: []byte("{}")}},
+		{"of the login that made it so", Record{UserID: "ada", DeviceID: "d", Sole: true, Links: true, Properties: []byte("{}"), Raw: []byte("{}")}},
 		{"of an import", Record{Source: SourceImport, Past: true, Properties: []byte("{}"), Raw: []byte("{}"), Part: [16]byte{1, 15: 2}, Place: 1 << 40}},
 	}
 	for _, test := range tests {

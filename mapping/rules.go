@@ -17,7 +17,7 @@ import (
 )
 
 // Spec is what one sync's configuration says about mapping; DESIGN.md explains the keys. Empty strings stand for the
-// defaults: IdentifierKind "auto", PageViews "event", UserPropertyValues "json", OnUnset "clear", Action "send".
+// defaults: IdentifierKind "auto", PageViews "event", UserPropertyValues "json", OnUnset "clear", Action "send", Anonymous "filter", AnonymousAPI "v1".
 type Spec struct {
 	Identifier, IdentifierKind string
 	Select                     []SelectSpec
@@ -31,6 +31,8 @@ type Spec struct {
 	UserProperties, UserExclude []string
 	UserRename, UserConvert     map[string]string
 	OnUnset                     string
+
+	Anonymous, AnonymousAPI string // "filter" and "v1"
 }
 
 // SelectSpec is one rule of the list of which the first that matches decides.
@@ -54,6 +56,8 @@ type Rules struct {
 	selects        []selectRule
 	events         eventRules
 	users          userRules
+	anonymous      string // filter, send or dead_letter
+	anonymousByV2  bool
 }
 
 type selectRule struct {
@@ -75,6 +79,8 @@ func Compile(spec Spec) (*Rules, error) {
 		c.fail("identifier", message)
 	}
 	r.identifierKind = c.oneOf("identifier_kind", spec.IdentifierKind, "auto", "email", "id", "cio_id")
+	r.anonymous = c.oneOf("anonymous", spec.Anonymous, "filter", "send", "dead_letter")
+	r.anonymousByV2 = c.oneOf("anonymous_api", spec.AnonymousAPI, "v1", "v2") == "v2"
 	r.selects = c.selects(spec)
 
 	c.names("events.properties", spec.EventProperties)
@@ -107,6 +113,7 @@ func Compile(spec Spec) (*Rules, error) {
 		toUnix:  c.converts(spec.UserConvert),
 		asText:  r.events.asText,
 		keep:    c.oneOf("users.on_unset", spec.OnUnset, "clear", "keep") == "keep",
+		devices: r.anonymous == "send",
 	}
 	for from, to := range spec.UserRename {
 		r.users.sources[to] = append(r.users.sources[to], from)
@@ -229,9 +236,6 @@ func (c *compiler) renames(path string, rename map[string]string, chosen ...[]st
 		taken[to] = from
 	}
 }
-
-// maxAttributeName is Customer.io's limit in bytes.
-const maxAttributeName = 150
 
 func (c *compiler) converts(convert map[string]string) map[string]bool {
 	toUnix := make(map[string]bool)

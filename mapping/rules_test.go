@@ -173,7 +173,7 @@ func TestUnreadablePast(t *testing.T) {
 			t.Errorf("the first %d bytes: got %v, %v", n, d, err)
 		}
 	}
-	newer := append([]byte{sentVersion + 1}, first.Sent[1:]...)
+	newer := append([]byte{sentVersion2 + 1}, first.Sent[1:]...)
 	if d, err := rules.Map(&r, Identifier{"id", "x"}, newer); err != nil || !bytes.Equal(d.Sent, first.Sent) {
 		t.Errorf("a newer form: got %v, %v", d, err)
 	}

@@ -61,6 +61,8 @@ const (
 	whyCleared = "cleared" // it was sent before, and is gone
 	whyKept    = "kept"    // it was sent before, and is gone; on_unset = "keep"
 	whyIsClear = "clear"   // it was cleared before
+
+	// And for one of Customer.io's limits: attribute_name_too_long, attribute_value_too_long, too_many_attributes.
 )
 
 // Changes says whether an attribute alone makes Map send an identify.
@@ -82,13 +84,10 @@ func (r *Rules) Explain(record *Record, earlier []byte) (Why, error) {
 	w := Why{Identifier: shown(v.at(r.identifier))}
 	rule := r.explainRules(&v, &w)
 	_, none := r.Identifier(record)
-	if none != "" {
-		return w, nil
-	}
-	if rule != nil {
+	if rule != nil && (none == "" || r.sendsAs(record, none)) {
 		w.EventProperties = r.events.explain(&v, rule)
 	}
-	if r.users.send && !v.skipSync && !record.Past {
+	if none == "" && r.users.send && !v.skipSync && !record.Past {
 		w.Attributes = r.users.explain(&v, earlier)
 	}
 	return w, nil
@@ -186,6 +185,7 @@ func (e *eventRules) explain(v *view, rule *selectRule) (list []PropertyWhy) {
 func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 	var before sent
 	before.decode(earlier)
+	beyond := u.beyond(v, earlier)
 	there := map[string]bool{} // attributes
 	enter := func(name, quoted, raw []byte, why string) {
 		p := PropertyWhy{Of: "user", Name: string(name), Why: why}
@@ -196,6 +196,8 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 			switch same := was != nil && was.hash == hash(u.appendValue(nil, name, raw)); {
 			case there[p.As]:
 				p.Why = whyNameTaken
+			case beyond[clipName(attribute)] != "":
+				p.Why = beyond[clipName(attribute)]
 			case was == nil:
 				p.Why = whyNew
 			case same && was.state == sentRefused:
@@ -220,13 +222,20 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 		enter(name, u.chooser.newName(name, w.name), w.value, why)
 	}
 	u.chooser.eachBuiltin(v, func(name, quoted, raw []byte) { enter(name, quoted, raw, "") })
+	if device := u.newDevice(v.record, &before); device != "" {
+		p := PropertyWhy{Of: "field", Name: "device_id", As: kindAnonymous, Why: whyNew}
+		if there[p.As] {
+			p.Why = whyNameTaken
+		}
+		list = append(list, p)
+	}
 	if u.chooser.isEmpty() {
 		return list
 	}
 	slices.SortStableFunc(before.attributes, func(a, b sentAttribute) int { return bytes.Compare(a.name, b.name) })
 	for i := range before.attributes {
 		was := &before.attributes[i]
-		if there[string(was.name)] || !u.chosenAs(was.name) {
+		if there[string(was.name)] || was.isNote() || !u.chosenAs(was.name) {
 			continue
 		}
 		p := PropertyWhy{Of: "user", As: string(was.name), Why: whyCleared}
@@ -239,4 +248,33 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 		list = append(list, p)
 	}
 	return list
+}
+
+// beyond are the attributes that an identify lacks for a limit, and which one. It asks what makes identifies, of a person
+// as if nothing had been told of yet.
+func (u *userRules) beyond(v *view, earlier []byte) map[string]string {
+	s := scratches.Get().(*scratch)
+	defer s.release()
+	s.view = *v
+	s.before.decode(earlier)
+	for i := range s.before.attributes { // a value that was sent, or told of, is not told of again
+		if a := &s.before.attributes[i]; a.state == sentValue || a.state == sentLeftOut {
+			a.hash = ^a.hash
+		}
+	}
+	values, clears, _, err := u.collect(s, maxAttributes, u.newDevice(v.record, &s.before))
+	if err == nil && values+clears > maxAttributes && clears > 0 {
+		s.after.reset()
+		s.names.reset()
+		s.leftOut = nil
+		_, _, _, err = u.collect(s, max(0, maxAttributes-clears), u.newDevice(v.record, &s.before))
+	}
+	if err != nil {
+		return nil
+	}
+	reasons := map[string]string{}
+	for _, one := range s.leftOut {
+		reasons[one.Name] = one.Reason
+	}
+	return reasons
 }

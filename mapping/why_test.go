@@ -38,7 +38,7 @@ func agrees(t rapid.TB, r *Rules, record *Record, earlier []byte) {
 		switch {
 		case rule.Decides && rule.Drops:
 			event = reasonDropped
-		case rule.Decides && none != "":
+		case rule.Decides && none != "" && len(d.Operations) == 0:
 			event = none
 		case rule.Decides:
 			event = ""
@@ -62,6 +62,12 @@ func agrees(t rapid.TB, r *Rules, record *Record, earlier []byte) {
 				continue
 			}
 			attributes := member(o.Body, []byte("attributes"))
+			if attributes == nil {
+				attributes = member(o.Body, []byte("data"))
+			}
+			if attributes == nil {
+				continue
+			}
 			for w := walkObject(attributes); w.next(); {
 				names = append(names, string(plainText(w.name)))
 			}
@@ -89,7 +95,7 @@ func agrees(t rapid.TB, r *Rules, record *Record, earlier []byte) {
 		if r.users.chooser.isEmpty() { // then being new is enough
 			var before sent
 			before.decode(earlier)
-			changes = !before.known
+			changes = changes || !before.known
 		}
 		if changes != (d.UserReason == "") {
 			fail("the user update")

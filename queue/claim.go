@@ -23,7 +23,7 @@ type Claim struct {
 	entries []*entry
 	records []Record
 	held    []string
-	wanted  string // the identifier that the last Hold did not get
+	wanted  string // the identifier that the last Hold did not get, or the lane that it waits for
 	over    bool
 }
 
@@ -205,6 +205,19 @@ func (cl *Claim) Hold(identifier string) bool {
 	}
 }
 
+// Waits says whether the claim has to wait for a lane: something of it has not ended. Then
+// Trim before the record that has to, or Return if that is the first; the claim's lane comes
+// back as soon as the other is empty. A lane that others wait for may wait for none itself.
+func (cl *Claim) Waits(lane string) bool {
+	cl.c.mu.Lock()
+	defer cl.c.mu.Unlock()
+	if lane == cl.lane.key || !cl.c.lanes.isHeld(laneWait+lane) {
+		return false
+	}
+	cl.wanted = laneWait + lane
+	return true
+}
+
 // Sent is what the ledger remembers of an identifier that the claim holds; nil when
 // it was never sent anything.
 func (cl *Claim) Sent(identifier string) ([]byte, error) { return cl.c.sent(identifier) }
@@ -305,7 +318,7 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 	turn := l.turn
 	l.turn = ""
 	c.lanes.letGo(cl.held)
-	if turn != "" && c.lanes.holds[turn] == nil && !slices.Contains(cl.held, turn) {
+	if turn != "" && !c.lanes.isHeld(turn) && !slices.Contains(cl.held, turn) {
 		c.lanes.passOn(turn) // it was woken for this and did not need it
 	}
 	c.lanes.schedule(l)

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"container/heap"
+	"strings"
 	"time"
 )
 
@@ -37,7 +38,7 @@ type lane struct {
 	retry   retryState
 	due     time.Time // the head is not due before, by the monotonic clock; zero = now
 	heap    int       // position in lanes.waiting, -1 = not there
-	parked  string    // the identifier that the head needs and another claim holds
+	parked  string    // the identifier that the head needs and another claim holds, or laneWait and the lane it waits for
 	turn    string    // the identifier for which it was woken, before others that need it
 	failed  time.Time // when the last try failed, by the monotonic clock; zero = none has since the start
 	others  uint64    // what the consumer had delivered when the first of the failed tries did
@@ -107,7 +108,8 @@ func (ls *lanes) schedule(l *lane) {
 		if l.retry.attempts == 0 {
 			delete(ls.byKey, l.key)
 		}
-	case l.parked != "" && ls.holds[l.parked] != nil:
+		ls.passOnLane(l)
+	case l.parked != "" && ls.isHeld(l.parked):
 		ls.parked[l.parked] = append(ls.parked[l.parked], l)
 	case !l.due.IsZero():
 		heap.Push(&ls.waiting, l)
@@ -115,6 +117,25 @@ func (ls *lanes) schedule(l *lane) {
 		l.parked = ""
 		l.queued = true
 		ls.ready = append(ls.ready, l)
+	}
+}
+
+// laneWait begins what stands for a lane where others stand for an identifier: it is held
+// for as long as the lane has records. No identifier begins so.
+const laneWait = "\x00lane "
+
+func (ls *lanes) isHeld(what string) bool {
+	if lane, ok := strings.CutPrefix(what, laneWait); ok {
+		l := ls.byKey[lane]
+		return l != nil && !l.empty()
+	}
+	return ls.holds[what] != nil
+}
+
+// passOnLane wakes who waits for a lane that has become empty.
+func (ls *lanes) passOnLane(l *lane) {
+	if len(ls.parked) > 0 {
+		ls.passOn(laneWait + l.key)
 	}
 }
 
@@ -177,6 +198,7 @@ func (ls *lanes) drop(l *lane) {
 	if !l.queued && l.parked == "" {
 		delete(ls.byKey, l.key)
 	}
+	ls.passOnLane(l)
 }
 
 // letGo lets go of what a claim holds.

@@ -10,7 +10,7 @@ import "encoding/binary"
 //	16  4 bytes  length of the key
 //	20  4 bytes  length of the user
 //	24  4 bytes  length of the properties
-//	28  1 byte   places of the ring of insert_ids, in fours
+//	28  1 byte   places of the ring of insert_ids, in fours; the highest bit: sole
 //	29  1 byte   its head
 //	30  2 bytes  how many ids are in it
 //	32  8 bytes  asOf
@@ -26,6 +26,7 @@ const (
 	blockProject = 44
 	blockHead    = 48
 	ringUnit     = 4
+	blockSole    = 0x80
 )
 
 func (b block) u32(at int) int       { return int(binary.LittleEndian.Uint32(b[at:])) }
@@ -38,7 +39,9 @@ func (b block) seq() uint64       { return binary.LittleEndian.Uint64(b[8:]) }
 func (b block) setSeq(seq uint64) { binary.LittleEndian.PutUint64(b[8:], seq) }
 func (b block) asOf() asOf        { return asOf(binary.LittleEndian.Uint64(b[32:])) }
 func (b block) setAsOf(a asOf)    { binary.LittleEndian.PutUint64(b[32:], uint64(a)) }
-func (b block) places() int       { return ringUnit * int(b[28]) }
+func (b block) places() int       { return ringUnit * int(b[28]&^blockSole) }
+func (b block) sole() bool        { return b[28]&blockSole != 0 }
+func (b block) setNotSole()       { b[28] &^= blockSole }
 func (b block) ids() int          { return int(binary.LittleEndian.Uint16(b[30:])) }
 func (b block) project() uint32   { return binary.LittleEndian.Uint32(b[blockProject:]) }
 
@@ -93,7 +96,7 @@ func (b block) setRecent(r *recent) {
 
 // state is what b says; it shares b's memory.
 func (b block) state() state {
-	return state{seq: b.seq(), seen: b.seen(), asOf: b.asOf(), user: b.user(), builtins: b.builtins(), properties: b.properties(), recent: b.recent()}
+	return state{seq: b.seq(), seen: b.seen(), asOf: b.asOf(), user: b.user(), sole: b.sole(), builtins: b.builtins(), properties: b.properties(), recent: b.recent()}
 }
 
 // expire is state's, in place.
@@ -128,6 +131,9 @@ func (b block) fill(project uint32, key []byte, st *state, places int) {
 	b.setU32(20, len(st.user))
 	b.setU32(40, len(st.builtins))
 	b[28], b[29] = byte(places/ringUnit), 0
+	if st.sole {
+		b[28] |= blockSole
+	}
 	binary.LittleEndian.PutUint16(b[30:], uint16(st.recent.n))
 	binary.LittleEndian.PutUint32(b[blockProject:], project)
 	at := blockHead + copy(b[blockHead:], key)

@@ -22,6 +22,7 @@ type state struct {
 	seen       uint32 // hour since 1970 of that change, for expiry
 	asOf       asOf   // of its properties, and of a device's link
 	user       []byte // of a device: the user it was last linked to; empty = none
+	sole       bool   // of a device: no other user was seen on it before
 	properties []byte // JSON object; empty = none
 	builtins   []byte // built-in properties, packed (mapping); empty = none
 	recent     recent
@@ -63,6 +64,7 @@ const (
 	tagRecent     = 3
 	tagAsOf       = 4 // a uvarint; absent = 0, as in what versions before it have written
 	tagBuiltins   = 5 // absent = none, likewise
+	tagSole       = 6 // of no bytes; absent = not so, or not known, as in what versions before it have written
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -122,6 +124,9 @@ func appendEntry(dst []byte, s *state) []byte {
 		dst = binary.AppendUvarint(append(dst, tagUser), uint64(len(s.user)))
 		dst = append(dst, s.user...)
 	}
+	if s.sole {
+		dst = append(dst, tagSole, 0)
+	}
 	if len(s.properties) > 0 {
 		dst = binary.AppendUvarint(append(dst, tagProperties), uint64(len(s.properties)))
 		dst = append(dst, s.properties...)
@@ -178,6 +183,8 @@ func readEntry(k kind, key, value []byte) (s state, err error) {
 			s.properties = field
 		case tagBuiltins:
 			s.builtins = field
+		case tagSole:
+			s.sole = true
 		case tagAsOf:
 			at, n := binary.Uvarint(field)
 			if whole = n == len(field); !whole {

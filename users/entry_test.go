@@ -41,6 +41,7 @@ func TestEntryRoundTrip(t *testing.T) {
 		if p := rapid.SliceOf(rapid.Byte()).Draw(t, "properties"); len(p) > 0 {
 			s.properties = p
 		}
+		s.sole = rapid.Bool().Draw(t, "sole")
 		if n := rapid.IntRange(0, 400).Draw(t, "insert_ids"); n > 0 {
 			for i := range n {
 				remember(&s.recent, uint64(i+1), uint32(i))

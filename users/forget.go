@@ -9,6 +9,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"ampcio/mapping"
 	"ampcio/queue"
 )
 
@@ -23,7 +24,7 @@ import (
 func LaneOfUser(userID string) string { return string(rune(user)) + userID }
 
 // LaneOfDevice is the lane of a device's records, as long as nobody has logged in on it.
-func LaneOfDevice(deviceID string) string { return string(rune(device)) + deviceID }
+func LaneOfDevice(deviceID string) string { return mapping.LaneOfDevice(deviceID) }
 
 // OfLane says whose records a lane has: one of the two is empty, or both.
 func OfLane(lane string) (userID, deviceID string) {

@@ -285,7 +285,7 @@ func TestKnownOrNot(t *testing.T) {
 		want  Known
 	}{
 		{"a user", func() (Known, error) { return w.store.User("app", "ann") }, Known{UserID: "ann", Properties: noProperties, Seq: 2, Seen: hourOf(startOfTests)}},
-		{"by a device", func() (Known, error) { return w.store.Device("app", "d1") }, Known{UserID: "ann", Properties: noProperties, Seq: 2, Seen: hourOf(startOfTests)}},
+		{"by a device", func() (Known, error) { return w.store.Device("app", "d1") }, Known{UserID: "ann", Sole: true, Properties: noProperties, Seq: 2, Seen: hourOf(startOfTests)}},
 		{"nobody", func() (Known, error) { return w.store.User("app", "bob") }, Known{UserID: "bob", Properties: noProperties}},
 		{"no device", func() (Known, error) { return w.store.Device("app", "d2") }, Known{Properties: noProperties}},
 		{"another project", func() (Known, error) { return w.store.User("shop", "ann") }, Known{UserID: "ann", Properties: noProperties}},

@@ -50,8 +50,8 @@ func (r *Rehearsal) KnowUser(project, userID string, properties, builtins []byte
 	return err
 }
 
-// KnowDevice lets a device be linked to a user or, without one, have these properties.
-func (r *Rehearsal) KnowDevice(project, deviceID, userID string, properties, builtins []byte, at int64) error {
+// KnowDevice lets a device be linked to a user, the first and only one or not, or, without one, have these properties.
+func (r *Rehearsal) KnowDevice(project, deviceID, userID string, sole bool, properties, builtins []byte, at int64) error {
 	s := r.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -63,6 +63,8 @@ func (r *Rehearsal) KnowDevice(project, deviceID, userID string, properties, bui
 	if s.link(&t); userID == "" {
 		s.setProperties(e, &t, properties)
 		s.setBuiltins(e, &t, builtins)
+	} else if !sole {
+		s.block(e).setNotSole()
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ func TestRehearsalForetells(t *testing.T) {
 				if err != nil {
 					rt.Fatal(err)
 				}
-				if err := r.KnowDevice("app", fmt.Sprintf("d%d", i), d.UserID, d.Properties, d.Builtins, now); err != nil {
+				if err := r.KnowDevice("app", fmt.Sprintf("d%d", i), d.UserID, d.Sole, d.Properties, d.Builtins, now); err != nil {
 					rt.Fatal(err)
 				}
 				u, err := h.store.User("app", fmt.Sprintf("u%d", i))

@@ -147,11 +147,13 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 	past := s.past(owner, &t)
 	t.snapshot = ev.Snapshot && !past
 	s.takeOver(&t)
+	wasLinked := t.device == nobody || len(s.block(t.device).user()) > 0
 	s.link(&t)
+	sole := t.device != nobody && userID != "" && s.block(t.device).sole() && string(s.block(t.device).user()) == userID
 	r := mapping.Record{
 		Received: a.Received, UserID: userID, DeviceID: ev.DeviceID,
 		Time: happened, Source: a.Source, Address: a.Address, KeyID: a.KeyID, Raw: ev.Raw, Snapshot: ev.Snapshot, Past: past,
-		Login: t.dated && ev.UserID != "",
+		Login: t.dated && ev.UserID != "", Sole: sole, Links: sole && !wasLinked,
 	}
 	if owner != nobody && !past && (ev.Snapshot || !ev.SkipUserPropertiesSync) {
 		r.Builtins, r.Beside = s.applyBuiltins(owner, &t, ev)

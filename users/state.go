@@ -77,6 +77,7 @@ func (s *Store) link(t *step) {
 	s.touch(t.device)
 	b := s.block(t.device)
 	st := b.state()
+	st.sole = len(st.user) == 0
 	st.user = append(s.loginBuf[:0], t.login...)
 	s.loginBuf = st.user
 	s.resize(t.device, &st, b.places())

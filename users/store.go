@@ -237,6 +237,7 @@ type Known struct {
 	UserID     string // the user; of a device: the one it was last linked to, "" = none
 	Properties []byte // JSON object, "{}" when there are none; of the user, else of the device
 	Builtins   []byte // and the built-in properties, packed (mapping.BuiltinsJSON); nil when there are none
+	Sole       bool   // of a device: no other user was seen on it
 	InsertIDs  int    // remembered for it
 	Seq        uint64 // of the last record that has changed the one whose properties these are; 0 = none, but see Any
 	Seen       uint32 // and the hour since 1970 UTC of that
@@ -272,7 +273,7 @@ func (s *Store) known(projectName string, k kind, id string) (Known, error) {
 	}
 	b := s.block(e)
 	b.expire(hour, s.unlinkedHours)
-	out := Known{UserID: string(b.user()), InsertIDs: b.ids()}
+	out := Known{UserID: string(b.user()), Sole: b.sole(), InsertIDs: b.ids()}
 	if k == user {
 		out.UserID = id
 	} else if out.UserID != "" {
