@@ -22,6 +22,7 @@ type record struct {
 
 // ledger is what the promise says of one sync: what has become of each record of its project.
 type ledger struct {
+	h             *history
 	name, project string
 	enabled       bool
 	paused        bool
@@ -119,7 +120,7 @@ func (l *ledger) pending(r *record) bool {
 func (l *ledger) drop() {
 	for _, s := range append(l.since, l.durable, snapshot{is: l.is}) {
 		for i := range s.is {
-			if s.is[i].ending == queue.Dead && l.to.h.of(l.project)[i].forgotten {
+			if s.is[i].ending == queue.Dead && l.h.of(l.project)[i].forgotten {
 				s.is[i].ending = queue.Discarded
 			}
 		}
