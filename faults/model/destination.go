@@ -20,11 +20,16 @@ type destination struct {
 	people  map[string]map[string]int // attributes
 	loose   map[string]bool           // users of whom it may have been told something that the ledger does not know of
 	unsure  map[string]bool           // users of whom something was refused, or may never be corrected
+
+	// What it has said, and the product has heard.
+	accepted, refused map[uint64]bool // events, by record
+	refusedUsers      map[string]bool // of whom an identify was refused
 }
 
 func newDestination(h *history, l *ledger) *destination {
 	return &destination{h: h, l: l, ids: map[string]string{}, events: map[string]string{}, arrived: map[uint64]bool{},
-		people: map[string]map[string]int{}, loose: map[string]bool{}, unsure: map[string]bool{}}
+		people: map[string]map[string]int{}, loose: map[string]bool{}, unsure: map[string]bool{},
+		accepted: map[uint64]bool{}, refused: map[uint64]bool{}, refusedUsers: map[string]bool{}}
 }
 
 // operation is what the model reads of one.
@@ -68,21 +73,27 @@ func (d *destination) take(r *record, body []byte, refuse bool) {
 		d.ids[o.ID], d.events[r.event] = r.event, o.ID
 		return
 	}
+	d.identify(&o, refuse)
+}
+
+// identify is what it is told of a user.
+func (d *destination) identify(o *operation, refuse bool) {
+	user := o.Identifiers.ID
 	if refuse {
-		d.unsure[r.user] = true
+		d.unsure[user] = true
 		return
 	}
-	if d.people[r.user] == nil {
-		d.people[r.user] = map[string]int{}
+	if d.people[user] == nil {
+		d.people[user] = map[string]int{}
 	}
 	for name, value := range o.Attributes {
 		switch v := value.(type) {
 		case float64:
-			d.people[r.user][name] = int(v)
+			d.people[user][name] = int(v)
 		case nil, string:
-			delete(d.people[r.user], name) // it was unset
+			delete(d.people[user], name) // it was unset
 		default:
-			d.h.fail("sync %s: attribute %s of %s is %v", d.l.name, name, r.user, value)
+			d.h.fail("sync %s: attribute %s of %s is %v", d.l.name, name, user, value)
 		}
 	}
 }

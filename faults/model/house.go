@@ -24,24 +24,32 @@ func laneOf(user, device string) string {
 	return users.LaneOfUser(user)
 }
 
-// history is one, with what the model knows and what runs.
+// history is one, with what the model knows of it.
 type history struct {
-	root  string
-	tell  func(string)
-	at    int // which step
-	doing string
-
-	// The model.
-	lived    int      // histories, with this one
-	projects []string // of this one
+	*house
+	number   int // in its house
+	projects []string
 	people   map[string]*people
 	records  []*record
 	project  map[string][]*record
 	bySeq    map[uint64]*record
-	ledgers  []*ledger // by name
+	byNumber map[int]*record // of the event
+	ledgers  []*ledger       // by name
 	events   int
-	names    int           // of syncs so far
-	ahead    time.Duration // how far the wall clock has been set forward
+}
+
+// house is an installation, in which some histories live side by side, each with projects, users and syncs of its own.
+// What befalls it befalls all of them: a crash, a restart, time.
+type house struct {
+	root  string
+	tell  func(string)
+	who   int // whose step it is: a history's number; 0 = the house's own
+	at    int // which step
+	doing string
+
+	histories []*history
+	names     int           // of syncs so far
+	ahead     time.Duration // how far the wall clock has been set forward
 
 	// What runs.
 	life    int
@@ -67,18 +75,26 @@ const keep = time.Hour
 // beginning is when all histories begin: the clock of a bubble begins in 2000, too early for Customer.io.
 var beginning = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
-func (h *history) fail(format string, args ...any) { panic(violation{fmt.Errorf(format, args...)}) }
+func (h *house) fail(format string, args ...any) { panic(violation{fmt.Errorf(format, args...)}) }
 
-func (h *history) must(err error, what string) {
+func (h *house) must(err error, what string) {
 	if err != nil {
 		h.fail("%s: %v", what, err)
 	}
 }
 
-func (h *history) say(format string, args ...any) {
+func (h *house) say(format string, args ...any) {
 	if h.tell != nil {
-		h.tell(fmt.Sprintf("%d %s: ", h.at, h.doing) + fmt.Sprintf(format, args...))
+		h.tell(fmt.Sprintf("%s step %d, %s: ", h.whose(), h.at, h.doing) + fmt.Sprintf(format, args...))
 	}
+}
+
+// whose says whose step it is.
+func (h *house) whose() string {
+	if h.who == 0 {
+		return "house"
+	}
+	return fmt.Sprint("history ", h.who)
 }
 
 func stack() string {
@@ -86,14 +102,14 @@ func stack() string {
 	return string(b[:runtime.Stack(b, false)])
 }
 
-func (h *history) now() time.Time { return time.Now().Add(h.ahead) }
+func (h *house) now() time.Time { return time.Now().Add(h.ahead) }
 
 func (h *history) of(project string) []*record { return h.project[project] }
 
-func (h *history) dir() string { return filepath.Join(h.root, fmt.Sprint(h.life)) }
+func (h *house) dir() string { return filepath.Join(h.root, fmt.Sprint(h.life)) }
 
 // build makes an installation without a sync.
-func (h *history) build() {
+func (h *house) build() {
 	time.Sleep(time.Until(beginning)) // the clock of a bubble begins in 2000
 	h.doing = "build"
 	h.must(os.Mkdir(h.dir(), 0o700), "make a folder")
@@ -103,27 +119,32 @@ func (h *history) build() {
 }
 
 // begin begins a history: projects that nobody has heard of, and one sync.
-func (h *history) begin() {
-	h.at, h.doing = 0, "begin"
-	h.lived++
-	h.people, h.project, h.bySeq, h.records = map[string]*people{}, map[string][]*record{}, map[uint64]*record{}, nil
-	h.projects = nil
+func (h *house) begin() {
+	n := len(h.histories) + 1
+	y := &history{house: h, number: n, people: map[string]*people{}, project: map[string][]*record{}, bySeq: map[uint64]*record{}, byNumber: map[int]*record{}}
+	h.histories = append(h.histories, y)
+	h.who, h.at, h.doing = n, 0, "begin"
 	for _, p := range []string{"app", "web"} {
-		p = fmt.Sprint(p, h.lived)
-		h.projects = append(h.projects, p)
-		h.people[p] = newPeople()
+		p = fmt.Sprint(p, n)
+		y.projects = append(y.projects, p)
+		y.people[p] = newPeople()
 	}
-	h.events = 0
-	h.ahead += 2 * keep // the log lets go of the history before
-	h.sleep(1100 * time.Millisecond)
-	l := h.newLedger(h.projects[0])
+	l := y.newLedger(y.projects[0])
 	h.openLedger(l)
 	h.runLedger(l)
 }
 
+// all are the ledgers of all histories.
+func (h *house) all() (list []*ledger) {
+	for _, y := range h.histories {
+		list = append(list, y.ledgers...)
+	}
+	return list
+}
+
 func (h *history) newLedger(project string) *ledger {
 	h.names++
-	l := &ledger{name: fmt.Sprint("sync", h.names), project: project, enabled: true}
+	l := &ledger{h: h, name: fmt.Sprint("sync", h.names), project: project, enabled: true}
 	l.is = make([]state, len(h.of(project))) // what came before it is not taken
 	l.to = newDestination(h, l)
 	l.written()
@@ -132,7 +153,7 @@ func (h *history) newLedger(project string) *ledger {
 }
 
 // open starts what the daemon starts, in its order.
-func (h *history) open() {
+func (h *house) open() {
 	var err error
 	h.log, err = queue.Open(queue.Options{Dir: h.dir(), RotateBytes: 1 << 20, RotateAfter: 20 * time.Hour, Keep: keep, KeepBytes: 1 << 30,
 		InFlightBytes: 16 << 20, Now: h.now})
@@ -145,19 +166,19 @@ func (h *history) open() {
 	h.must(h.store.Warning(), "users.db needs no repair")
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.running = map[string]*running{}
-	for _, l := range h.ledgers {
+	for _, l := range h.all() {
 		h.openLedger(l)
 	}
 	h.run(h.log.Run)
 	h.run(h.store.Run)
-	for _, l := range h.ledgers {
+	for _, l := range h.all() {
 		h.runLedger(l)
 	}
 	h.finishForgetting()
 	synctest.Wait()
 }
 
-func (h *history) openLedger(l *ledger) {
+func (h *house) openLedger(l *ledger) {
 	c, err := queue.OpenConsumer(h.log, queue.ConsumerOptions{Name: l.name, Project: l.project, Enabled: l.enabled, WindowBytes: 3000, Now: h.now})
 	h.must(err, "open sync "+l.name)
 	if away := c.SetAside(); away != nil {
@@ -168,7 +189,7 @@ func (h *history) openLedger(l *ledger) {
 	l.claims, l.discards, l.spared = nil, false, map[uint64]bool{}
 }
 
-func (h *history) runLedger(l *ledger) {
+func (h *house) runLedger(l *ledger) {
 	r := h.running[l.name]
 	ctx, stop := context.WithCancel(h.ctx)
 	r.stop, r.done = stop, make(chan struct{})
@@ -178,27 +199,33 @@ func (h *history) runLedger(l *ledger) {
 	})
 }
 
-func (h *history) run(part func(context.Context) error) {
+func (h *house) run(part func(context.Context) error) {
 	ctx := h.ctx
 	h.parts.Go(func() { h.note(part(ctx)) })
 }
 
-func (h *history) note(err error) {
+func (h *house) note(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.broke = errors.Join(h.broke, err)
 }
 
 // close stops everything in the daemon's order.
-func (h *history) close() error {
+func (h *house) close() error {
 	if h.log == nil {
 		return nil
+	}
+	var err error
+	for _, l := range h.all() {
+		if l.room != nil {
+			err = errors.Join(err, l.room.end())
+		}
 	}
 	if h.stop != nil {
 		h.stop()
 	}
 	h.parts.Wait()
-	err := h.broke
+	err = errors.Join(err, h.broke)
 	for _, r := range h.running {
 		err = errors.Join(err, r.c.Close())
 	}
@@ -221,10 +248,10 @@ func (h *history) closeLedger(l *ledger) {
 	l.written()
 }
 
-func (h *history) consumer(l *ledger) *queue.Consumer { return h.running[l.name].c }
+func (h *house) consumer(l *ledger) *queue.Consumer { return h.running[l.name].c }
 
 // crash goes on with the files as they are, and nothing of the memory.
-func (h *history) crash() {
+func (h *house) crash() {
 	synctest.Wait()
 	from := h.dir()
 	h.life++
@@ -232,28 +259,34 @@ func (h *history) crash() {
 	h.must(h.close(), "close what has crashed")
 	h.must(os.RemoveAll(from), "remove the folder")
 	h.open()
-	for _, l := range h.ledgers {
+	for _, l := range h.all() {
 		for user := range l.to.people {
 			l.to.loose[user] = true
 		}
-		h.wakeUp(l)
+		l.h.wakeUp(l)
 	}
 }
 
 // restart stops and starts again.
-func (h *history) restart() {
+func (h *house) restart() {
 	h.must(h.close(), "stop")
-	for _, l := range h.ledgers {
+	for _, l := range h.all() {
 		l.written()
 	}
 	h.open()
-	for _, l := range h.ledgers {
-		h.wakeUp(l)
+	for _, l := range h.all() {
+		l.h.wakeUp(l)
 	}
 }
 
 // wakeUp finds out which of the states that a crash may have left is there. There must be one.
 func (h *history) wakeUp(l *ledger) {
+	if l.room != nil {
+		h.must(l.room.violation(), "a request")
+		l.room = nil
+		h.learn(l)
+		return
+	}
 	fates, books := h.fates(l)
 	records := h.of(l.project)
 	var why []string
@@ -288,7 +321,7 @@ func (h *history) fates(l *ledger) ([]queue.Fate, queue.Books) {
 // differs says in what the product is not as a snapshot; "" = in nothing.
 func (h *history) differs(l *ledger, s *snapshot, records []*record, fates []queue.Fate, books queue.Books) string {
 	want, loose := s.books(records)
-	if !agrees(want, books, loose) {
+	if !agrees(want, books, loose, l.vague) {
 		return fmt.Sprintf("the books are %+v, not %+v", books, want)
 	}
 	for i, f := range fates {
@@ -334,7 +367,7 @@ func (h *history) balance() {
 		h.must(err, "look at the books")
 		now := l.now()
 		want, loose := now.books(h.of(l.project))
-		if !agrees(want, st.Books, loose) {
+		if !agrees(want, st.Books, loose, l.vague) {
 			h.fail("sync %s: the books are %+v, not %+v", l.name, st.Books, want)
 		}
 		if paused := st.PausedSince != 0; paused != l.paused || st.Enabled != l.enabled {

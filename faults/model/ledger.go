@@ -22,6 +22,7 @@ type record struct {
 
 // ledger is what the promise says of one sync: what has become of each record of its project.
 type ledger struct {
+	h             *history
 	name, project string
 	enabled       bool
 	paused        bool
@@ -37,10 +38,15 @@ type ledger struct {
 
 	claims []*claim
 	to     *destination
+
+	room      *room // the product's delivery that runs when a crash comes
+	workspace int
+	vague     uint64 // records that have ended as delivered or as filtered: which, the model does not know
 }
 
 type state struct {
 	taken  bool
+	again  bool         // it was a dead letter, and is tried again
 	ending queue.Ending // 0 = pending
 }
 
@@ -97,8 +103,12 @@ func (s *snapshot) books(records []*record) (b queue.Books, loose uint64) {
 	return b, loose
 }
 
-// agrees says whether books are those of the model, when some of the forgotten may have ended.
-func agrees(want, got queue.Books, loose uint64) bool {
+// agrees says whether books are those of the model, when some of the forgotten may have ended, and some that have ended
+// as delivered may have been filtered.
+func agrees(want, got queue.Books, loose, vague uint64) bool {
+	if filtered := got.Filtered - want.Filtered; filtered <= vague {
+		want.Delivered, want.Filtered = want.Delivered-filtered, want.Filtered+filtered
+	}
 	early := got.Discarded - want.Discarded
 	if early > loose {
 		return false
@@ -119,7 +129,7 @@ func (l *ledger) pending(r *record) bool {
 func (l *ledger) drop() {
 	for _, s := range append(l.since, l.durable, snapshot{is: l.is}) {
 		for i := range s.is {
-			if s.is[i].ending == queue.Dead && l.to.h.of(l.project)[i].forgotten {
+			if s.is[i].ending == queue.Dead && l.h.of(l.project)[i].forgotten {
 				s.is[i].ending = queue.Discarded
 			}
 		}

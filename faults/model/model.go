@@ -9,15 +9,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 
-	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"ampcio-faults/scoreboard"
@@ -31,20 +29,37 @@ func Trials() []scoreboard.Trial {
 	}}
 }
 
-// perCase is how many histories one case has, at most. They are lived through one after another in one installation,
-// each with projects, users and syncs of its own: to open its files anew for each would be most of the work.
-const perCase = 50
+// A case is some houses, one after another, and each has some histories that are lived through side by side: to open an
+// installation's files anew for each history would be most of the work.
+const (
+	perCase  = 60 // histories, at most
+	perHouse = 15
+)
 
 func some(ctx context.Context, c *scoreboard.Case) (n int, err error) {
-	var all [][]step
-	for range max(1, min(perCase, c.Left)) {
-		all = append(all, draw(c.Rand.Uint64()))
-	}
-	n, err = live(ctx, c.Memory, all, nil)
-	if err != nil && ctx.Err() == nil {
-		err = shorter(ctx, c.Memory, all[:n+1], err)
+	for want := max(1, min(perCase, c.Left)); n < want && err == nil; {
+		side := drawSome(c.Rand.Uint64(), min(perHouse, want-n))
+		if err = live(ctx, c.Memory, side, nil); err != nil && ctx.Err() == nil {
+			err = shorter(ctx, c.Memory, side, err)
+		}
+		n += len(side.histories)
 	}
 	return n, err
+}
+
+// strands are the histories that are lived through side by side, and what befalls their house meanwhile.
+type strands struct {
+	house     []step
+	histories [][]step
+}
+
+func drawSome(seed uint64, n int) (s strands) {
+	rng := rand.New(rand.NewPCG(seed, 0))
+	s.house = housework.Example(int(rng.Uint64() >> 1))
+	for range n {
+		s.histories = append(s.histories, draw(rng.Uint64()))
+	}
+	return s
 }
 
 // step is one thing that happens. What its numbers mean is the affair of what is done: each is reduced to what there is.
@@ -56,164 +71,151 @@ type step struct {
 // draw draws a history.
 func draw(seed uint64) []step { return histories.Example(int(seed >> 1)) }
 
-var histories = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {
-	return step{drawnDoing.Draw(t, "do"), number.Draw(t, "a"), number.Draw(t, "b"), number.Draw(t, "c"), number.Draw(t, "d")}
-}), 6, 24)
-
 var (
-	number     = rapid.Map(rapid.IntRange(0, 999), func(n int) int { return n * 619 % 1000 })
-	drawnDoing = rapid.Custom(func(t *rapid.T) string {
-		// rapid prefers small numbers: two of them are spread over all that may be done.
-		n := uint32(rapid.IntRange(0, 255).Draw(t, "high"))<<8 | uint32(rapid.IntRange(0, 255).Draw(t, "low"))
-		return often[n*2654435761>>9%uint32(len(often))]
-	})
+	histories = rapid.SliceOfN(steps(&often), 6, 24)
+	housework = rapid.SliceOfN(steps(&oftenInTheHouse), 3, 7)
 )
 
-// often is what is done, each as many times as it has weight.
-var often []string
+func steps(of *[]string) *rapid.Generator[step] {
+	do := drawnDoing(of)
+	return rapid.Custom(func(t *rapid.T) step {
+		return step{do.Draw(t, "do"), number.Draw(t, "a"), number.Draw(t, "b"), number.Draw(t, "c"), number.Draw(t, "d")}
+	})
+}
+
+var number = rapid.Map(rapid.IntRange(0, 999), func(n int) int { return n * 619 % 1000 })
+
+func drawnDoing(of *[]string) *rapid.Generator[string] {
+	return rapid.Custom(func(t *rapid.T) string {
+		// rapid prefers small numbers: two of them are spread over all that may be done.
+		n := uint32(rapid.IntRange(0, 255).Draw(t, "high"))<<8 | uint32(rapid.IntRange(0, 255).Draw(t, "low"))
+		return (*of)[n*2654435761>>9%uint32(len(*of))]
+	})
+}
+
+// often is what is done, each as many times as it has weight; by a history, and to its house.
+var often, oftenInTheHouse []string
 
 // violation is a broken promise, as it travels up through a history.
 type violation struct{ error }
 
-// live lives through histories in an installation of their own in memory, in virtual time, and says how many ended well.
-// tell, if set, hears what happens.
-func live(ctx context.Context, memory string, all [][]step, tell func(string)) (n int, err error) {
+// live lives through histories in a house of their own in memory, in virtual time. tell, if set, hears what happens.
+func live(ctx context.Context, memory string, side strands, tell func(string)) (err error) {
 	dir, err := os.MkdirTemp(memory, "histories-")
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer os.RemoveAll(dir)
 	// A bubble takes a testing.T, and wants no more of it than its name: nothing here fails it.
 	synctest.Test(new(testing.T), func(*testing.T) {
-		h := &history{root: dir, tell: tell}
+		h := &house{root: dir, tell: tell}
 		defer func() {
 			if p := recover(); p != nil { // a violation, however deep; any other is one of the product
 				v, ok := p.(violation)
 				if !ok {
 					v = violation{fmt.Errorf("panic: %v\n%s", p, stack())}
 				}
-				err = fmt.Errorf("step %d, %s: %w", h.at, h.doing, v.error)
+				err = fmt.Errorf("%s, step %d, %s: %w", h.whose(), h.at, h.doing, v.error)
 			}
 			err = errors.Join(err, h.close())
 		}()
 		h.build()
-		for _, steps := range all {
+		for range side.histories {
+			h.begin()
+		}
+		for _, t := range side.turns() {
 			if ctx.Err() != nil {
 				err = context.Cause(ctx)
 				return
 			}
-			h.begin()
-			for i, s := range steps {
-				h.step(i+1, s)
-			}
-			h.curtain(len(steps) + 1)
-			n++
+			h.turn(t)
+		}
+		for _, y := range h.histories {
+			y.curtain()
 		}
 	})
-	return n, err
+	return err
+}
+
+// turn is one step of one strand.
+type turn struct {
+	who int // history, from 1; 0 = the house
+	at  int // step, from 1
+	step
+}
+
+// turns are the steps of all strands in the order in which they are done: the histories take turns, and what befalls the
+// house comes anywhere between.
+func (s strands) turns() (list []turn) {
+	for at := 0; ; at++ {
+		before := len(list)
+		for i, steps := range s.histories {
+			if at < len(steps) {
+				list = append(list, turn{i + 1, at + 1, steps[at]})
+			}
+		}
+		if len(list) == before {
+			break
+		}
+	}
+	for i, t := range s.house {
+		list = slices.Insert(list, t.a*(len(list)+1)/1000, turn{0, i + 1, t})
+	}
+	return list
+}
+
+// without is the strands without some steps of one, or without all of one.
+func (s strands) without(strand, from, to int) strands {
+	fewer := strands{house: s.house, histories: slices.Clone(s.histories)}
+	at := &fewer.house
+	if strand > 0 {
+		at = &fewer.histories[strand-1]
+	}
+	*at = slices.Delete(slices.Clone(*at), from, to)
+	return fewer
 }
 
 // shorter leaves out what is not needed to break the promise, for a while, and tells the rest.
-func shorter(ctx context.Context, memory string, all [][]step, err error) error {
+func shorter(ctx context.Context, memory string, side strands, err error) error {
 	tries := 0
-	broken := func(some [][]step) bool {
+	broken := func(some strands) bool {
 		if tries++; tries > 300 || ctx.Err() != nil {
 			return false
 		}
-		_, again := live(ctx, memory, some, nil)
+		again := live(ctx, memory, some, nil)
 		if again != nil {
-			all, err = some, again
+			side, err = some, again
 		}
 		return again != nil
 	}
-	broken(all[len(all)-1:]) // the histories before it rarely matter
-	for i := 0; i < len(all)-1; {
-		if !broken(slices.Delete(slices.Clone(all), i, i+1)) {
+	for i := range side.histories { // most often one history is enough, with or without what befell the house
+		if broken(strands{histories: side.histories[i : i+1]}) || broken(strands{house: side.house, histories: side.histories[i : i+1]}) {
+			break
+		}
+	}
+	for i := 0; i < len(side.histories) && len(side.histories) > 1; {
+		if !broken(strands{house: side.house, histories: slices.Delete(slices.Clone(side.histories), i, i+1)}) {
 			i++
 		}
 	}
-	for i := range all {
-		for size := (len(all[i]) + 1) / 2; size > 0; size /= 2 {
-			for at := 0; at+size <= len(all[i]); {
-				fewer := slices.Clone(all)
-				fewer[i] = slices.Delete(slices.Clone(all[i]), at, at+size)
-				if !broken(fewer) {
+	for i := range len(side.histories) + 1 {
+		steps := func() int {
+			if i == 0 {
+				return len(side.house)
+			}
+			return len(side.histories[i-1])
+		}
+		for size := (steps() + 1) / 2; size > 0; size /= 2 {
+			for at := 0; at+size <= steps(); {
+				if !broken(side.without(i, at, at+size)) {
 					at += size
 				}
 			}
 		}
 	}
 	var told strings.Builder
-	if _, again := live(ctx, memory, all, func(line string) { told.WriteString("\n\t" + line) }); again == nil {
+	if again := live(ctx, memory, side, func(line string) { told.WriteString("\n\t" + line) }); again == nil {
 		told.WriteString("\n\t(told again, it breaks nothing: something in it is left to chance)")
 	}
-	return fmt.Errorf("%w\n\tthe history:%s", err, told.String())
-}
-
-// copyFolder copies what a crash leaves: every file.
-func copyFolder(to, from string) error {
-	entries, err := os.ReadDir(from)
-	if err != nil {
-		return err
-	}
-	if err := os.Mkdir(to, 0o700); err != nil {
-		return err
-	}
-	for _, e := range entries {
-		src, dst := filepath.Join(from, e.Name()), filepath.Join(to, e.Name())
-		if e.IsDir() {
-			err = copyFolder(dst, src)
-		} else {
-			err = copyFile(dst, src)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// copyFile copies a file without the holes in it: ledgers are 16 MiB long, and nearly all of that is a hole.
-func copyFile(to, from string) error {
-	src, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	defer dst.Close()
-	in, out := int(src.Fd()), int(dst.Fd())
-	size, err := unix.Seek(in, 0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	if err := unix.Ftruncate(out, size); err != nil {
-		return err
-	}
-	b := make([]byte, 32<<10)
-	for at := int64(0); at < size; {
-		if at, err = unix.Seek(in, at, unix.SEEK_DATA); errors.Is(err, unix.ENXIO) {
-			return nil // only a hole is left
-		} else if err != nil {
-			return err
-		}
-		end, err := unix.Seek(in, at, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		for at < end {
-			n, err := unix.Pread(in, b[:min(int64(len(b)), end-at)], at)
-			if err != nil || n == 0 {
-				return errors.Join(err, io.ErrUnexpectedEOF)
-			}
-			if _, err := unix.Pwrite(out, b[:n], at); err != nil {
-				return err
-			}
-			at += int64(n)
-		}
-	}
-	return nil
+	return fmt.Errorf("%w\n\tthe histories:%s", err, told.String())
 }

@@ -22,32 +22,27 @@ func memory(t testing.TB) string {
 
 func BenchmarkHistories(b *testing.B) {
 	dir := memory(b)
-	for n := 0; n < b.N; {
-		var all [][]step
-		for i := range min(perCase, b.N-n) {
-			all = append(all, draw(uint64(n+i)*7919))
+	for n := 0; n < b.N; n += perHouse {
+		side := drawSome(uint64(n)*7919, min(perHouse, b.N-n))
+		if err := live(b.Context(), dir, side, nil); err != nil {
+			b.Fatalf("histories from %d: %v", n, shorter(b.Context(), dir, side, err))
 		}
-		lived, err := live(b.Context(), dir, all, nil)
-		if err != nil {
-			b.Fatalf("history %d: %v", n+lived+1, shorter(b.Context(), dir, all[:lived+1], err))
-		}
-		n += lived
 	}
 }
 
-// heard is what is told of a history.
-func heard(t *testing.T, all [][]step) (lines []string) {
+// heard is what is told of histories.
+func heard(t *testing.T, side strands) (lines []string) {
 	t.Helper()
-	if _, err := live(t.Context(), memory(t), all, func(line string) { lines = append(lines, line) }); err != nil {
+	if err := live(t.Context(), memory(t), side, func(line string) { lines = append(lines, line) }); err != nil {
 		t.Fatal(err)
 	}
 	return lines
 }
 
 func TestASeedIsAHistory(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range uint64(4) {
 		seed *= 1_000_003
-		once, again := heard(t, [][]step{draw(seed)}), heard(t, [][]step{draw(seed)})
+		once, again := heard(t, drawSome(seed, 3)), heard(t, drawSome(seed, 3))
 		if !slices.Equal(once, again) {
 			t.Fatalf("seed %d is\n%s\nand\n%s", seed, strings.Join(once, "\n"), strings.Join(again, "\n"))
 		}
@@ -63,14 +58,14 @@ func TestAViolationIsToldShortly(t *testing.T) {
 			h.ledgers[0].past[queue.Delivered]++
 		}
 	}})
-	all := [][]step{draw(1 << 20), draw(2 << 20), draw(3 << 20)}
-	all[2] = append(append([]step{{do: "ingest"}}, all[2]...), step{do: "lie"}, step{do: "crash"})
+	side := drawSome(1<<20, 3)
+	side.histories[2] = append(append([]step{{do: "ingest"}}, side.histories[2]...), step{do: "lie"}, step{do: "flush"})
 	dir := memory(t)
-	n, err := live(t.Context(), dir, all, nil)
-	if n != 2 || err == nil || !strings.Contains(err.Error(), "lie") || !strings.Contains(err.Error(), "the books are") {
-		t.Fatalf("history %d: %v", n, err)
+	err := live(t.Context(), dir, side, nil)
+	if err == nil || !strings.Contains(err.Error(), "history 3") || !strings.Contains(err.Error(), "lie") || !strings.Contains(err.Error(), "the books are") {
+		t.Fatal(err)
 	}
-	text := shorter(t.Context(), dir, all, err).Error()
+	text := shorter(t.Context(), dir, side, err).Error()
 	if !strings.Contains(text, "step 2, lie") || strings.Count(text, "\n") > 8 {
 		t.Fatal(text)
 	}
