@@ -31,6 +31,9 @@ func pick(r *rand.Rand, dir string) (flip, error) {
 		return flip{}, err
 	}
 	path := files[r.IntN(len(files))]
+	if st, err := os.Stat(filepath.Join(dir, path)); err == nil && st.Size() < page && r.IntN(2) == 0 {
+		return flipSmall(r, path, st.Size()), nil
+	}
 	at, size, err := place(r, filepath.Join(dir, path))
 	if err != nil {
 		return flip{}, err
@@ -84,6 +87,24 @@ func pick(r *rand.Rand, dir string) (flip, error) {
 	return f, nil
 }
 
+// flipSmall is what happens to a small file: what would be a page elsewhere is all of it here.
+func flipSmall(r *rand.Rand, path string, size int64) flip {
+	f := flip{path: path, at: r.Int64N(size)}
+	switch r.IntN(4) {
+	case 0:
+		f.text = fmt.Sprintf("%s ends at %d of %d", path, f.at, size)
+		f.do = func(file *os.File) error { return file.Truncate(f.at) }
+	case 1:
+		f.text = fmt.Sprintf("%s: %d bytes of zero", path, size)
+		f.do = change(0, int(size), func(b []byte) { clear(b) })
+	default:
+		bit := byte(1) << r.IntN(8)
+		f.text = fmt.Sprintf("%s: bit %#x of byte %d of %d flips", path, bit, f.at, size)
+		f.do = change(f.at, 1, func(b []byte) { b[0] ^= bit })
+	}
+	return f
+}
+
 // filesOf lists the files that are damaged, in an order that is always the same. The log has most of them.
 func filesOf(dir string) (files []string, err error) {
 	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
@@ -91,7 +112,7 @@ func filesOf(dir string) (files []string, err error) {
 			return err
 		}
 		st, err := e.Info()
-		if err != nil || st.Size() == 0 || e.Name() == "lock" {
+		if err != nil || st.Size() == 0 || e.Name() == "lock" || e.Name() == "reserve" { // nobody reads these
 			return err
 		}
 		rel, err := filepath.Rel(dir, path)

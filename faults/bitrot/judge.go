@@ -298,11 +298,4 @@ func (j *judge) settled() error {
 }
 
 // kept says whether a damaged file was set aside, or is marked to be.
-func (j *judge) kept() bool {
-	for _, where := range []string{"damaged/*", "log/*.suspect", "sync/*.suspect"} {
-		if found, _ := filepath.Glob(filepath.Join(j.flipped, where)); len(found) > 0 {
-			return true
-		}
-	}
-	return false
-}
+func (j *judge) kept() bool { return setAside(j.flipped) }

@@ -2,8 +2,11 @@ package boot
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"ampcio-faults/scoreboard"
@@ -25,7 +28,7 @@ const (
 	away                  // the whole machine is away
 )
 
-// deck has every fault as often as a case has it: in an order that its seed says, but for the installation.
+// deck has every fault as often as a case has it.
 var deck = []fault{
 	{"installation", nothing, installed},
 	{"credential", nothing, credential},
@@ -52,14 +55,47 @@ var deck = []fault{
 	{"systemd executed anew", nothing, reexec},
 }
 
-// faults is one machine to which what is in the deck happens, one after the other, under load.
+// machines is how many share a deck and suffer at the same time: most of what happens to one is waiting, for a watchdog or a
+// restart.
+const machines = 2
+
+// faults deals what is in the deck, but for the installation in an order that the seed says, to some machines. There it
+// happens one after the other, under load.
 func faults(ctx context.Context, c *scoreboard.Case) (done int, err error) {
-	order := c.Rand.Perm(len(deck) - 1)
+	hands := deal(c.Rand, min(len(deck), c.Left))
+	var all sync.WaitGroup
+	ns, errs := make([]int, len(hands)), make([]error, len(hands))
+	for i, hand := range hands {
+		mine := *c
+		mine.Seed = c.Rand.Uint64()
+		mine.Rand = rand.New(rand.NewPCG(mine.Seed, 0))
+		all.Go(func() { ns[i], errs[i] = endure(ctx, &mine, hand) })
+	}
+	all.Wait()
+	for i, n := range ns {
+		if done += n; errs[i] != nil {
+			errs[i] = fmt.Errorf("machine %d of %d: %w", i+1, len(hands), errs[i])
+		}
+	}
+	return done, errors.Join(errs...)
+}
+
+// deal gives n faults of the deck to machines: the installation is the first of the first.
+func deal(chance *rand.Rand, n int) (hands [][]fault) {
+	order := slices.Concat([]int{-1}, chance.Perm(len(deck)-1))[:n]
+	hands = make([][]fault, min(machines, n))
+	for i, place := range order {
+		hands[i%machines] = append(hands[i%machines], deck[place+1])
+	}
+	return hands
+}
+
+// endure has faults happen to one machine.
+func endure(ctx context.Context, c *scoreboard.Case, hand []fault) (done int, err error) {
 	flaws := fmt.Sprintf("500=%d%%,429=1%%,cut_after=%d%%,retry_after=1s", c.Rand.IntN(3), c.Rand.IntN(3))
 	senders := func(m *machine) *load { return newLoad(m, 6, 4, 4, 40*time.Millisecond, c.Seed) }
 	err = tell(ctx, c, senders, flaws, func(ctx context.Context, s *story) error {
-		for _, i := range slices.Concat([]int{-1}, order)[:min(len(deck), c.Left)] {
-			f := deck[i+1]
+		for _, f := range hand {
 			if err := s.suffer(ctx, f); err != nil {
 				return fmt.Errorf("%s, fault %d of this machine: %w", f.name, done+1, err)
 			}

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	restartsOfStory = 20
+	restartsOfStory = 50   // of one machine: its boot and installation cost more than ten of them
 	rate            = 1000 // requests a second
 	between         = 300  // requests that are acknowledged from one restart to the next
 )
@@ -46,8 +46,11 @@ func restarts(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 		if err := s.l.stop(); err != nil {
 			return err
 		}
+		// How fast a machine is says nothing of ampcio, so it is no violation; but nobody shall take it for more than it was.
 		if reached < rate*9/10 {
-			s.c.Note("this machine made only %.0f requests a second, not %d", reached, rate)
+			s.c.Note("LESS LOAD THAN WANTED: this machine made only %.0f requests a second, not %d: what is shown of restarts is shown for that", reached, rate)
+		} else {
+			s.c.Note("%.0f requests a second", reached)
 		}
 		s.l.mu.Lock()
 		last := s.l.last

@@ -35,8 +35,9 @@ func request(path string, body []byte, header ...string) []byte {
 	return append(w, body...)
 }
 
-// connect opens n connections; done closes them.
-func (a *attacker) connect(n int) (all []*conn, done func(), err error) {
+// connect opens n connections and begins each at once with what it says: one that says nothing is closed after five seconds,
+// which is no time where a machine is busy. done closes them.
+func (a *attacker) connect(n int, begin []byte) (all []*conn, done func(), err error) {
 	done = func() {
 		for _, c := range all {
 			_ = c.Close() // with a reset
@@ -44,11 +45,14 @@ func (a *attacker) connect(n int) (all []*conn, done func(), err error) {
 	}
 	for range n {
 		c, err := dial(a.in.Listen)
+		if err == nil {
+			all = append(all, c)
+			_, err = c.Write(begin)
+		}
 		if err != nil {
 			done()
 			return nil, nil, err
 		}
-		all = append(all, c)
 	}
 	return all, done, nil
 }
@@ -110,16 +114,11 @@ func (a *attacker) drip(all []*conn, text string) {
 
 // slowHeaders hold connections by headers that do not end, as slowloris does. The daemon closes them, all.
 func slowHeaders(_ context.Context, a *attacker) error {
-	all, done, err := a.connect(200)
+	all, done, err := a.connect(200, []byte("POST /2/httpapi HTTP/1.1\r\nHost: x\r\nX-Slow: "))
 	if err != nil {
 		return err
 	}
 	defer done()
-	for _, c := range all {
-		if _, err := io.WriteString(c, "POST /2/httpapi HTTP/1.1\r\nHost: x\r\nX-Slow: "); err != nil {
-			return err
-		}
-	}
 	a.drip(all, "slow")
 	for _, c := range all {
 		if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -134,17 +133,12 @@ func slowHeaders(_ context.Context, a *attacker) error {
 
 // slowBodies are of good events, and come too slowly; then the sender is gone.
 func slowBodies(_ context.Context, a *attacker) error {
-	all, done, err := a.connect(200)
+	body := a.event(40)
+	all, done, err := a.connect(200, request("/batch", body)[:200])
 	if err != nil {
 		return err
 	}
 	defer done()
-	body := a.event(40)
-	for _, c := range all {
-		if _, err := c.Write(request("/batch", body)[:200]); err != nil {
-			return err
-		}
-	}
 	a.drip(all, string(body[100:]))
 	return nil
 }
@@ -189,8 +183,8 @@ var bomb = sync.OnceValue(func() []byte {
 })
 
 func gzipBombs(ctx context.Context, a *attacker) error {
-	bomb() // is made first: a connection that says nothing for 5 s is closed
-	all, done, err := a.connect(6)
+	packed := bomb() // it takes seconds to make: whoever is connected already would be closed meanwhile
+	all, done, err := a.connect(6, nil)
 	if err != nil {
 		return err
 	}
@@ -201,7 +195,7 @@ func gzipBombs(ctx context.Context, a *attacker) error {
 			path := []string{"/2/httpapi", "/batch", "/identify"}[i%3]
 			for range 5 {
 				// 503 = the memory that there is for bodies is in use: the same bomb from others.
-				if _, err := answered(c, request(path, bomb(), "Content-Encoding: gzip\r\n"), 413, 503); err != nil {
+				if _, err := answered(c, request(path, packed, "Content-Encoding: gzip\r\n"), 413, 503); err != nil {
 					return err
 				}
 			}
@@ -212,7 +206,7 @@ func gzipBombs(ctx context.Context, a *attacker) error {
 }
 
 func deepJSON(ctx context.Context, a *attacker) error {
-	all, done, err := a.connect(1)
+	all, done, err := a.connect(1, nil)
 	if err != nil {
 		return err
 	}
@@ -235,7 +229,7 @@ func deepJSON(ctx context.Context, a *attacker) error {
 
 // oneConnection sends everything on one connection.
 func oneConnection(ctx context.Context, a *attacker) error {
-	all, done, err := a.connect(1)
+	all, done, err := a.connect(1, nil)
 	if err != nil {
 		return err
 	}
@@ -250,24 +244,14 @@ func oneConnection(ctx context.Context, a *attacker) error {
 
 // idleConnections are ten thousand that have asked for something once. All are held, and in the end still served.
 func idleConnections(ctx context.Context, a *attacker) error {
-	all, done, err := a.connect(0)
-	if err != nil {
-		return err
-	}
-	defer func() { done() }()
-	for range 100 {
-		some, close, err := a.connect(100) // and each says something soon, on the slowest machine
+	var all []*conn
+	for range 20 {
+		some, done, err := a.connect(500, []byte("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"))
 		if err != nil {
 			return err
 		}
-		before := done
-		done = func() { before(); close() }
+		defer done()
 		all = append(all, some...)
-		for _, c := range some {
-			if _, err := io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-				return err
-			}
-		}
 		for _, c := range some {
 			if _, err := answered(c, nil, 200); err != nil {
 				return err
@@ -289,7 +273,7 @@ func idleConnections(ctx context.Context, a *attacker) error {
 // retryStorm sends the same events again and again, on several connections at once: each is stored once.
 func retryStorm(ctx context.Context, a *attacker) error {
 	const each = 10
-	all, done, err := a.connect(8)
+	all, done, err := a.connect(8, nil)
 	if err != nil {
 		return err
 	}
@@ -355,11 +339,6 @@ func expectations(ctx context.Context, a *attacker) error {
 
 // pipelining sends hundreds of requests before it reads an answer, and wrong ones among them.
 func pipelining(ctx context.Context, a *attacker) error {
-	all, done, err := a.connect(1)
-	if err != nil {
-		return err
-	}
-	defer done()
 	const n = 400
 	var wire []byte
 	for i := range n {
@@ -369,6 +348,11 @@ func pipelining(ctx context.Context, a *attacker) error {
 		}
 		wire = append(wire, request("/2/httpapi", a.event(1))...)
 	}
+	all, done, err := a.connect(1, nil)
+	if err != nil {
+		return err
+	}
+	defer done()
 	answers, _, err := all[0].exchange(wire, "POST", n)
 	if err != nil || len(answers) != n {
 		return fmt.Errorf("%d of %d answered, %w", len(answers), n, err)
@@ -431,7 +415,7 @@ func connectAndLeave(ctx context.Context, a *attacker) error {
 
 // tinyChunks is a good request, a byte in each chunk.
 func tinyChunks(ctx context.Context, a *attacker) error {
-	all, done, err := a.connect(1)
+	all, done, err := a.connect(1, nil)
 	if err != nil {
 		return err
 	}
@@ -450,7 +434,7 @@ func tinyChunks(ctx context.Context, a *attacker) error {
 
 // deaf sends without end and reads no answer: what the daemon has to say to it must not grow in its memory.
 func deaf(_ context.Context, a *attacker) error {
-	all, done, err := a.connect(20)
+	all, done, err := a.connect(20, nil)
 	if err != nil {
 		return err
 	}
