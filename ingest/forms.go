@@ -15,7 +15,7 @@ import (
 
 // formAPI is one of these endpoints.
 type formAPI struct {
-	key, list string // its parameters: the API key; one object, or an array of them, as JSON
+	key, list string // its parameters: the API key; an object, or an array of them, as JSON
 	most      int    // items in the list; 0 = as many as events in a request
 	minID     int    // characters of an ID, unless the parameter options says otherwise
 	// event is what an item means in the HTTP V2 API; nil = it is an event.
@@ -132,7 +132,7 @@ func (q *request) fromParameters(p parameters, api formAPI, maxItems int) *refus
 	}
 	c := cutter{b: p[api.list]}
 	c.space()
-	many, ok := q.cutItems(&c, maxItems)
+	many, ok := q.cutItems(&c, maxItems, api.list != "e")
 	c.space()
 	if !ok || c.i != len(c.b) || len(q.items) == 0 {
 		return refuseField(api.list)

@@ -46,7 +46,7 @@ func TestOldSDKs(t *testing.T) {
 		{"with a charset that is not said", "application/x-www-form-urlencoded; charset", oldForm("[" + one + "]"), 200, "success", 1},
 		{"as text", "text/plain;charset=UTF-8", oldForm("[" + one + "]"), 200, "success", 1},
 		{"as nothing", "", oldForm("[" + one + "]"), 200, "success", 1},
-		{"one event, no array", asForm, oldForm(one), 200, "success", 1},
+		{"one event, no array", asForm, oldForm(one), 400, "missing_event", 0},
 		{"two", asForm, oldForm("[" + one + "," + one + "]"), 200, "success", 2},
 		{"short ids, which the SDK lets pass", asForm, oldForm(`[{"event_type":"E","user_id":"42","device_id":null}]`), 200, "success", 1},
 		{"a number as an id", asForm, oldForm(`[{"event_type":"E","user_id":1234567}]`), 200, "success", 1},

@@ -57,7 +57,7 @@ func (q *request) parse(body []byte, list string, maxItems int) *refusal {
 			return invalid
 		}
 		if string(name) == list {
-			if many, ok = q.cutItems(&c, maxItems); !ok {
+			if many, ok = q.cutItems(&c, maxItems, list != "events"); !ok {
 				return invalid
 			}
 		} else {
@@ -149,12 +149,12 @@ func missingList(refused *refusal, list string) *refusal {
 }
 
 // cutItems takes the value of the list at c. An array is cut into items, at most maxItems of them
-// (many says that there were more); an object is a single item, for identifications; null and
-// other values are none. ok is false when what is there is no JSON.
-func (q *request) cutItems(c *cutter, maxItems int) (many, ok bool) {
+// (many says that there were more); an object is an item where single says so; null and other
+// values are none. ok is false when what is there is no JSON.
+func (q *request) cutItems(c *cutter, maxItems int, single bool) (many, ok bool) {
 	if !c.take('[') {
 		value, depth := c.value()
-		if len(value) > 0 && value[0] == '{' {
+		if single && len(value) > 0 && value[0] == '{' {
 			q.items, q.deep = append(q.items, value), append(q.deep, depth > maxDepth)
 			return false, true
 		}

@@ -160,7 +160,7 @@ func (j *job) parseWebhook(maxEvents int) (refused *refusal, detail string) {
 	if c.i == len(c.b) {
 		return refuseEmpty, ""
 	}
-	many, ok := q.cutItems(&c, maxEvents)
+	many, ok := q.cutItems(&c, maxEvents, true)
 	c.space()
 	switch {
 	case !ok || c.i != len(c.b):
