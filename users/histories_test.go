@@ -139,14 +139,17 @@ func change(properties, by map[string]any) {
 	}
 }
 
-// event is what a sender makes of it.
-func (e *told) event(t *testing.T) mapping.Event {
+// event is what a sender makes of it, with ids that begin with of.
+func (e *told) event(t *testing.T, of string) mapping.Event {
 	t.Helper()
 	raw := map[string]any{"event_type": "Test"}
-	for name, value := range map[string]string{"device_id": e.device, "user_id": e.user, "insert_id": e.insert} {
+	for name, value := range map[string]string{"device_id": e.device, "user_id": e.user} {
 		if value != "" {
-			raw[name] = value
+			raw[name] = of + value
 		}
+	}
+	if e.insert != "" {
+		raw["insert_id"] = e.insert
 	}
 	for name, value := range e.fields {
 		raw[name] = value
@@ -208,15 +211,15 @@ func decoded(t *testing.T, object []byte) map[string]any {
 }
 
 // TestIdentityAgainstTheModel: 10,000 histories of some devices and people, each record compared, and at the end of each all
-// that is known. Each history is a
-// project of its own. It runs the committer's own code in memory; TestHistories and TestEveryCut have the files.
+// that is known. Each history has
+// its own ids. It runs the committer's own code in memory; TestHistories and TestEveryCut have the files.
 func TestIdentityAgainstTheModel(t *testing.T) {
 	const histories = 10_000
 	repeats, takeOvers := 0, 0
 	r := NewRehearsal(Options{})
 	defer r.Close()
 	for seed := range uint64(histories) {
-		rnd, project := rand.New(rand.NewPCG(seed, 11)), fmt.Sprint("history ", seed)
+		rnd, of := rand.New(rand.NewPCG(seed, 11)), fmt.Sprint(seed, " ")
 		p := &people{map[string]*person{}, map[string]string{}, map[string]bool{}}
 		var story []string
 		for range 1 + rnd.IntN(10) {
@@ -226,7 +229,7 @@ func TestIdentityAgainstTheModel(t *testing.T) {
 				takeOvers++
 			}
 			belongs, then := p.take(e)
-			records, err := r.Take(mapping.Arrival{Project: project, Received: startOfTests, Events: []mapping.Event{e.event(t)}})
+			records, err := r.Take(mapping.Arrival{Project: "app", Received: startOfTests, Events: []mapping.Event{e.event(t, of)}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -243,7 +246,7 @@ func TestIdentityAgainstTheModel(t *testing.T) {
 			if err := m.DecodeBody(records[0].Body); err != nil {
 				t.Fatal(err)
 			}
-			if m.UserID != belongs || !reflect.DeepEqual(decoded(t, m.Properties), then.properties) || !sameTexts(decoded(t, []byte(builtinsOf(t, &m))), then.builtins) {
+			if strings.TrimPrefix(m.UserID, of) != belongs || !reflect.DeepEqual(decoded(t, m.Properties), then.properties) || !sameTexts(decoded(t, []byte(builtinsOf(t, &m))), then.builtins) {
 				t.Fatalf("seed %d: %q %s %s\nthe model says %q %v %v after\n%s", seed, m.UserID, m.Properties, builtinsOf(t, &m), belongs, then.properties, then.builtins, strings.Join(story, "\n"))
 			}
 		}
@@ -255,7 +258,7 @@ func TestIdentityAgainstTheModel(t *testing.T) {
 					who = "user " + p.linked[id]
 				}
 			}
-			k, err := look(project, id)
+			k, err := look("app", of+id)
 			if err != nil {
 				t.Fatal(err)
 			}
