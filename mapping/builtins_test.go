@@ -133,7 +133,7 @@ func TestBuiltinsAgainstTheModel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rapid.Check(t, func(t *rapid.T) {
+	checkHistories(t, func(t *rapid.T) {
 		model := modelBuiltins{}
 		var known []byte
 		for range rapid.IntRange(1, 8).Draw(t, "events") {

@@ -227,3 +227,22 @@ func TestEveryCut(t *testing.T) {
 		w.stop()
 	}
 }
+
+// An entry of a program before there were built-in properties is read as one of whom none are known, and written as it was.
+func TestEntriesBeforeBuiltins(t *testing.T) {
+	// Version, checksum; seq 7, seen 9; the user; the properties.
+	old := []byte("\x01\x00\x00\x00\x00" + "\x07\x09" + "\x01\x03ann" + "\x02\x07{\"a\":1}")
+	key := appendKey(nil, "app", "d1")
+	seal(device, key, old)
+	s, err := readEntry(device, key, old)
+	if err != nil || s.seq != 7 || string(s.user) != "ann" || string(s.properties) != `{"a":1}` || s.builtins != nil {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	if again := sealed(device, key, &s); string(again) != string(old) {
+		t.Errorf("it is written as %q", again)
+	}
+	s.builtins = []byte{1, 3, '"', 'x', '"'}
+	if s, err = readEntry(device, key, sealed(device, key, &s)); err != nil || len(s.builtins) != 5 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}

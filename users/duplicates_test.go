@@ -207,3 +207,33 @@ func TestDuplicatesConcurrently(t *testing.T) {
 	}
 	w.stop()
 }
+
+// What the memory for duplicates of one device costs, as docs/configuring.md says: go test ./users -run DuplicatesCost -v
+func TestDuplicatesCost(t *testing.T) {
+	w := start(t, t.TempDir(), Options{}).run()
+	defer w.stop()
+	cost := func() (memory, disk int64) {
+		s := w.store
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		e, err := s.entry(s.project("app"), device, "d1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		st := s.block(e).state()
+		return s.cost(e), int64(len(appendEntry(nil, &st)))
+	}
+	w.send(`d1/ann`)
+	m0, d0 := cost()
+	var all []string
+	for i := range 2 * recentMax {
+		all = append(all, fmt.Sprintf(`d1 i%d`, i))
+	}
+	w.send(all...)
+	m, d := cost()
+	t.Logf("%d insert_ids: %d bytes in memory, %d in users.db", recentMax, m-m0, d-d0)
+	// A block is up to an eighth larger than what is in it; an entry on disk has a tag and two lengths more.
+	if most := int64(recentMax * recentBytes); m-m0 > most*9/8+unitBytes || d-d0 > most+8 {
+		t.Errorf("%d bytes in memory and %d in users.db, for %d insert_ids", m-m0, d-d0, recentMax)
+	}
+}

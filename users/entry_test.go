@@ -42,6 +42,9 @@ func TestEntryRoundTrip(t *testing.T) {
 			s.properties = p
 		}
 		s.sole = rapid.Bool().Draw(t, "sole")
+		if p := rapid.SliceOf(rapid.Byte()).Draw(t, "built-ins"); len(p) > 0 {
+			s.builtins = p
+		}
 		if n := rapid.IntRange(0, 400).Draw(t, "insert_ids"); n > 0 {
 			for i := range n {
 				remember(&s.recent, uint64(i+1), uint32(i))
@@ -104,7 +107,7 @@ func TestKeysAreApart(t *testing.T) {
 func FuzzReadEntry(f *testing.F) {
 	var r recent
 	remember(&r, 7, 9)
-	f.Add([]byte("\x06appann"), sealed(user, []byte("\x06appann"), &state{seq: 1, seen: 2, properties: []byte(`{"a":1}`)}), false)
+	f.Add([]byte("\x06appann"), sealed(user, []byte("\x06appann"), &state{seq: 1, seen: 2, properties: []byte(`{"a":1}`), builtins: []byte{1, 1, '7'}}), false)
 	f.Add([]byte("\x06appd1"), sealed(device, []byte("\x06appd1"), &state{seq: 1, user: []byte("ann"), recent: r}), false)
 	f.Add([]byte(""), []byte{entryVersion, 0, 0, 0, 0, 1, 1, tagRecent, 10}, true)
 	f.Fuzz(func(t *testing.T, key, value []byte, sum bool) {

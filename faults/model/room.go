@@ -55,12 +55,12 @@ func (h *history) openRoom(l *ledger, s step) *room {
 		Name: l.name, SiteID: "site", APIKey: "key", Region: "us", Endpoint: "http://customerio.test", Transport: o, Now: h.now,
 		Concurrency: []int{1, 1, 3}[s.b%3], RequestsPerSecond: 1000, BatchOperations: []int{1, 3, 10, 500}[s.d%4],
 		Timeout: time.Second, RetryInitial: 20 * time.Millisecond, RetryMax: 200 * time.Millisecond,
-		Current: func(project, user, device string) ([]byte, error) {
+		Current: func(project, user, device string) (properties, builtins []byte, err error) {
 			if user == "" {
-				return nil, nil
+				return nil, nil, nil
 			}
 			k, err := h.store.User(project, user)
-			return k.Properties, err
+			return k.Properties, k.Builtins, err
 		},
 	})
 	return o
