@@ -36,7 +36,7 @@ func newChooser(names, exclude []string, rename map[string]string, reserved func
 	c.names, c.globs = split(names)
 	c.exclude, c.excluded = split(exclude)
 	for from, to := range rename {
-		c.rename[from] = appendQuoted(nil, to)
+		c.rename[bareName(from)] = appendQuoted(nil, to)
 	}
 	return c
 }
@@ -47,7 +47,7 @@ func split(patterns []string) (names map[string]bool, globs []glob) {
 		if isGlob(p) {
 			globs = append(globs, newGlob(p))
 		} else {
-			names[p] = true
+			names[bareName(p)] = true
 		}
 	}
 	return names, globs
