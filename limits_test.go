@@ -111,7 +111,7 @@ func TestLimitsOfCustomerIO(t *testing.T) {
 	number := 0
 	say := func(user, name, userProperties, eventProperties string) string {
 		number++
-		return fmt.Sprintf(`{"event_type":%q,"user_id":"u%d","insert_id":"i-%d","user_properties":{%s"ref":%q},"event_properties":{%s"seq":1}}`,
+		return fmt.Sprintf(`{"event_type":%q,"user_id":"user-%d","insert_id":"i-%d","user_properties":{%s"ref":%q},"event_properties":{%s"seq":1}}`,
 			name, number, number, userProperties, user, eventProperties)
 	}
 	for _, test := range []struct {
@@ -126,7 +126,7 @@ func TestLimitsOfCustomerIO(t *testing.T) {
 		{"attribute value", 1000, func(n int) string { return say(fmt.Sprint("v", n), "A", `"v":"`+text(n)+`",`, "") }, wanted{property: "attribute_value_too_long"}},
 		{"attributes", 300, func(n int) string { return say(fmt.Sprint("m", n), "A", properties(n-1), "") }, wanted{property: "too_many_attributes"}},
 		{"event data", 100_000, func(n int) string {
-			return say(fmt.Sprint("d", n), "A", "", `"x":[`+strings.Repeat("1,", (n-19)/2)+strings.Repeat("1", 1+(n-19)%2)+`],`)
+			return say(fmt.Sprint("d", n), "A", "", `"x":[`+strings.Repeat("1,", (n-17)/2)+strings.Repeat("1", 1+(n-17)%2)+`],`)
 		}, wanted{event: "operation_too_large"}},
 	} {
 		before := only(t, stats(t, r))
