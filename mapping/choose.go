@@ -40,7 +40,7 @@ func newChooser(names, exclude []string, rename map[string]string, reserved func
 	c.names, c.globs = split(names)
 	c.exclude, c.excluded = split(exclude)
 	for from, to := range rename {
-		c.rename[from] = appendQuoted(nil, to)
+		c.rename[bareName(from)] = appendQuoted(nil, to)
 	}
 	for _, name := range names {
 		if ofUser[name] && c.chooses([]byte(name)) && !slices.Contains(c.builtins, name) {
@@ -70,7 +70,7 @@ func split(patterns []string) (names map[string]bool, globs []glob) {
 		if isGlob(p) {
 			globs = append(globs, newGlob(p))
 		} else {
-			names[p] = true
+			names[bareName(p)] = true
 		}
 	}
 	return names, globs

@@ -116,7 +116,7 @@ func Compile(spec Spec) (*Rules, error) {
 		devices: r.anonymous == "send",
 	}
 	for from, to := range spec.UserRename {
-		r.users.sources[to] = append(r.users.sources[to], from)
+		r.users.sources[to] = append(r.users.sources[to], bareName(from))
 	}
 	if len(c.mistakes) > 0 {
 		return nil, errors.Join(c.mistakes...)
@@ -202,13 +202,30 @@ func (c *compiler) bare(at, name string) bool {
 	switch {
 	case name == "":
 		c.fail(at, "is empty")
-	case dotted && rest != "" && (scope == "user" || scope == "event") && !isGlob(name):
-		c.fail(at, fmt.Sprintf("%q is a path; bare property names belong here: did you mean %q? (A property that is really called so can be chosen with %q)",
-			name, rest, "*"+name[1:]))
+	case dotted && rest != "" && (scope == "user" || scope == "event") && !isGlob(name) && bareName(name) == name:
+		c.fail(at, fmt.Sprintf("%q is a path; bare property names belong here: did you mean %q? (A property that is really called so is %q here)",
+			name, rest, scope+"."+name))
 	default:
 		return true
 	}
 	return false
+}
+
+// bareName is the property that a name in a list means: itself, but for user.user.x and the like, which are paths to one
+// whose name looks like a path.
+func bareName(name string) string {
+	looksLikePath := func(s string) (rest string, ok bool) {
+		if rest, ok = strings.CutPrefix(s, "user."); !ok {
+			rest, ok = strings.CutPrefix(s, "event.")
+		}
+		return rest, ok && rest != ""
+	}
+	if rest, ok := looksLikePath(name); ok && !isGlob(name) {
+		if _, ok := looksLikePath(rest); ok {
+			return rest
+		}
+	}
+	return name
 }
 
 // renames checks new names. chosen are the lists they apply to.
@@ -248,7 +265,7 @@ func (c *compiler) converts(convert map[string]string) map[string]bool {
 		case convert[name] != "unix":
 			c.fail(at, fmt.Sprintf(`%q is not a conversion: the one there is is "unix" (dates and milliseconds to unix seconds)`, convert[name]))
 		}
-		toUnix[name] = true
+		toUnix[bareName(name)] = true
 	}
 	return toUnix
 }
