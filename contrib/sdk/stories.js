@@ -64,9 +64,13 @@ function stories(amplitude, prefix, oneUser, wrongKeyInstance) {
         call(other.track('Step', {}, bob));
       }
     },
-    // Of browsers only: the page is left before anything is sent, or speaks HTTPS.
+    // Of browsers only: the page is left before anything is sent; its tab is closed while that is under way; or it speaks HTTPS.
     leave() { steps(250, 259); },
-    secure() { steps(260, 289, { padding: 'compressed '.repeat(100) }); },
+    close() {
+      identify((o) => o.set('plan', 'closed'), bob);
+      steps(260, 269);
+    },
+    secure() { steps(270, 299, { padding: 'compressed '.repeat(100) }); },
   };
 
   return async (story) => {

@@ -110,7 +110,7 @@ func closed(err error) bool {
 }
 
 // statuses are those that the public door may answer.
-var statuses = map[int]bool{200: true, 204: true, 400: true, 401: true, 408: true, 413: true, 417: true, 431: true, 501: true, 503: true, 505: true}
+var statuses = map[int]bool{200: true, 204: true, 400: true, 401: true, 408: true, 413: true, 414: true, 417: true, 431: true, 501: true, 503: true, 505: true}
 
 // wellFormed looks at an answer for itself.
 func (a *answer) wellFormed() error {

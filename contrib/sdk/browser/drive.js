@@ -25,8 +25,8 @@ const settings = (serverUrl) => ({
   enableDiagnostics: false, logLevel: 0, enableRequestBodyCompression: true,
 });
 let play;
-async function begin(serverUrl) {
-  await amplitude.init(${JSON.stringify(apiKey)}, settings(serverUrl)).promise;
+async function begin(serverUrl, userId, more) {
+  await amplitude.init(${JSON.stringify(apiKey)}, userId, { ...settings(serverUrl), ...more }).promise;
   play = stories(amplitude, ${JSON.stringify(prefix)}, true, async () => {
     const other = amplitude.createInstance();
     await other.init('f'.repeat(32), { ...settings(serverUrl), instanceName: 'other' }).promise;
@@ -83,8 +83,8 @@ function launch() {
     waiting.set(++last, { resolve, reject });
     browser.stdio[3].write(JSON.stringify({ id: last, method, params, sessionId }) + '\0');
   });
-  const once = (method) => new Promise((resolve) => {
-    const f = (message) => { if (message.method === method) { listeners.delete(f); resolve(message.params); } };
+  const once = (method, which = () => true) => new Promise((resolve) => {
+    const f = (message) => { if (message.method === method && which(message.params)) { listeners.delete(f); resolve(message.params); } };
     listeners.add(f);
   });
   return { send, once };
@@ -93,10 +93,15 @@ function launch() {
 async function main() {
   const site = await serve();
   const { send, once } = launch();
-  const { targetId } = await send('Target.createTarget', { url: 'about:blank' });
-  const { sessionId } = await send('Target.attachToTarget', { targetId, flatten: true });
+  let targetId, sessionId;
   const tab = (method, params) => send(method, params, sessionId);
-  await tab('Page.enable');
+  const newTab = async () => {
+    ({ targetId } = await send('Target.createTarget', { url: 'about:blank' }));
+    ({ sessionId } = await send('Target.attachToTarget', { targetId, flatten: true }));
+    await tab('Page.enable');
+    await tab('Network.enable');
+  };
+  await newTab();
   const visit = async (url) => {
     const loaded = once('Page.loadEventFired');
     await tab('Page.navigate', { url });
@@ -109,9 +114,22 @@ async function main() {
     }
     return result.value;
   };
-  const open = async (url) => {
+  const open = async (url, ...more) => {
     await visit(`${site}/`);
-    await evaluate(`begin(${JSON.stringify(url)})`);
+    await evaluate(`begin(${[url, ...more].map((x) => JSON.stringify(x)).join()})`);
+  };
+  // A tab that counts page views, and is closed while nobody has answered its first request yet.
+  const closeInFlight = async () => {
+    await visit(`${site}/elsewhere`);
+    const sent = once('Network.requestWillBeSent', ({ request }) => request.method === 'POST' && request.url === serverUrl);
+    const autocapture = { pageViews: true, attribution: false, sessions: false, formInteractions: false, fileDownloads: false };
+    await open(serverUrl, `${prefix}-bob`, { deviceId: `${prefix}-device-2`, autocapture });
+    const calls = 1 + await evaluate("play('close').then((calls) => calls.length)"); // the page view is the SDK's own
+    await sent;
+    await send('Target.closeTarget', { targetId });
+    await newTab();
+    await open(serverUrl); // it sends what the other tab left in localStorage; the daemon knows what it has
+    return { calls, codes: { closed: calls } };
   };
 
   await open(serverUrl);
@@ -126,6 +144,8 @@ async function main() {
       await visit(`${site}/elsewhere`);
       told = { calls, codes: { beacon: calls } };
       await open(serverUrl); // what the beacon has sent is in localStorage still, and is sent again: the daemon knows it
+    } else if (story === 'close') {
+      told = await closeInFlight();
     } else {
       told = await evaluate(`play(${JSON.stringify(story)}).then(count)`);
     }

@@ -47,10 +47,10 @@ endpoint   = "http://%s"
 identifier = "user_id"
 
 [[sync.check.select]]
-event = ["Order *", "Step", "revenue_amount", "App Opened"]
+event = ["Order *", "Step", "revenue_amount", "App Opened", "[Amplitude] Page Viewed"]
 
 [sync.check.events]
-properties = ["total", "currency", "n", "$productId", "$price", "$quantity"]
+properties = ["total", "currency", "n", "$productId", "$price", "$quantity", "[Amplitude] Page Title"]
 
 [sync.check.users]
 properties = ["email", "plan", "trial", "first_seen", "campaign", "logins", "visited", "recent", "tags", "badges", "org"]
@@ -62,8 +62,8 @@ type answer struct {
 	Codes map[string]int
 }
 
-// stored is how many of the calls the daemon has acknowledged, or got by a beacon.
-func (a answer) stored() int { return a.Codes["200"] + a.Codes["beacon"] }
+// stored is how many of the calls the daemon has acknowledged, or got by a beacon or from the page after.
+func (a answer) stored() int { return a.Codes["200"] + a.Codes["beacon"] + a.Codes["closed"] }
 
 // A player tells stories with one SDK.
 type player struct {
@@ -77,6 +77,7 @@ var outcome = map[string]map[string]int{
 	"bad":   {"200": 99, "400": 1},
 	"wrong": {"400": 3},
 	"leave": {"beacon": 10},
+	"close": {"closed": 12},
 }
 
 func main() {
@@ -118,7 +119,7 @@ func check(binary, node, browser, chromium, folder string) error {
 			return err
 		}
 		defer closeBrowser()
-		inBrowser = []player{{"analytics-browser 2.45.0", "browser", 289, play}}
+		inBrowser = []player{{"analytics-browser 2.45.0", "browser", 299, play}}
 		players = append(players, inBrowser...)
 	}
 	stored := 0
@@ -170,9 +171,26 @@ func check(binary, node, browser, chromium, folder string) error {
 		err = h.turnedAway(len(players))
 	}
 
-	// A browser's page is left; and what it sends by HTTPS, compressed.
+	// A browser's page is left; a tab is closed with a request under way, since nobody is there to answer; and what is
+	// sent by HTTPS, compressed.
 	do("leave", inBrowser, nil)
 	if inBrowser != nil {
+		if err == nil {
+			err = h.stop()
+		}
+		do("close", inBrowser, nil)
+		if err == nil {
+			err = h.start("config.toml")
+		}
+		if err == nil {
+			err = waitFor("what the closed tab had", func() error {
+				s, err := h.stats()
+				if err == nil && s.Syncs[0].Books.Taken != stored {
+					err = fmt.Errorf("%d events taken of %d", s.Syncs[0].Books.Taken, stored)
+				}
+				return err
+			})
+		}
 		again("tls.toml")
 		do("secure "+strings.Replace(h.url, "http:", "https:", 1), inBrowser, nil)
 	}
@@ -302,7 +320,15 @@ func expected(prefix string, last int) []person {
 	}}
 	bob := person{ID: prefix + "-bob", Attributes: map[string]any{"id": prefix + "-bob"}}
 	for n := 1; n <= last; n++ {
-		bob.Events = append(bob.Events, event{"Step", map[string]any{"n": float64(n)}})
+		if prefix == "browser" && n == 260 { // of the tab that is closed
+			bob.Attributes["plan"] = "closed"
+			bob.Events = append(bob.Events, event{"[Amplitude] Page Viewed", map[string]any{"[Amplitude] Page Title": "check"}})
+		}
+		properties := map[string]any{"n": float64(n)}
+		if prefix == "browser" && n >= 260 && n <= 269 { // the SDK says of each event on which page it was
+			properties["[Amplitude] Page Title"] = "check"
+		}
+		bob.Events = append(bob.Events, event{"Step", properties})
 	}
 	return []person{ada, bob}
 }
