@@ -246,3 +246,22 @@ func TestEntriesBeforeBuiltins(t *testing.T) {
 		t.Errorf("%+v, %v", s, err)
 	}
 }
+
+// The record of a first login says all of the user's built-in properties, so that a replay does not need what users.db had of
+// the device; and the device keeps none of them.
+func TestTakenOverBuiltins(t *testing.T) {
+	w := start(t, t.TempDir(), Options{}).run()
+	defer w.stop()
+	w.say(mapping.SourceHTTP, `d1 | "platform":"iOS"`)
+	w.say(mapping.SourceHTTP, `d1/ann`, `d1`)
+	r := w.records()
+	if got := string(mapping.BuiltinsJSON(r[1].Builtins)); got != `{"platform":"iOS"}` || r[2].Builtins != nil || r[2].Beside == nil {
+		t.Errorf("the login's record says %s, the next one %x and %x beside its event", got, r[2].Builtins, r[2].Beside)
+	}
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	e, err := w.store.entry(w.store.project("app"), device, "d1")
+	if err != nil || len(w.store.block(e).builtins()) > 0 {
+		t.Errorf("%v; the device keeps %x", err, w.store.block(e).builtins())
+	}
+}
