@@ -46,7 +46,7 @@ func TestFlipsHold(t *testing.T) {
 // A judge of one flip says what is wrong: what never came and is not counted, what is counted and came, what came that had
 // ended, what is lost without a trace of the damage.
 func TestTheJudgeSees(t *testing.T) {
-	w := &whole{flipped: t.TempDir(), journal: &house.Journal{Acked: make([]int, users)}, pending: map[event]bool{{0, 2}: true, {0, 3}: true}, taken: 3}
+	w := &whole{flipped: t.TempDir(), journal: &house.Journal{Acked: map[int]int{}}, pending: map[event]bool{{0, 2}: true, {0, 3}: true}, taken: 3}
 	w.journal.Acked[0] = 3
 	for _, test := range []struct {
 		name    string
