@@ -105,6 +105,22 @@ func testsAndTrials(t *testing.T) (tests, trials map[string]bool) {
 	return tests, trials
 }
 
+// What a verb is asked is one JSON value and nothing behind it: of "forget ann, and bob" not only ann would be forgotten.
+func TestWhatIsAskedIsOneValue(t *testing.T) {
+	for text, ok := range map[string]bool{
+		`{"sync":"demo"}`: true, "{\"sync\":\"demo\"} \n\t": true, `{}`: true,
+		``: false, `{`: false, `[]`: false, `{"sync":"demo","more":1}`: false, `{"sync":"demo"}{"sync":"demo"}`: false,
+		`{"sync":"demo"} {}`: false, `{"sync":"demo"}x`: false, `{"sync":"demo"}]`: false, `{"sync":"demo"},`: false, `{"sync":"demo"}null`: false, "{\"sync\":\"demo\"}\x00": false,
+	} {
+		var asked auditing
+		if err := readInput([]byte(text), &asked); (err == nil) != ok {
+			t.Errorf("%q: %v", text, err)
+		} else if err != nil && codeOf(err) != exitUsage {
+			t.Errorf("%q: code %d", text, codeOf(err))
+		}
+	}
+}
+
 // Neither listener has verbs or profiles, by any method: TestVerbsAreOnTheSocketOnly and TestAdminEndpoints see that the
 // socket has.
 func TestNoVerbAndNoProfileForTheNetwork(t *testing.T) {

@@ -137,3 +137,15 @@ func FuzzHistoryBlocks(f *testing.F) {
 		}
 	})
 }
+
+// endless is a manifest that never ends.
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) { return len(b), nil }
+
+// A forged backup takes no more memory than a manifest may have.
+func TestAManifestHasABound(t *testing.T) {
+	if _, err := readManifest(endless{}); !errors.Is(err, ErrBadBackup) {
+		t.Errorf("%v", err)
+	}
+}

@@ -2,7 +2,6 @@ package bitrot
 
 import (
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -44,5 +43,33 @@ func TestFlipsHold(t *testing.T) {
 	}
 }
 
-var _ = os.Stdout
-var _ = house.Sync
+// A judge of one flip says what is wrong: what never came and is not counted, what is counted and came, what came that had
+// ended, what is lost without a trace of the damage.
+func TestTheJudgeSees(t *testing.T) {
+	w := &whole{flipped: t.TempDir(), journal: &house.Journal{Acked: map[int]int{}}, pending: map[event]bool{{0, 2}: true, {0, 3}: true}, taken: 3}
+	w.journal.Acked[0] = 3
+	for _, test := range []struct {
+		name    string
+		claimed []event
+		lost    uint64
+		taken   uint64
+		right   bool
+	}{
+		{"all came", []event{{0, 2}, {0, 3}}, 0, 3, true},
+		{"one never came", []event{{0, 2}}, 0, 3, false},
+		{"one never came, and no damaged file is kept", []event{{0, 2}}, 1, 3, false},
+		{"one is counted as lost, and came", []event{{0, 2}, {0, 3}}, 1, 3, false},
+		{"one came that had ended", []event{{0, 1}, {0, 2}, {0, 3}}, 0, 3, false},
+		{"one was never taken", []event{{0, 2}, {0, 3}}, 0, 2, false},
+	} {
+		j := &judge{whole: w, file: "log/00000000000000000001.db", claimed: map[event]bool{}}
+		for _, e := range test.claimed {
+			j.claimed[e] = true
+		}
+		j.books.Taken, j.books.Lost = test.taken, test.lost
+		j.books.Delivered = test.taken - test.lost
+		if err := j.settled(); (err == nil) != test.right {
+			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+}

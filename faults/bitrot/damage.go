@@ -107,6 +107,10 @@ func flipSmall(r *rand.Rand, path string, size int64) flip {
 
 // filesOf lists the files that are damaged, in an order that is always the same. The log has most of them.
 func filesOf(dir string) (files []string, err error) {
+	logs, err := filepath.Glob(filepath.Join(dir, "log", "*.db"))
+	if err != nil {
+		return nil, err
+	}
 	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return err
@@ -119,6 +123,9 @@ func filesOf(dir string) (files []string, err error) {
 		times := 1
 		if strings.HasPrefix(rel, "sync/") && strings.HasSuffix(rel, ".db") || rel == "users.db" {
 			times = 4
+		}
+		if len(logs) == 1 && rel == filepath.Join("log", filepath.Base(logs[0])) { // else the small files would get nearly all of it
+			times = 12
 		}
 		for range times {
 			files = append(files, rel)
