@@ -480,25 +480,3 @@ func TestConnectionsWaitForTheServer(t *testing.T) {
 		t.Errorf("%d requests stored, want %d", got, sent)
 	}
 }
-
-// The models of SDKs tell a good door from a bad one: each of these answers made the real ones spin, or lose events.
-func TestModelsKnowBadAnswers(t *testing.T) {
-	for _, test := range []struct {
-		family, answer string
-		status         int
-		spins, loses   bool
-	}{
-		{"go", `{"code":400,"error":"no"}`, 400, true, false},
-		{"go", `404 page not found`, 404, true, false},
-		{"go", `{"error":"too large"}`, 413, true, false},
-		{"go", `{"code":429}`, 429, true, false},
-		{"python", `{"ok":true}`, 200, false, true},
-		{"node", `{"ok":true}`, 200, false, true},
-	} {
-		s := &sdk{family: test.family, send: func([]json.RawMessage) (int, []byte, error) { return test.status, []byte(test.answer), nil }}
-		s.run([]json.RawMessage{[]byte(good), []byte(good)}, 2)
-		if spun := s.spun() != ""; spun != test.spins || (len(s.dropped) > 0) != test.loses && !test.spins {
-			t.Errorf("%s, %d %s: spins %v, %d dropped", test.family, test.status, test.answer, spun, len(s.dropped))
-		}
-	}
-}
