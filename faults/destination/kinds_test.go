@@ -16,7 +16,7 @@ func TestKindsAreWaysToFail(t *testing.T) {
 	names := map[string]bool{}
 	for _, k := range kinds {
 		ways := 0
-		for _, is := range []bool{k.front != nil, k.faults != "", k.dns} {
+		for _, is := range []bool{k.front != nil, k.faults != "", k.dns, k.workspace} {
 			if is {
 				ways++
 			}
