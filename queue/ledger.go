@@ -232,24 +232,43 @@ func stateOf(tx *bolt.Tx) (ledgerState, error) {
 // ledgersKnow gives the highest sequence, and for each project the highest count of
 // records, that any ledger has seen. It opens them one after the other, read-only.
 func ledgersKnow(storage string) (seq uint64, counts map[string]uint64, err error) {
-	counts = map[string]uint64{}
-	names, err := Ledgers(storage)
+	states, err := peekLedgers(storage)
 	if err != nil {
 		return 0, nil, err
 	}
+	seq, counts = seenBy(states)
+	return seq, counts, nil
+}
+
+// peekLedgers reads the states of all ledgers, none of which is open, by name. One that is
+// damaged is not among them: OpenConsumer sets it aside and says so.
+func peekLedgers(storage string) (map[string]ledgerState, error) {
+	names, err := Ledgers(storage)
+	if err != nil {
+		return nil, err
+	}
+	states := make(map[string]ledgerState, len(names))
 	for _, name := range names {
 		s, err := peekLedger(storage, name)
-		if errors.Is(err, ErrDamaged) {
-			continue // OpenConsumer sets it aside and says so
+		switch {
+		case err == nil:
+			states[name] = s
+		case !errors.Is(err, ErrDamaged):
+			return nil, err
 		}
-		if err != nil {
-			return 0, nil, err
-		}
+	}
+	return states, nil
+}
+
+// seenBy is what ledgersKnow tells, of ledgers' states.
+func seenBy(states map[string]ledgerState) (seq uint64, counts map[string]uint64) {
+	counts = map[string]uint64{}
+	for _, s := range states {
 		seq = max(seq, s.seen)
 		counts[s.project] = max(counts[s.project], s.seenCount)
 	}
 	delete(counts, "")
-	return seq, counts, nil
+	return seq, counts
 }
 
 // LedgerProject gives the project of a consumer that is not open, so that it can be

@@ -192,19 +192,23 @@ func (l *Log) open() error {
 	if err := newestFormat(l.dir); err != nil {
 		return err
 	}
-	if _, _, err := ledgersKnow(l.o.Dir); err != nil { // one of a newer format, above all
+	ledgers, err := peekLedgers(l.o.Dir)
+	if err != nil { // one of a newer format, above all
 		return err
 	}
-	if err := tidy(l.dir, filepath.Join(l.o.Dir, "sync")); err != nil {
-		return fmt.Errorf("tidy the storage folder: %w", err)
-	}
-	if err := dropAbsorbed(l.o.Dir); err != nil {
-		return fmt.Errorf("tidy the storage folder: %w", err)
-	}
-	known, counts, err := ledgersKnow(l.o.Dir)
+	named, err := tidy(l.dir, filepath.Join(l.o.Dir, "sync"))
 	if err != nil {
-		return err
+		return fmt.Errorf("tidy the storage folder: %w", err)
 	}
+	if named { // a ledger may be there that was not
+		if ledgers, err = peekLedgers(l.o.Dir); err != nil {
+			return err
+		}
+	}
+	if err := dropAbsorbed(l.o.Dir, ledgers); err != nil {
+		return fmt.Errorf("tidy the storage folder: %w", err)
+	}
+	known, counts := seenBy(ledgers) // who has taken another in knows at least as much
 	if err := l.openTombstones(); err != nil {
 		return err
 	}

@@ -259,18 +259,10 @@ func addAsideLanes(k, a, b []byte) ([]byte, error) {
 }
 
 // dropAbsorbed deletes the ledgers that others have taken in: a crash came between.
-func dropAbsorbed(storage string) error {
-	names, err := Ledgers(storage)
-	if err != nil {
-		return err
-	}
+func dropAbsorbed(storage string, states map[string]ledgerState) error {
 	owner := map[ledgerID]string{}
 	absorbed := map[ledgerID]bool{}
-	for _, name := range names {
-		s, err := peekLedger(storage, name)
-		if err != nil {
-			continue // what is wrong with it shows when it is opened
-		}
+	for name, s := range states {
 		owner[s.id] = name
 		for _, id := range s.absorbed {
 			absorbed[id] = true

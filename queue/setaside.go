@@ -40,43 +40,45 @@ type SetAside struct {
 	Saved  int // records (of a ledger: entries) that could be read and were taken over
 }
 
-// tidy finishes what a crash has interrupted, and removes what it has left half made.
-func tidy(folders ...string) error {
+// tidy finishes what a crash has interrupted, and removes what it has left half made. named
+// says whether a file has got its name by that.
+func tidy(folders ...string) (named bool, err error) {
 	for _, dir := range folders {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			return err
+			return named, err
 		}
 		for _, e := range entries {
 			if e.Type().IsRegular() {
-				if err := tidyFile(filepath.Join(dir, e.Name())); err != nil {
-					return err
+				one, err := tidyFile(filepath.Join(dir, e.Name()))
+				if named = named || one; err != nil {
+					return named, err
 				}
 			}
 		}
 	}
-	return nil
+	return named, nil
 }
 
-func tidyFile(path string) error {
+func tidyFile(path string) (named bool, err error) {
 	if strings.HasSuffix(path, newSuffix) || filepath.Base(path) == spareName {
-		return os.Remove(path)
+		return false, os.Remove(path)
 	}
 	if base, ok := strings.CutSuffix(path, suspectSuffix); ok && !exists(base) {
-		return os.Remove(path)
+		return false, os.Remove(path)
 	}
 	base, ok := strings.CutSuffix(path, salvageSuffix)
 	switch {
 	case !ok:
-		return nil
+		return false, nil
 	case exists(base):
-		return os.Remove(path)
+		return false, os.Remove(path)
 	}
 	// Its marker, if there is one, was meant for what stood here before.
 	if err := os.Remove(base + suspectSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return false, err
 	}
-	return renameDurably(path, base)
+	return true, renameDurably(path, base)
 }
 
 func exists(path string) bool {
@@ -119,7 +121,7 @@ func putAside(o *Options, path string, cause error, saved int) (SetAside, error)
 	}
 	for _, leftover := range []string{path + suspectSuffix, path + salvageSuffix} {
 		if exists(leftover) {
-			if err := tidyFile(leftover); err != nil {
+			if _, err := tidyFile(leftover); err != nil {
 				return away, fmt.Errorf("set aside %s: %w", path, err)
 			}
 		}

@@ -23,6 +23,8 @@ type kind struct {
 	dns    bool                       // the name does not resolve; a person has written it down, and corrects it
 	blocks bool                       // deliveries wait for a person, who mends it
 	anew   bool                       // seen at a start only: the daemon is killed and started
+	// workspace: the account's keys lead to another one than that for which events are pending; a person adopts it.
+	workspace bool
 }
 
 // timeout is of one request, in the daemon's configuration.
@@ -286,6 +288,7 @@ var kinds = []kind{
 	{name: "405", faults: "405=SHARE", blocks: true},
 	{name: "redirect", faults: "redirect=SHARE,redirect_to=HERE", blocks: true},
 	{name: "redirect to nowhere", faults: "redirect=SHARE", blocks: true},
+	{name: "another workspace", workspace: true, anew: true},
 	{name: "region unknown", faults: "503=100%,on=region", anew: true},
 	{name: "wrong region", blocks: true, anew: true, front: func(*rand.Rand) shape {
 		return shape{does: func(w http.ResponseWriter, r *http.Request, inner http.Handler) {

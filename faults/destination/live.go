@@ -37,7 +37,8 @@ type story struct {
 	usual string // faults that are always there: the poisoned events
 	reads string // the configuration, as it should be
 
-	poison atomic.Int64 // poisoned events that were acknowledged
+	workspace int          // how many the account has had before this one
+	poison    atomic.Int64 // poisoned events that were acknowledged
 }
 
 // live is one installation and up to so many faults, one after the other, under traffic; then all is well.
@@ -179,6 +180,10 @@ func (s *story) fault(ctx context.Context, k *kind, rng *rand.Rand) (met bool, e
 	switch {
 	case k.front != nil:
 		err = s.front.become(k.front(rng))
+	case k.workspace:
+		s.workspace++
+		s.r.Sandbox.SetEnvironmentID(1 + s.workspace)
+		s.front.met.Store(0)
 	case k.dns:
 		err = s.endpoint(strings.ReplaceAll(s.reads, fmt.Sprintf("endpoint     = %q", s.front.url()), `endpoint     = "https://customerio.invalid"`))
 	}
@@ -202,6 +207,8 @@ func (s *story) fault(ctx context.Context, k *kind, rng *rand.Rand) (met bool, e
 		err = s.front.become(shape{})
 	case k.dns:
 		err = s.endpoint(s.reads)
+	case k.workspace:
+		s.adopt()
 	}
 	if err == nil && k.blocks {
 		s.retry()
@@ -223,6 +230,12 @@ func (s *story) endpoint(config string) error {
 	return nil
 }
 
+// adopt is what a person does who sees that deliveries wait since the account has another workspace, and wants them there.
+// It may fail: where nothing was pending that has been entered already; what comes to wait later is adopted in the end.
+func (s *story) adopt() {
+	_ = s.r.Command("sync", "adopt", rehearsal.Sync, "--yes", "--config", s.r.ConfigPath).Run()
+}
+
 // retry is what a person does who has mended keys or the address. It may fail: what waits is asked again in the end.
 func (s *story) retry() {
 	_ = s.r.Command("sync", "retry", rehearsal.Sync, "--config", s.r.ConfigPath).Run()
@@ -237,6 +250,9 @@ func (s *story) verdict(ctx context.Context, tr *rehearsal.Traffic) error {
 	}
 	for {
 		s.retry()
+		if s.workspace > 0 {
+			s.adopt()
+		}
 		some, cancel := context.WithTimeout(ctx, 2*time.Second)
 		_, err := s.r.Drained(some)
 		cancel()

@@ -338,3 +338,17 @@ func (h *history) stumble(l *ledger, which int) {
 		}
 	}
 }
+
+// holdFailing lets more events come while all lanes are claimed, the one among them that fails again and again: nobody else
+// may get any of it.
+func (h *history) holdFailing(s step) {
+	l := h.ledger(s.a)
+	h.stumble(l, s.b)
+	h.take(l, func(string) bool { return true })
+	project := 0 // of which ingest makes the second one
+	if l.project == h.projects[0] {
+		project = 1
+	}
+	h.ingest(step{a: project, b: 2, c: s.c, d: s.d})
+	h.take(l, func(string) bool { return true })
+}

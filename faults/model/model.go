@@ -2,7 +2,8 @@
 // delivery on files in memory, once with a small model of what is promised. After each step both must say the same.
 //
 // A history is a list of steps, drawn by rapid from one seed; steps that have nothing to do do nothing. So a history that
-// breaks the promise is shortened by leaving steps out, and told step by step.
+// breaks the promise is shortened by leaving steps out, and told step by step. The product's own delivery, which takes part,
+// has chance of its own in how long it waits; what it breaks may take a replay or two to show again.
 package model
 
 import (

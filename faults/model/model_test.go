@@ -3,6 +3,7 @@ package model
 import (
 	"maps"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -39,10 +40,20 @@ func heard(t *testing.T, side strands) (lines []string) {
 	return lines
 }
 
+// The product's own delivery draws how long it waits, so what becomes of each request that fails is left to chance there;
+// all else that a seed says is the same again.
 func TestASeedIsAHistory(t *testing.T) {
+	chance := func(s step) bool { return s.do == "deliver for real" || s.do == "crash while some deliver" }
 	for seed := range uint64(4) {
-		seed *= 1_000_003
-		once, again := heard(t, drawSome(seed, 3)), heard(t, drawSome(seed, 3))
+		side := drawSome(seed*1_000_003, 3)
+		if !reflect.DeepEqual(side, drawSome(seed*1_000_003, 3)) {
+			t.Fatalf("seed %d draws other steps the second time", seed)
+		}
+		side.house = slices.DeleteFunc(side.house, chance)
+		for i := range side.histories {
+			side.histories[i] = slices.DeleteFunc(side.histories[i], chance)
+		}
+		once, again := heard(t, side), heard(t, side)
 		if !slices.Equal(once, again) {
 			t.Fatalf("seed %d is\n%s\nand\n%s", seed, strings.Join(once, "\n"), strings.Join(again, "\n"))
 		}
