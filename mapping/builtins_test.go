@@ -298,3 +298,12 @@ func FuzzReadBuiltins(f *testing.F) {
 		_ = new(view).open(&Record{Raw: raw, Builtins: packed})
 	})
 }
+
+// A dead letter that is tried again has what is known of its user now: what its event said then counts no more.
+func TestBuiltinsOfNow(t *testing.T) {
+	r := Record{UserID: "ann", Raw: []byte(`{"event_type":"A","platform":"iOS","version_name":"1"}`), Builtins: packed(t, `{"city":"Paris"}`)}
+	var v view
+	if err := v.open(&r); err != nil || v.builtin("platform").isSet() || v.builtin("app_version").isSet() || string(v.builtin("city").text) != "Paris" {
+		t.Errorf("%v, %+v", err, v.known)
+	}
+}

@@ -94,7 +94,7 @@ func (p *pair) play(t *testing.T, rules *Rules) []outcome {
 
 // each plays, and calls look with each record, and with what its identifier was sent before.
 func (p *pair) each(t *testing.T, rules *Rules, look func(record *Record, earlier []byte)) []outcome {
-	properties, sent := map[string][]byte{}, map[string][]byte{}
+	properties, builtins, sent := map[string][]byte{}, map[string][]byte{}, map[string][]byte{}
 	var outcomes []outcome
 	for i, arrived := range p.Events {
 		e, problems := ParseEvent(arrived.Event)
@@ -122,6 +122,10 @@ func (p *pair) each(t *testing.T, rules *Rules, look func(record *Record, earlie
 		after, err := ApplyOperations(before, e.UserProperties)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if !e.SkipUserPropertiesSync {
+			record.Builtins = ApplyBuiltins(nil, builtins[owner], &e).After
+			builtins[owner] = record.Builtins
 		}
 		if record.Properties = after; !e.SkipUserPropertiesSync {
 			properties[owner] = after
