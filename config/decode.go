@@ -338,26 +338,6 @@ func kindOf(v any) string {
 	return "a list"
 }
 
-// literal writes v as TOML.
-func literal(v reflect.Value) string {
-	if text, ok := v.Interface().(encoding.TextMarshaler); ok {
-		if b, err := text.MarshalText(); err == nil {
-			return strconv.Quote(string(b))
-		}
-	}
-	switch v.Kind() {
-	case reflect.String:
-		return strconv.Quote(v.String())
-	case reflect.Slice:
-		var list []string
-		for i := range v.Len() {
-			list = append(list, literal(v.Index(i)))
-		}
-		return "[" + strings.Join(list, ", ") + "]"
-	}
-	return fmt.Sprint(v.Interface())
-}
-
 // orList writes "a", "b" or "c".
 func orList(words []string) string {
 	quoted := make([]string, len(words))

@@ -21,6 +21,7 @@ type visit struct {
 	n            int
 	more         string // further event properties: `,"x":1`
 	properties   string
+	damaged      bool // the stored event is
 }
 
 type visits struct {
@@ -40,9 +41,13 @@ func (b *visits) Resolve(w *queue.Writer) error {
 		if v.properties == "" {
 			v.properties = "{}"
 		}
+		raw := fmt.Appendf(nil, `{"event_type":"Order","event_properties":{"n":%d%s}}`, v.n, v.more)
+		if v.damaged {
+			raw = raw[:len(raw)-1]
+		}
 		place := w.Next()
 		r := mapping.Record{UserID: v.user, DeviceID: v.device, Sole: v.sole, Links: v.links, Time: b.now, Properties: []byte(v.properties),
-			Raw: fmt.Appendf(nil, `{"event_type":"Order","event_properties":{"n":%d%s}}`, v.n, v.more)}
+			Raw: raw}
 		w.Put(queue.Record{Project: "app", Lane: lane, Received: b.now, ID: mapping.PlaceID(place.Nonce, place.Index), Body: r.AppendBody(nil)})
 	}
 	return nil
@@ -227,4 +232,20 @@ func TestRefusedBeforeSending(t *testing.T) {
 			t.Errorf("sandbox: %+v %v", r.Events, r.Invalid)
 		}
 	})
+}
+
+// A stored event that is damaged is kept, whoever it is of.
+func TestDamagedEvent(t *testing.T) {
+	for _, anonymous := range []string{"filter", "send"} {
+		bubble(t, func(t *testing.T, dir string) {
+			box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret})
+			defer box.Close()
+			h := open(t, dir, box, rules(t, func(s *mapping.Spec) { s.Anonymous = anonymous }), nil)
+			h.visit(visit{user: "ann", n: 1, damaged: true}, visit{user: "ann", n: 2})
+			stats := h.drained(time.Minute)
+			if b := stats.Books; b.Dead != 1 || b.Delivered != 1 || stats.Tallies["event/dead/not_mappable"].N != 1 {
+				t.Errorf("%s: books %+v, tallies %v", anonymous, b, stats.Tallies)
+			}
+		})
+	}
 }

@@ -262,9 +262,9 @@ func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (se
 		}
 	} else {
 		p.key = id.Key()
-		sent, held, err := earlier(p.key)
-		if err != nil || !held {
-			return p, false, err
+		sent, held, failed := earlier(p.key)
+		if failed != nil || !held {
+			return p, false, failed
 		}
 		if p.again != nil {
 			p.decision, err = p.again.decide(s.rules, &r, &now, id, sent)
