@@ -74,7 +74,7 @@ func (in *installation) more() {
 	}
 }
 
-// ended says how the daemon has ended by itself: as it should where its disk fails, and it has said why. nil = it has not ended.
+// ended looks how the daemon has ended by itself: as it should where its disk fails, and whether it has said why.
 func (in *installation) ended(err error, errno error) error {
 	in.Daemon = nil
 	log := in.LogTail()
@@ -191,6 +191,7 @@ func (in *installation) meet(ctx context.Context, l *lossy.Life, f lossy.Fault) 
 		select {
 		case err := <-in.Ended:
 			if l.Fired() == 0 {
+				in.Daemon = nil
 				return fmt.Errorf("the daemon ended with %w without having met it\n%s", err, in.LogTail())
 			}
 			return in.ended(err, f.Errno)

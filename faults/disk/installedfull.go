@@ -14,6 +14,7 @@ import (
 
 	"ampcio-faults/lossy"
 	"ampcio-faults/scoreboard"
+	"ampcio/admin"
 	"ampcio/sandbox"
 )
 
@@ -68,7 +69,7 @@ var places = []struct {
 // mounted is a mounted disk that a file fills up.
 func mounted(at string, undo func() error) (place, error) {
 	filler := filepath.Join(at, "filler")
-	p := place{filepath.Join(at, storage), func(free int64) error { return fillDisk(filler, free) }, func() error { return os.Remove(filler) }, undo}
+	p := place{filepath.Join(at, storage), func(free int64) error { return fillDisk(filler, free) }, func() error { return os.RemoveAll(filler) }, undo}
 	if err := os.Mkdir(p.storage, 0o700); err != nil {
 		return p, errors.Join(err, undo())
 	}
@@ -114,7 +115,20 @@ func installedFull(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		return 0, err
 	}
 	for ; n < min(most, c.Left); n++ {
-		if err := in.fillsUp(ctx, disk, limit.free); err != nil {
+		err := in.fillsUp(ctx, disk, limit.free)
+		// min_free asks for what the log may need until it looks again. Without it a commit may find no byte left: the daemon
+		// ends then, and says why, and the next start goes on.
+		var end endedError
+		if limit.free == 0 && errors.As(err, &end) {
+			if err = in.ended(end.error, unix.ENOSPC); err == nil {
+				in.Sandbox.SetFaults(sandbox.Faults{})
+				err = errors.Join(disk.empty(), in.Start(ctx))
+			}
+			if err == nil {
+				err = in.taken(ctx)
+			}
+		}
+		if err != nil {
 			return n, fmt.Errorf("shortage %d: %w\n%s", n+1, err, in.LogTail())
 		}
 	}
@@ -145,7 +159,11 @@ func (in *installation) fillsUp(ctx context.Context, on place, free int64) error
 	if s, err := strconv.Atoi(header.Get("Retry-After")); err != nil || s < 1 || s > 120 {
 		return fmt.Errorf("a full disk is answered with Retry-After %q", header.Get("Retry-After"))
 	}
-	waits, err := in.Stats(ctx)
+	var waits admin.Snapshot
+	err = in.until(ctx, "it is counted what waits", func() (_ bool, err error) {
+		waits, err = in.Stats(ctx)
+		return true, err
+	})
 	if err != nil {
 		return err
 	}
@@ -156,7 +174,7 @@ func (in *installation) fillsUp(ctx context.Context, on place, free int64) error
 	// What was accepted goes on: all of it, though the disk is as full as before.
 	err = in.until(ctx, "deliveries go on", func() (bool, error) {
 		now, err := in.Stats(ctx)
-		return err == nil && now.Pending() < waits.Pending(), nil
+		return err == nil && now.Pending() < waits.Pending(), err
 	})
 	if err == nil && free >= 0 {
 		err = on.empty()
@@ -175,22 +193,31 @@ func (in *installation) taken(ctx context.Context) error {
 	})
 }
 
+// endedError is how the daemon ended by itself.
+type endedError struct{ error }
+
 // until asks again until the answer is yes, the daemon has ended, or the case has.
 func (in *installation) until(ctx context.Context, what string, f func() (bool, error)) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		select {
-		case err := <-in.Ended:
-			in.Daemon = nil
-			return fmt.Errorf("the daemon ended (%v) before %s", err, what)
-		default:
-		}
 		yes, err := f()
-		if err != nil || yes {
-			return err
+		switch {
+		case err == nil && yes:
+			return nil
+		case err != nil: // as where the daemon has just ended
+			select {
+			case end := <-in.Ended:
+				in.Daemon = nil
+				return fmt.Errorf("before %s: %w", what, endedError{end})
+			case <-time.After(5 * time.Second): // it lives
+				return err
+			}
 		}
 		select {
+		case end := <-in.Ended:
+			in.Daemon = nil
+			return fmt.Errorf("before %s: %w", what, endedError{end})
 		case <-tick.C:
 		case <-ctx.Done():
 			return fmt.Errorf("%w, before %s", context.Cause(ctx), what)
