@@ -203,7 +203,9 @@ func (s *Store) finish() error {
 			return err
 		}
 		if s.committed(c) {
-			if err := s.write(c); err != nil {
+			if err := s.write(c); queue.NoSpace(err) {
+				return nil // the next start takes it from the log
+			} else if err != nil {
 				return err
 			}
 			left--

@@ -221,6 +221,28 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// A stop on a full disk is no failure: what could not be written the next start takes from the log.
+func TestAStopOnAFullDisk(t *testing.T) {
+	w := start(t, t.TempDir(), Options{}).run()
+	story(w)
+	w.checkpoint()
+	w.store.db.MaxSize, w.store.db.AllocSize = 1, 4096
+	for n := range 40 {
+		w.send(fmt.Sprintf(`e%d/e%d - {"n":%q}`, n, n, strings.Repeat("x", 500)))
+	}
+	want := w.everything()
+	if err := w.store.finish(); err != nil {
+		t.Errorf("the stop: %v", err)
+	}
+	after := w.crash(Options{})
+	if got := after.everything(); got != want || after.store.Stats().Replayed == 0 {
+		t.Errorf("after the next start: got\n%swant\n%s", got, want)
+	}
+	after.stop()
+	w.store.db.MaxSize = 0
+	w.stop()
+}
+
 // Any other failed write ends the daemon: its outcome is unknown.
 func TestFailedCheckpoint(t *testing.T) {
 	w := start(t, t.TempDir(), Options{}).run()

@@ -254,10 +254,16 @@ func (d *Disk) Names(dir uint64) map[string]uint64 {
 	return nil
 }
 
-// Used is how many bytes all files have.
+// Used is how many bytes all files that have a name occupy: one that is only made longer takes nothing, on this disk as on others.
 func (d *Disk) Used() (n int64) {
-	for _, f := range d.files {
-		n += f.now.Size
+	counted := map[uint64]bool{}
+	for _, f := range d.folders {
+		for _, id := range f.now {
+			if file := d.files[id]; file != nil && !counted[id] {
+				counted[id] = true
+				n += int64(len(file.now.Data))
+			}
+		}
 	}
 	return n
 }

@@ -2,6 +2,7 @@ package lossy
 
 import (
 	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -13,18 +14,23 @@ type Fault struct {
 	Errno  syscall.Errno
 	// Forgets is for a Sync: what was not synced never will be, and is read all the same.
 	Forgets bool
+	// Nodes are the only files and folders of which operations fail; none = all.
+	Nodes []uint64
 
 	seen, fired int
+	node        uint64 // of the file or folder that it met first
 }
 
 // meets counts an operation and says how it fails; 0 = it does not.
-func (f *Fault) meets(k Kind) syscall.Errno {
-	if len(f.Kinds) > 0 && !slices.Contains(f.Kinds, k) {
+func (f *Fault) meets(o Op) syscall.Errno {
+	if len(f.Kinds) > 0 && !slices.Contains(f.Kinds, o.Kind) || len(f.Nodes) > 0 && !slices.Contains(f.Nodes, o.Node) {
 		return 0
 	}
 	f.seen++
 	if f.seen == f.N || f.Sticky && f.seen > f.N {
-		f.fired++
+		if f.fired++; f.fired == 1 {
+			f.node = o.Node
+		}
 		return f.Errno
 	}
 	return 0
@@ -51,6 +57,29 @@ func (l *Life) Fired() int {
 	return l.fault.fired
 }
 
+// Node is the number of what is at a path now; false when there is nothing.
+func (l *Life) Node(path string) (id uint64, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	id = Root
+	for name := range strings.SplitSeq(path, "/") {
+		if id, _, ok = l.disk.Lookup(id, name); !ok {
+			return 0, false
+		}
+	}
+	return id, true
+}
+
+// Failed is the file or folder that the fault which is set has met first.
+func (l *Life) Failed() (node uint64, fired bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fault == nil || l.fault.fired == 0 {
+		return 0, false
+	}
+	return l.fault.node, true
+}
+
 // ReadOnly lets everything that would change the disk fail with EROFS, as after a remount.
 func (l *Life) ReadOnly(yes bool) {
 	l.mu.Lock()
@@ -58,11 +87,18 @@ func (l *Life) ReadOnly(yes bool) {
 	l.readOnly = yes
 }
 
-// SetCapacity bounds the bytes of all files; beyond it there is ENOSPC. 0 = 64 GiB, which is never reached.
+// SetCapacity bounds the bytes that all files occupy; beyond it there is ENOSPC. 0 = 64 GiB, which is never reached.
 func (l *Life) SetCapacity(bytes int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.capacity = bytes
+}
+
+// Fill leaves so many bytes free, until SetCapacity is called again.
+func (l *Life) Fill(free int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.capacity = max(1, l.disk.Used()+free)
 }
 
 // CutAt cuts the power in the n-th operation from now that changes something.
@@ -70,6 +106,13 @@ func (l *Life) CutAt(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cutAt = l.ops + n
+}
+
+// CutAtFile cuts the power in the n-th operation from now on one file.
+func (l *Life) CutAtFile(node uint64, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cutFile, l.cutAtOfFile = node, n
 }
 
 // Cut cuts the power now. Everything that is still asked of this life fails with EIO.
@@ -113,7 +156,7 @@ func (l *Life) do(o Op) syscall.Errno {
 		return syscall.EROFS
 	}
 	if l.fault != nil {
-		if errno := l.fault.meets(o.Kind); errno != 0 {
+		if errno := l.fault.meets(o); errno != 0 {
 			if l.fault.Forgets && o.Kind == Sync {
 				o.Forgets = true
 				l.apply(o)
@@ -121,10 +164,15 @@ func (l *Life) do(o Op) syscall.Errno {
 			return errno
 		}
 	}
-	if o.Kind == Write || o.Kind == Truncate {
-		grows := o.Off + int64(len(o.Data)) - l.disk.Content(o.Node).Size
+	if o.Kind == Write {
+		grows := o.Off + int64(len(o.Data)) - int64(len(l.disk.Content(o.Node).Data))
 		if grows > 0 && l.capacity > 0 && l.disk.Used()+grows > l.capacity {
 			return syscall.ENOSPC
+		}
+	}
+	if o.Node == l.cutFile && l.cutAtOfFile > 0 {
+		if l.cutAtOfFile--; l.cutAtOfFile == 0 {
+			l.cutAt = l.ops
 		}
 	}
 	if l.ops == l.cutAt {

@@ -77,22 +77,25 @@ type Life struct {
 	number uint64
 	cut    chan struct{}
 
-	mu        sync.Mutex
-	disk      *Disk
-	next      uint64 // file or folder
-	attrs     map[uint64]attr
-	dead      bool
-	readOnly  bool
-	capacity  int64
-	fault     *Fault
-	cutAt     int
-	ops       int
-	counts    [Ack + 1]int
-	recording bool
-	log       []Op
-	ack       []byte // a line that has not ended yet
-	acks      int
-	onAck     func(line string)
+	mu       sync.Mutex
+	disk     *Disk
+	next     uint64 // file or folder
+	attrs    map[uint64]attr
+	dead     bool
+	readOnly bool
+	capacity int64
+	fault    *Fault
+	cutAt    int
+	// cutFile is the file in whose cutAtOfFile-th operation from now the power goes; 0 = in none.
+	cutFile     uint64
+	cutAtOfFile int
+	ops         int
+	counts      [Ack + 1]int
+	recording   bool
+	log         []Op
+	ack         []byte // a line that has not ended yet
+	acks        int
+	onAck       func(line string)
 }
 
 type attr struct {

@@ -15,17 +15,6 @@ import (
 // probe is a user of whom each start takes one event more, after it has looked at what is there.
 const probe = "probe"
 
-// whileLocked tries again, a few times, what finds a lock taken. This process starts others all the time, and between fork and
-// exec they have a copy of each file that is open, with its lock: on a busy machine that may take long.
-func whileLocked(try func() error) (err error) {
-	for range 5 {
-		if err = try(); !errors.Is(err, queue.ErrLocked) {
-			break
-		}
-	}
-	return err
-}
-
 // start does with a storage folder what the daemon does at its start, and gives what it finds there. Then it writes. With
 // deep it also delivers all that waits, and audits the folder once more when it is closed.
 func start(ctx context.Context, dir string, b *book, deep bool) (s *seen, err error) {

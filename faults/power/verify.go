@@ -81,7 +81,7 @@ func (v *verifier) verify(ctx context.Context, im lossy.Image) (fresh bool, s *s
 		}
 		like, known := v.files[h]
 		if !known {
-			if err = whileLocked(func() (err error) { like, err = v.readFile(p, c); return err }); err != nil {
+			if like, err = v.readFile(p, c); err != nil {
 				return true, nil, nil, fmt.Errorf("%s: %w", p, err)
 			}
 			v.files[h] = like
@@ -92,7 +92,7 @@ func (v *verifier) verify(ctx context.Context, im lossy.Image) (fresh bool, s *s
 	fresh = !v.images[key]
 	v.images[key] = true
 	if s = v.starts[reads.Sum64()]; s == nil {
-		if err = whileLocked(func() (err error) { s, err = v.start(ctx, im); return err }); err != nil {
+		if s, err = v.start(ctx, im); err != nil {
 			return fresh, nil, nil, err
 		}
 		v.starts[reads.Sum64()] = s
