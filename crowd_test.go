@@ -94,7 +94,7 @@ func (c *crowd) send(rng *rand.Rand, people []string) {
 // eventOf is an event of a person, whose plan changes now and then.
 func eventOf(person string, seq int, padding string) string {
 	return fmt.Sprintf(`{"event_type":"Order Completed","user_id":%[1]q,"device_id":"device of %[1]s","insert_id":"%[1]s%[2]d","time":%[3]d,`+
-		`"event_properties":{"seq":%[2]d,"padding":%[4]q},"user_properties":{"plan":"p%[5]d"}}`, person, seq, time.Now().UnixMilli(), padding, seq/40%7)
+		`"event_properties":{"seq":%[2]d,"padding":%[4]s},"user_properties":{"plan":"p%[5]d"}}`, person, seq, time.Now().UnixMilli(), whole(padding), seq/40%7)
 }
 
 // noise is text that does not compress.

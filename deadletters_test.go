@@ -253,7 +253,8 @@ func TestDeadLettersReplayOnlyWhatWasRefused(t *testing.T) {
 		return fmt.Sprintf(`{"api_key":%q,"events":[{"event_type":"Order Completed","user_id":"ann-1","device_id":"device-1","insert_id":%q,`+
 			`"event_properties":{"total":1},"user_properties":{"plan":%q,"email":"ann@example.com"}}]}`, recordings.Key, id, plan)
 	}
-	accepted(t, r, event("1", strings.Repeat("much too long ", 80))) // Customer.io takes 1,000 bytes
+	r.Sandbox.SetFaults(sandbox.Faults{RefuseAttribute: []string{"plan"}})
+	accepted(t, r, event("1", "old"))
 	if y := only(t, drained(t, r)); y.Totals.Dead != 1 || y.Totals.EventsDelivered != 1 {
 		t.Fatalf("%+v", y.Totals)
 	}
@@ -262,6 +263,7 @@ func TestDeadLettersReplayOnlyWhatWasRefused(t *testing.T) {
 	if report := r.Sandbox.Report(); report.Events.Accepted != 1 {
 		t.Errorf("%+v", report.Events)
 	}
+	r.Sandbox.SetFaults(sandbox.Faults{})
 	// Nothing of it can start a campaign: nobody is asked.
 	did(t, r, "sync", "pause", "demo")
 	contains(t, did(t, r, "dead-letters", "replay", ids[0]), "1 dead letter replayed\n", "demo is paused: ampcio sync resume demo")

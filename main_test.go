@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -287,9 +288,22 @@ func padded(user string, first, last int, padding func() string) string {
 	var events []string
 	for seq := first; seq <= last; seq++ {
 		events = append(events, fmt.Sprintf(`{"event_type":"Order Completed","user_id":%q,"device_id":"device of %[1]s","insert_id":"%[1]s-%d",`+
-			`"event_properties":{"seq":%[2]d,"padding":%q},"user_properties":{"plan":"pro"}}`, user, seq, padding()))
+			`"event_properties":{"seq":%[2]d,"padding":%[3]s},"user_properties":{"plan":"pro"}}`, user, seq, whole(padding())))
 	}
 	return fmt.Sprintf(`{"api_key":%q,"events":[%s]}`, recordings.Key, strings.Join(events, ","))
+}
+
+// whole is text as JSON of which nothing is cut: a list of texts where one would be too long.
+func whole(text string) string {
+	const enough = 1000 // of 1,024
+	if len(text) <= enough {
+		return strconv.Quote(text)
+	}
+	var parts []string
+	for part := range slices.Chunk([]byte(text), enough) {
+		parts = append(parts, strconv.Quote(string(part)))
+	}
+	return "[" + strings.Join(parts, ",") + "]"
 }
 
 // accepted sends and insists on a 200.
