@@ -162,6 +162,9 @@ func (b *Board) try(ctx context.Context, l *Line) {
 	took := time.Since(began)
 	b.mu.Lock()
 	l.running--
+	if err != nil && ctx.Err() != nil {
+		n = 0 // it was cut off: nobody knows what was wrong, so nothing of it was tried
+	}
 	l.dealt += n - expected
 	l.Done += n
 	l.Cases++

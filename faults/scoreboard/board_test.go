@@ -158,3 +158,16 @@ func TestLeft(t *testing.T) {
 		t.Errorf("asked for %v, %+v", asked, lines[0])
 	}
 }
+
+// A case that was cut off with the run may have been about to fail: it counts for nothing.
+func TestWhatWasCutOffIsNotDone(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	b := &Board{Trials: []Trial{{Name: "x", Unit: "tries", Full: 50, Case: func(ctx context.Context, _ *Case) (int, error) {
+		cancel()
+		<-ctx.Done()
+		return 100, ctx.Err()
+	}}}, Part: 0.1, Workers: 1, Out: new(bytes.Buffer), Disk: t.TempDir(), Memory: t.TempDir()}
+	if l := b.Run(ctx)[0]; l.Done != 0 || l.Green() {
+		t.Errorf("%d tries are done, green: %t", l.Done, l.Green())
+	}
+}
