@@ -64,7 +64,11 @@ func TestWhatIsGreen(t *testing.T) {
 func TestEndedBeforeItsTime(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	b := Board{Part: 1, Workers: 2, Out: &bytes.Buffer{}, Disk: t.TempDir(), Memory: t.TempDir(), Trials: []Trial{{Name: "x", Full: 1000,
-		Case: func(ctx context.Context, c *Case) (int, error) { cancel(); <-ctx.Done(); return 1000, context.Cause(ctx) }}}}
+		Case: func(ctx context.Context, c *Case) (int, error) {
+			cancel()
+			<-ctx.Done()
+			return 1000, context.Cause(ctx)
+		}}}}
 	l := b.Run(ctx)[0]
 	if l.Green() || len(l.Violations) > 0 || l.Done > 0 {
 		t.Errorf("%+v", l)
