@@ -42,11 +42,6 @@ func (c *Consumer) Flush() error {
 	if NoSpace(err) && c.giveReserve() {
 		err = c.checkpoint()
 	}
-	if err != nil && !NoSpace(err) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.fail(err)
-	}
 	return err
 }
 
@@ -89,6 +84,10 @@ func (c *Consumer) checkpointLocked() error {
 		err = fmt.Errorf("checkpoint of sync %s: %w", c.o.Name, err)
 		if !NoSpace(err) {
 			c.torn = err
+			// At once: the caller may let claims go on, and what they sent would be unknown to the next start.
+			c.mu.Lock()
+			c.fail(err)
+			c.mu.Unlock()
 		}
 		return err
 	}

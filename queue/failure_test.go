@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // appendUntilError appends with four callers until nothing is accepted any more, and
@@ -256,4 +257,47 @@ func TestAFailedCheckpointEndsTheConsumer(t *testing.T) {
 		t.Fatalf("%+v", st.Books)
 	}
 	h.close(cs)
+}
+
+// What a rewind takes again, and what was sent since, would be forgotten by the next start:
+// it would take for the last that was sent what is none any more.
+func TestNothingIsClaimedBehindARewindThatWasNotWritten(t *testing.T) {
+	l, err := Open(options(t.TempDir()))
+	must(t, err)
+	o := consumerOptions("p")
+	var c *Consumer
+	o.Now = func() time.Time {
+		if c != nil && c.held > 0 { // the rewind's, which holds c.mu here: the checkpoint behind it fails
+			c.sentNew[strings.Repeat("k", 40_000)] = []byte("x") // bbolt takes no such key
+		}
+		return time.UnixMilli(1000)
+	}
+	opened, err := OpenConsumer(l, o)
+	must(t, err)
+	c = opened
+	ctx, stop := context.WithCancel(t.Context())
+	running, reading := make(chan error, 1), make(chan error, 1)
+	go func() { running <- l.Run(ctx) }()
+	go func() { reading <- c.readLog(ctx) }() // nobody makes checkpoints: a slow machine
+	must(t, l.Append(ctx, batch("a1", "a2")))
+	mustClaim(t, c).Finish(delivered(2))
+	if _, err := c.Rewind(ctx, 0, false, false); err == nil {
+		t.Fatal("the rewind was written")
+	}
+	eventually(t, "the records are read again", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.window) == 2
+	})
+	if cl := c.TryClaim(); cl != nil {
+		t.Errorf("%q may be sent again, and the ledger will not know", bodies(cl.Records()))
+		cl.Return()
+	}
+	stop()
+	must(t, <-running)
+	must(t, <-reading)
+	if err := c.Close(); err != nil && !strings.Contains(err.Error(), "checkpoint of sync p") {
+		t.Error(err)
+	}
+	must(t, l.Close())
 }
