@@ -252,14 +252,39 @@ func (m *machine) runWith(ctx context.Context, input []byte, command ...string) 
 	}
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--target", strconv.Itoa(m.leader), "--all", "--wd=/", "--"}, command...)...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
-	cmd.Stdin = bytes.NewReader(input)
-	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	said := strings.TrimSpace(string(out))
+	// Files, not pipes: a pipe is at its end when nobody has it open any more, and what nsenter leaves in the machine when it
+	// is killed may have it for as long as the machine is on.
+	in, err := memory(input)
 	if err != nil {
+		return "", err
+	}
+	defer in.Close()
+	out, err := memory(nil)
+	if err != nil {
+		return "", err
+	}
+	defer out.Close()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, out
+	err = cmd.Run()
+	text, unread := io.ReadAll(io.NewSectionReader(out, 0, 1<<30))
+	said := strings.TrimSpace(string(text))
+	if err = errors.Join(err, unread); err != nil {
 		return said, fmt.Errorf("%s: %w: %s", strings.Join(command, " "), err, said)
 	}
 	return said, nil
+}
+
+// memory is a file that has no name, and this text.
+func memory(text []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("text", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "text")
+	if _, err := f.WriteAt(text, 0); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // all runs commands one after the other.
