@@ -100,7 +100,7 @@ func build(ctx context.Context, root, folder string) (string, error) {
 	if err := os.WriteFile(overlay, list, 0o600); err != nil {
 		return "", err
 	}
-	c := exec.CommandContext(ctx, "go", "build", "-C", root, "-overlay", overlay, "-o", to, ".")
+	c := exec.CommandContext(ctx, "go", "build", "-C", root, "-ldflags", "-s -w", "-overlay", overlay, "-o", to, ".") // as for planted bugs: half the time of a link
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build with a clock of ours: %w\n%s", err, out)
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime"
 	"slices"
@@ -107,7 +108,7 @@ func (j Job) apart(ctx context.Context, limit time.Duration, out io.Writer) (n i
 	switch {
 	case told == nil && o.Error != "":
 		return o.N, errors.New(o.Error)
-	case told == nil && err == nil:
+	case told == nil && (err == nil || errors.Is(err, exec.ErrWaitDelay)): // something that it left behind still had its output
 		return o.N, nil
 	}
 	return o.N, fmt.Errorf("the process of the case ended with %v, without a word of how the case did:\n%s", err, last.bytes())
