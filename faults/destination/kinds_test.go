@@ -1,12 +1,14 @@
 package destination
 
 import (
+	"bytes"
+	"context"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"ampcio/sandbox"
 )
@@ -43,15 +45,24 @@ func TestTooLateIsProcessed(t *testing.T) {
 				break
 			}
 		}
-		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { always.does(w, r, s) }))
-		client := http.Client{Timeout: 30 * time.Millisecond}
-		r, err := http.NewRequest(http.MethodPost, server.URL+"/api/v2/batch", strings.NewReader(
+		// The client gives up when the whole request has come, however slow that was.
+		ctx, giveUp := context.WithCancel(t.Context())
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			giveUp()
+			always.does(w, r, s)
+		}))
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, server.URL+"/api/v2/batch", strings.NewReader(
 			`{"batch":[{"type":"person","action":"event","identifiers":{"id":"a"},"name":"n","timestamp":1790000000}]}`))
 		if err != nil {
 			t.Fatal(err)
 		}
 		r.SetBasicAuth("site", "key")
-		if resp, err := client.Do(r); err == nil {
+		if resp, err := http.DefaultClient.Do(r); err == nil {
 			t.Errorf("before %t: it was answered in time: %d", before, resp.StatusCode)
 			resp.Body.Close()
 		}
