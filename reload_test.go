@@ -256,7 +256,7 @@ func TestStopDuringAReload(t *testing.T) {
 	up(t, r)
 	accepted(t, r, numbered("ann-1", 1, 1))
 	drained(t, r)
-	r.Sandbox.SetFaults(sandbox.Faults{Latency: 1500 * time.Millisecond})
+	r.Sandbox.SetFaults(sandbox.Faults{Latency: 5 * time.Second})
 	accepted(t, r, numbered("ann-1", 2, 50))
 	eventually(t, 10*time.Second, "a request to Customer.io is in flight", func() bool { return r.Sandbox.Report().InFlight > 0 })
 	edit(t, r, `retry_max = "2s"`, `retry_max = "3s"`)

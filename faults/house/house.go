@@ -51,10 +51,9 @@ func Open(ctx context.Context, s Settings) (_ *House, err error) {
 			err = errors.Join(err, h.close())
 		}
 	}()
-	err = whenUnlocked(func() error {
-		h.Log, err = queue.Open(queue.Options{Dir: s.Dir, RotateBytes: rotateBytes, RotateAfter: time.Hour, Keep: s.Keep, KeepBytes: 1 << 30, InFlightBytes: 64 << 20, Now: time.Now})
-		return err
-	})
+	// No process is started while a house is open here or being closed: between fork and exec it would have a copy of each file
+	// that is open, with its lock, and the next to open the house would find it taken. So a case is a process of its own.
+	h.Log, err = queue.Open(queue.Options{Dir: s.Dir, RotateBytes: rotateBytes, RotateAfter: time.Hour, Keep: s.Keep, KeepBytes: 1 << 30, InFlightBytes: 64 << 20, Now: time.Now})
 	if err != nil {
 		return nil, err
 	}
@@ -72,17 +71,6 @@ func Open(ctx context.Context, s Settings) (_ *House, err error) {
 	h.run(h.Log.Run)
 	h.run(h.Users.Run)
 	return h, nil
-}
-
-// whenUnlocked tries again what found the folder locked. A process that this one starts has for a moment all files that
-// are open here, and with them their locks, also when they are closed here meanwhile.
-func whenUnlocked(f func() error) error {
-	for range 10 {
-		if err := f(); !errors.Is(err, queue.ErrLocked) {
-			return err
-		}
-	}
-	return f()
 }
 
 // forgetUnfinished is what a start does about people who were being forgotten.

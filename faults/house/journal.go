@@ -12,7 +12,7 @@ import (
 //
 //	sent U N M    the events N to M of user U are about to be sent
 //	acked U N M   and were acknowledged
-//	claimed U N…  were taken to be delivered
+//	claimed U N…  were taken to be delivered, together and in this order
 //	got U N…      the destination has them
 //	drop U N      a dead letter is about to be given up
 //	forget U      the user is about to be forgotten
@@ -103,9 +103,13 @@ func (j *Journal) wrong(format string, args ...any) {
 }
 
 // claimed checks the order of a user's events: what comes for the first time is the next one. What was claimed before may
-// come again: after a crash, a rewind, or as a dead letter that is tried again. The first event has a lane of its own.
+// come again: after a crash, a rewind, or as a dead letter that is tried again; but never behind a later one in one claim, which
+// has the records of a lane in the order of the log. The first event has a lane of its own.
 func (j *Journal) claimed(u int, events []int) {
-	for _, n := range events {
+	for i, n := range events {
+		if i > 0 && n <= events[i-1] && !j.Gone[u] { // who was forgotten begins anew
+			j.wrong("user %d: event %d was claimed behind event %d", u, n, events[i-1])
+		}
 		switch last := max(j.Claimed[u], 1); {
 		case n <= last:
 		case n == last+1 || j.Gone[u]:

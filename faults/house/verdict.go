@@ -54,8 +54,7 @@ func Judge(ctx context.Context, s Settings, j *Journal, all int) (err error) {
 	if err := h.Close(); err != nil {
 		return err
 	}
-	var audits []queue.Audit
-	err = whenUnlocked(func() error { audits, err = queue.AuditFiles(ctx, s.Dir); return err })
+	audits, err := queue.AuditFiles(ctx, s.Dir)
 	for _, a := range audits {
 		if !a.Balanced() {
 			j.wrong("the audit: %s", strings.Join(a.Differences, "; "))
@@ -118,14 +117,19 @@ func (h *House) replayAll() error {
 
 // take enters a claim into the journal.
 func (j *Journal) take(cl *queue.Claim, all int) error {
-	for _, rec := range cl.Records() {
+	of, events := 0, ""
+	for i, rec := range cl.Records() {
 		u, n, wrong, unknowing := Read(j.Seed, &rec)
 		if wrong != nil || unknowing != nil && u != all-1 {
 			return errors.Join(wrong, unknowing)
 		}
-		j.Add(fmt.Sprintf("claimed %d %d", u, n))
-		j.Add(fmt.Sprintf("got %d %d", u, n))
+		if i > 0 && u != of {
+			return fmt.Errorf("a claim has records of the users %d and %d", of, u)
+		}
+		of, events = u, events+fmt.Sprintf(" %d", n)
 	}
+	j.Add(fmt.Sprintf("claimed %d%s", of, events))
+	j.Add(fmt.Sprintf("got %d%s", of, events))
 	return nil
 }
 
