@@ -48,8 +48,14 @@ func (h *Handler) serveOldHTTPAPI(w http.ResponseWriter, r *http.Request) *refus
 	if refused := h.limits.read(j, r, h.limits.body); refused != nil {
 		return refused.inWords(text)
 	}
-	if startsObject(j.body) && j.request.parse(j.body, "events", h.limits.events) == nil {
-		return h.storeEvents(w, r, j)
+	if startsObject(j.body) {
+		refused := j.request.parse(j.body, "events", h.limits.events)
+		switch {
+		case refused == nil:
+			return h.storeEvents(w, r, j)
+		case refused.status == http.StatusRequestEntityTooLarge || refused.missingField == "options":
+			return refused // not of the old form; else that SDK would drop what it can send in halves
+		}
 	}
 	return h.answerForm(w, r, j, oldHTTPAPI, text)
 }
@@ -149,8 +155,11 @@ func (q *request) fromParameters(p parameters, api formAPI, maxItems int) *refus
 // parameters are those of a query and of a form, by name.
 type parameters map[string][]byte
 
+// maxParameters is how many there may be; no client sends ten. It bounds the memory of a form that is nothing but names.
+const maxParameters = 64
+
 // read takes the query of r and, of a POST, the form in body, which it decodes where it stands. It is false when they
-// cannot be read, or when one comes twice.
+// cannot be read, when one comes twice, or when there are too many.
 func (p parameters) read(r *http.Request, body []byte) bool {
 	if !p.decode([]byte(r.URL.RawQuery)) {
 		return false
@@ -186,15 +195,17 @@ func (p parameters) decode(form []byte) bool {
 
 func (p parameters) add(name string, value []byte) bool {
 	_, twice := p[name]
+	if twice || len(p) == maxParameters {
+		return false
+	}
 	p[name] = value
-	return !twice
+	return true
 }
 
 // parts reads a form of a few parts; all of it is in memory already.
 func (p parameters) parts(body []byte, boundary string) bool {
-	const maxParts = 16
 	reader := multipart.NewReader(bytes.NewReader(body), boundary)
-	for range maxParts {
+	for {
 		part, err := reader.NextPart()
 		if err == io.EOF {
 			return true
@@ -207,7 +218,6 @@ func (p parameters) parts(body []byte, boundary string) bool {
 			return false
 		}
 	}
-	return false
 }
 
 // unescape undoes the escapes of a form in text itself; ok is false when one is none.

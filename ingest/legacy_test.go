@@ -24,6 +24,15 @@ func oldForm(events string, pairs ...string) string {
 	return v.Encode()
 }
 
+// otherNames are parameters that nobody asks for.
+func otherNames(n int) string {
+	var b strings.Builder
+	for i := range n {
+		b.WriteString("&" + strconv.Itoa(i))
+	}
+	return b.String()
+}
+
 func checksum(v url.Values) string {
 	sum := md5.Sum([]byte(v.Get("v") + v.Get("client") + v.Get("e") + v.Get("upload_time")))
 	return hex.EncodeToString(sum[:])
@@ -68,6 +77,8 @@ func TestOldSDKs(t *testing.T) {
 		{"events twice", asForm, oldForm("["+one+"]") + "&e=[]", 400, "missing_event", 0},
 		{"a broken escape", asForm, oldForm("["+one+"]") + "%z", 400, "missing_event", 0},
 		{"an escape cut off", asForm, oldForm("["+one+"]") + "&x=%4", 400, "missing_event", 0},
+		{"59 parameters more", asForm, oldForm("["+one+"]") + otherNames(59), 200, "success", 1},
+		{"nothing but names", asForm, oldForm("["+one+"]") + otherNames(100_000), 400, "missing_event", 0},
 		{"an event without a type", asForm, oldForm(`[` + one + `,{"user_id":"user-1"}]`), 400, `invalid_event_field: ["event_type"]`, 0},
 		{"an event without ids", asForm, oldForm(`[{"event_type":"E"}]`), 400, `invalid_event_field: ["device_id" "user_id"]`, 0},
 		{"an event that is none", asForm, oldForm(`[7]`), 400, `invalid_event_field: ["event"]`, 0},
@@ -166,6 +177,9 @@ func TestOldHTTPAPI(t *testing.T) {
 		{"no event", "", asForm, form("api_key", key), 400, "missing_event", 0},
 		{"no JSON", "", asForm, form("api_key", key, "event", "Order Placed"), 400, "missing_event", 0},
 		{"a bad event", "", asForm, form("api_key", key, "event", `{"user_id":"user-1"}`), 400, `invalid_event_field: ["event_type"]`, 0},
+		{"more than 2,000 under the second API's name, from an SDK that then sends halves", "", "application/json",
+			`{"api_key":"` + key + `","events":[` + strings.Repeat(good+",", 2000) + good + `]}`, 413, `{"code":413,"error":"Payload too large"}`, 0},
+		{"wrong options beside that name", "", "application/json", `{"api_key":"` + key + `","events":[` + good + `],"options":7}`, 400, `{"code":400,"error":"Request missing required field","missing_field":"options"}`, 0},
 		{"JSON without any", "", "application/json", `{"api_key":"` + key + `"}`, 400, `{"code":400,"error":"Request missing required field","missing_field":"event"}`, 0},
 	}
 	for _, test := range tests {

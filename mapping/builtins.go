@@ -177,13 +177,14 @@ type KnownBuiltins struct {
 }
 
 // ApplyBuiltins says what an event makes of the built-in properties of its user. before are those before it, packed or nil;
-// what is damaged in them counts as none. The result is appended to dst and shares no other memory.
+// what is damaged in them counts as none. The result is appended to dst and shares no other memory; After has the capacity of
+// all of it, so that the next event of whoever keeps After[:0] costs none.
 func ApplyBuiltins(dst, before []byte, e *Event) KnownBuiltins {
 	start := len(dst)
 	if len(e.Builtins) == 0 && !e.Pays {
 		dst = append(append(dst, before...), before...)
 		middle := start + len(before)
-		return KnownBuiltins{After: dst[start:middle:middle], Beside: dst[middle:]}
+		return KnownBuiltins{After: dst[start:middle], Beside: dst[middle:]}
 	}
 	var was, own builtinSet
 	if !was.read(before) {
@@ -221,7 +222,7 @@ func ApplyBuiltins(dst, before []byte, e *Event) KnownBuiltins {
 		}
 	}
 	dst = now.pack(dst)
-	return KnownBuiltins{After: dst[start:end:end], Beside: dst[end:]}
+	return KnownBuiltins{After: dst[start:end], Beside: dst[end:]}
 }
 
 var jsonTrue = []byte("true")

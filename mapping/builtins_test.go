@@ -307,3 +307,24 @@ func TestBuiltinsOfNow(t *testing.T) {
 		t.Errorf("%v, %+v", err, v.known)
 	}
 }
+
+// Every event comes by here, in the one goroutine that all requests wait for.
+func TestBuiltinsThatStayCostNoMemory(t *testing.T) {
+	before := ApplyBuiltins(nil, nil, &Event{Builtins: mustPack(t, `{"platform":"iOS","country":"France","language":"fr"}`)}).After
+	for name, said := range map[string]string{"nothing said": `{}`, "all said": `{"platform":"iOS","country":"France","language":"fr"}`, "some said": `{"language":"fr"}`} {
+		event := Event{Builtins: mustPack(t, said)}
+		var kept []byte
+		if n := testing.AllocsPerRun(100, func() { kept = ApplyBuiltins(kept[:0], before, &event).After }); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}
+
+func mustPack(t *testing.T, object string) []byte {
+	t.Helper()
+	packed, err := PackBuiltins([]byte(object))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return packed
+}

@@ -24,6 +24,10 @@ func TestBodyKeepsEverything(t *testing.T) {
 		{"login", Record{Source: SourceWebhook, Login: true, Properties: []byte("{}"), Raw: []byte("{}")}},
 		{"of the only user of a device", Record{UserID: "ada", DeviceID: "d", Sole: true, Properties: []byte("{}"), Raw: []byte("{}")}},
 		{"of the login that made it so", Record{UserID: "ada", DeviceID: "d", Sole: true, Links: true, Properties: []byte("{}"), Raw: []byte("{}")}},
+		{"with built-in properties", Record{UserID: "ada", Properties: []byte("{}"), Raw: []byte("{}"), Builtins: []byte("\x01\x05\"iOS\""), Beside: []byte("\x08\x04\"Fr\"")}},
+		{"with all that there is", Record{UserID: "ada", DeviceID: "d", Time: 1, Source: SourceImport, Address: "::1", Properties: []byte(`{"a":1}`), Raw: []byte(`{"b":2}`),
+			Partial: true, Snapshot: true, Past: true, Login: true, Sole: true, Links: true, Builtins: []byte("\x01\x05\"iOS\""), Beside: []byte("\x08\x04\"Fr\""),
+			KeyID: 7, Part: [16]byte{1}, Place: 2}},
 		{"of an import", Record{Source: SourceImport, Past: true, Properties: []byte("{}"), Raw: []byte("{}"), Part: [16]byte{1, 15: 2}, Place: 1 << 40}},
 	}
 	for _, test := range tests {

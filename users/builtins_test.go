@@ -54,7 +54,7 @@ func (w *world) fully() string {
 			if err != nil {
 				w.t.Fatal(err)
 			}
-			fmt.Fprintf(&b, "%q %s %s %d insert_ids, hour %d\n", k.UserID, k.Properties, mapping.BuiltinsJSON(k.Builtins), k.InsertIDs, k.Seen)
+			fmt.Fprintf(&b, "%q sole %v %s %s %d insert_ids, hour %d\n", k.UserID, k.Sole, k.Properties, mapping.BuiltinsJSON(k.Builtins), k.InsertIDs, k.Seen)
 		}
 	}
 	return b.String()
@@ -263,5 +263,27 @@ func TestTakenOverBuiltins(t *testing.T) {
 	e, err := w.store.entry(w.store.project("app"), device, "d1")
 	if err != nil || len(w.store.block(e).builtins()) > 0 {
 		t.Errorf("%v; the device keeps %x", err, w.store.block(e).builtins())
+	}
+}
+
+// A property that changes is written where it stands, however much is known of built-in properties.
+func TestBuiltinsDoNotMoveTheirUser(t *testing.T) {
+	w := start(t, t.TempDir(), Options{}).run()
+	defer w.stop()
+	where := func() (at ref) {
+		w.store.mu.Lock()
+		defer w.store.mu.Unlock()
+		e, err := w.store.entry(w.store.project("app"), user, "ann")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w.store.slots[e].at
+	}
+	w.say(mapping.SourceHTTP, `/ann - {"$set":{"a":1}} | "device_model":"`+strings.Repeat("x", 500)+`"`)
+	before := where()
+	for n := range 5 {
+		if w.say(mapping.SourceHTTP, fmt.Sprintf(`/ann - {"$set":{"a":%d}} |`, n)); where() != before {
+			t.Fatalf("change %d has moved the user", n)
+		}
 	}
 }

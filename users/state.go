@@ -116,7 +116,7 @@ func (s *Store) setProperties(e entry, t *step, after []byte) {
 	s.touch(e)
 	b := s.block(e)
 	// A set that has become much smaller gives its memory back.
-	if needs := b.afterRing() + len(after); needs < len(b)/2 && len(b) > 2*minBlock || !b.setProperties(after) {
+	if needs := b.afterBuiltins() + len(after); needs < len(b)/2 && len(b) > 2*minBlock || !b.setProperties(after) {
 		st := b.state()
 		st.properties = after
 		s.resize(e, &st, b.places())
