@@ -107,10 +107,17 @@ func TestAnonymousIDOfIdentifies(t *testing.T) {
 		step("the first again", "d2", true, "-")
 		step("no device", "", false, "-")
 		step("a device_id that is too long to have had events", strings.Repeat("d", 151), true, "-")
-		if got := Unrefused(Refused(earlier, "")); chosen != nil {
-			earlier = got
-			step("refused, and nobody knows for what: tried again it is not told once more", "d3", true, "")
+		good := earlier
+		for _, field := range []string{"", "identifiers.id", "attributes.anonymous_id"} {
+			earlier = Refused(good, field)
+			step("refused for "+field+", and not told again by itself", "d3", true, map[bool]string{false: "-", true: ""}[field == "attributes.anonymous_id" && chosen != nil])
+			earlier = Unrefused(Refused(good, field))
+			step("refused for "+field+", and tried again", "d3", true, "d3")
+			if _, has, _, ok := LastSent(earlier); !ok || len(has) > len(chosen) {
+				t.Errorf("shown as %q", has)
+			}
 		}
+		earlier = good
 		earlier = Refused(earlier, "attributes.plan")
 		if chosen != nil {
 			step("refused for another attribute: told once more", "d3", true, "d3")

@@ -34,7 +34,7 @@ const (
 
 	// From version 2 on.
 	sentLeftOut sentState = 5 // this value is beyond a limit, and was told of: Customer.io may have an older one
-	sentDevice  sentState = 6 // no attribute: an anonymous_id that Customer.io has for this person; its hash is in the name
+	sentDevice  sentState = 6 // no attribute: an anonymous_id that Customer.io has for this person; its hash is in the name, and for hash there is 0 or deviceRefused
 )
 
 // Notes are of no attribute of their name, but of something whose hash is in it.
@@ -51,6 +51,10 @@ func noteOf(kind byte, what []byte) []byte {
 func (a *sentAttribute) isNote() bool {
 	return a.state == sentDevice || a.state == sentLeftOut && len(a.name) == 9 && a.name[0] == noteName
 }
+
+// deviceRefused is the hash of a sentDevice of which it is not known that Customer.io has it: an identify with it, or after
+// it, was refused. It is told of again only with a dead letter; of one that it had already that changes nothing.
+const deviceRefused = 1
 
 // maxDevices bounds how many anonymous_ids are remembered of a person; of one that is not, it is told once more.
 const maxDevices = 100
@@ -167,7 +171,9 @@ func Refused(earlier []byte, field string) []byte {
 		switch {
 		case a.state == sentDevice && culprit >= 0:
 			continue // it was not taken: it is told of again when something comes from that device
-		case a.state == sentDevice, a.state == sentLeftOut, a.state == sentRefused:
+		case a.state == sentDevice:
+			a.hash = deviceRefused
+		case a.state == sentLeftOut, a.state == sentRefused:
 		case !named || i == culprit:
 			a.state = sentRefused
 		default:
@@ -179,14 +185,15 @@ func Refused(earlier []byte, field string) []byte {
 	return s.encode()
 }
 
-// Unrefused returns what an identifier has been sent so that a Map with it sends once more the values that Customer.io
-// refused, and an identify without values that it refused: for dead letters that are tried again. It is to be given to
+// Unrefused returns what an identifier has been sent so that a Map with it sends once more the values and anonymous_ids
+// that Customer.io refused, and an identify without values that it refused: for dead letters that are tried again. It is to be given to
 // Map and not to be kept.
 func Unrefused(earlier []byte) []byte {
 	var s sent
 	if s.decode(earlier); !s.known {
 		return earlier
 	}
+	s.attributes = slices.DeleteFunc(s.attributes, func(a sentAttribute) bool { return a.state == sentDevice && a.hash == deviceRefused })
 	for i := range s.attributes {
 		if s.attributes[i].state == sentRefused {
 			s.attributes[i].state = sentUnsure
@@ -279,8 +286,10 @@ func (u *userRules) decide(s *scratch, id Identifier, earlier []byte) (op Operat
 func (u *userRules) collect(s *scratch, room int, device string) (values, clears int, changed bool, err error) {
 	v, before, after := &s.view, &s.before, &s.after
 	attributes := s.attributes[:0]
+	most := maxAttributes // clears of one identify
 	if device != "" {
 		values++
+		most--
 	}
 	add := func(name, quoted, raw []byte) {
 		if !s.names.add(quoted) {
@@ -343,7 +352,7 @@ func (u *userRules) collect(s *scratch, room int, device string) (values, clears
 			after.attributes = append(after.attributes, *was)
 		default:
 			changed = true
-			if clears++; clears > maxAttributes {
+			if clears++; clears > most {
 				after.attributes = append(after.attributes, *was) // the next identify's
 				continue
 			}

@@ -341,6 +341,21 @@ func TestLimitOfAttributes(t *testing.T) {
 	if len(has) != 300 || slices.Min(has) != "p1000" {
 		t.Errorf("Customer.io has %d, from %s", len(has), slices.Min(has))
 	}
+	// An anonymous_id takes the place of one, of a value and of a clear.
+	rules = compiled(t, func(s *Spec) { s.Anonymous = "send" })
+	for _, then := range []string{"{" + manyProperties(1000, 300) + "}", "{" + manyProperties(0, 301) + "}", "{}"} {
+		_, before := userUpdate(t, rules, "{"+manyProperties(0, 300)+"}", nil)
+		r := eventOf("u", "d", "$identify", "{}")
+		r.Sole, r.Properties = true, []byte(then)
+		d := mapped(t, rules, r, before.Sent)
+		n, told := 0, false
+		for w := walkObject(member(d.Operations[0].Body, []byte("attributes"))); w.next(); n++ {
+			told = told || string(w.name) == `"anonymous_id"`
+		}
+		if n != 300 || !told {
+			t.Errorf("%d attributes, the anonymous_id among them: %t", n, told)
+		}
+	}
 }
 
 func TestLimitOfOperations(t *testing.T) {

@@ -222,7 +222,9 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 		enter(name, u.chooser.newName(name, w.name), w.value, why)
 	}
 	u.chooser.eachBuiltin(v, func(name, quoted, raw []byte) { enter(name, quoted, raw, "") })
+	clears := maxAttributes
 	if device := u.newDevice(v.record, &before); device != "" {
+		clears--
 		p := PropertyWhy{Of: "field", Name: "device_id", As: kindAnonymous, Why: whyNew}
 		if there[p.As] {
 			p.Why = whyNameTaken
@@ -244,6 +246,10 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 			p.Why = whyIsClear
 		case u.keep:
 			p.Why = whyKept
+		default:
+			if clears--; clears < 0 {
+				p.Why = reasonTooMany // the next identify's
+			}
 		}
 		list = append(list, p)
 	}

@@ -394,3 +394,36 @@ func TestADeadLetterComesBackIntoALaneThatIsTried(t *testing.T) {
 	}
 	closeAll()
 }
+
+// After a start the side place has records that come after some of the log that are still to be read. They are not
+// claimed with those before them: a lane that they have to wait for would seem empty.
+func TestTheSidePlaceDoesNotOvertakeTheReader(t *testing.T) {
+	h, c, closeAll := flowingConsumer(t, options(t.TempDir()), 64<<10)
+	h.append("U:1", "D:1", "U:2")
+	caughtUp(t, h, c)
+	c.mu.Lock()
+	c.moveAside(c.lanes.byKey["U"])
+	all := c.read
+	c.read -= 2 // as if D:1 and U:2 were still to be read
+	c.mu.Unlock()
+	must(t, c.Flush())
+	claimed := func() string {
+		for {
+			cl := mustClaim(t, c)
+			got := bodies(cl.Records())
+			if cl.Return(); cl.Lane() == "U" {
+				return got
+			}
+		}
+	}
+	if got := claimed(); got != "U:1 " {
+		t.Errorf("claimed %s", got)
+	}
+	c.mu.Lock()
+	c.read = all
+	c.mu.Unlock()
+	if got := claimed(); got != "U:1 U:2 " {
+		t.Errorf("and then %s", got)
+	}
+	closeAll()
+}

@@ -153,7 +153,10 @@ func (c *Consumer) claim(l *lane) *Claim {
 		return nil
 	}
 	n, size := 0, int64(0)
-	for n < len(l.records) && n < claimRecords && (n == 0 || size+l.records[n].bytes() <= claimBytes) {
+	// Of the side place there may be records that come, in the log, after others that are still to be read: of
+	// those it could not be told whether a lane has ended that they have to wait for.
+	read := func(e *entry) bool { return l.aside == nil || e.rec.Seq <= c.read }
+	for n < len(l.records) && n < claimRecords && (n == 0 || size+l.records[n].bytes() <= claimBytes && read(l.records[n])) {
 		size += l.records[n].bytes()
 		n++
 	}
