@@ -28,6 +28,9 @@ var ErrNewerFormat = errors.New("written by a newer version of ampcio")
 type DBOptions struct {
 	ReadOnly bool // never creates, never writes
 	strict   bool // read-only, too, a file must pass checkTree
+	// writable, of a strict look, says that what an open for writing would not take is ErrDamaged to it, too: a free
+	// list that is not whole, which a reader has no use for.
+	writable bool
 	// MmapBytes is address space mapped at once, so that the file grows to this size
 	// without a re-mapping (which waits for all readers).
 	MmapBytes int
@@ -115,7 +118,7 @@ func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
 		}
 	}
 	if o.ReadOnly && o.strict {
-		if err := checkTree(f, m, false, o.Entry); err != nil {
+		if err := checkTree(f, m, o.writable, o.Entry); err != nil {
 			return nil, err
 		}
 	}

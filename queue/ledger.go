@@ -301,6 +301,18 @@ func viewLedger(storage, name string, f func(tx *bolt.Tx) error) error {
 func viewFile(path string, f func(tx *bolt.Tx) error) error {
 	o := ledgerOptions()
 	o.ReadOnly, o.MmapBytes, o.strict = true, 0, true
+	return viewDB(path, o, f)
+}
+
+// viewLedgerAsStart is viewLedger; of a ledger that the next start would set aside it says ErrDamaged, even where
+// what is asked for could still be read.
+func viewLedgerAsStart(storage, name string, f func(tx *bolt.Tx) error) error {
+	o := ledgerOptions()
+	o.ReadOnly, o.MmapBytes, o.strict, o.writable = true, 0, true, true
+	return viewDB(ledgerPath(storage, name), o, f)
+}
+
+func viewDB(path string, o DBOptions, f func(tx *bolt.Tx) error) error {
 	db, err := OpenDB(path, o)
 	if err != nil {
 		return err

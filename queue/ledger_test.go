@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -364,6 +365,31 @@ func TestADamagedLedgerGoesOn(t *testing.T) {
 		if cs["p"].SetAside() != nil {
 			t.Fatal("it was set aside again")
 		}
+		h.close(cs)
+	})
+	t.Run("its free list is gone", func(t *testing.T) {
+		dir := prepare(t)
+		path := ledgerPath(dir, "p")
+		b, err := os.ReadFile(path)
+		must(t, err)
+		newest := metaAt(t, path, 0)
+		if other := metaAt(t, path, 1); other.txid > newest.txid {
+			newest = other
+		}
+		list := b[int64(newest.freelist)*newest.pageSize:][:newest.pageSize]
+		copy(list, bytes.Repeat([]byte{7}, len(list)))
+		write(t, path, string(b))
+		if _, off, err := Inspect(dir); err != nil || off[0].Project != "" {
+			t.Fatalf("what a start will set aside is said to be whole: %+v, %v", off, err)
+		}
+		if project, err := LedgerProject(dir, "p"); project != "app" || err != nil {
+			t.Fatalf("what can be read of it is not: %q, %v", project, err)
+		}
+		h, cs := mustOpen(t, options(dir), "p")
+		if cs["p"].SetAside() == nil {
+			t.Fatal("not set aside")
+		}
+		drain(t, cs["p"])
 		h.close(cs)
 	})
 	t.Run("its state is gone", func(t *testing.T) {

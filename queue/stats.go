@@ -288,7 +288,7 @@ func InspectDetail(dir string, d Detail) (LogStats, []ConsumerStats, error) {
 
 func (l *Log) inspectLedger(name string, d Detail) (ConsumerStats, error) {
 	c := newConsumer(l, ConsumerOptions{Name: name, Now: l.o.Now})
-	if err := viewLedger(l.o.Dir, name, c.load); err != nil {
+	if err := viewLedgerAsStart(l.o.Dir, name, c.load); err != nil {
 		return ConsumerStats{Name: name, Waiting: map[string]Wait{}, Tallies: map[string]Count{}}, err
 	}
 	s := &c.state
