@@ -29,6 +29,7 @@ bench/run list                         the rows
 
 -quick            one short run of each and 1 M queued instead of 10 M: to see that all works; writes nothing
 -runs N           medians of N runs [5]
+-queued N         how many events are queued in rows 9 and 12 to 16 [10000000]
 -hour DURATION    how long row 20 takes [1h]; it is run only when named
 -dir DIR          where storage is made, on the disk that is to be measured [/var/tmp]
 -json FILE        also write what was measured there
@@ -111,10 +112,11 @@ func run() int {
 	strict := flag.Bool("strict", false, "")
 	flag.IntVar(&b.runs, "runs", 5, "")
 	flag.DurationVar(&b.hour, "hour", time.Hour, "")
+	flag.IntVar(&b.queued, "queued", 10_000_000, "")
 	flag.Parse()
-	b.seconds, b.queued, b.most, b.ampcio = 2500*time.Millisecond, 10_000_000, 1_024_000, *ampcio
+	b.seconds, b.most, b.ampcio = 2500*time.Millisecond, 1_024_000, *ampcio
 	if *quick {
-		b.runs, b.seconds, b.queued, b.most, b.quick = 1, time.Second, 1_000_000, 102_400, true
+		b.runs, b.seconds, b.queued, b.most, b.quick = 1, time.Second, min(b.queued, 1_000_000), 102_400, true
 	}
 	if flag.Arg(0) == "list" {
 		for _, r := range rows {

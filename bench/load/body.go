@@ -103,3 +103,23 @@ func newBody(n, size int, steady bool, r *rand.Rand) *body {
 	all.bytes = b.Bytes()
 	return all
 }
+
+// A Request is a body for who calls the rooms of ampcio themselves.
+type Request struct {
+	b    *body
+	sent uint64
+}
+
+// NewRequest makes one of n events.
+func NewRequest(n int) *Request {
+	return &Request{b: newBody(n, 700, false, rand.New(rand.NewPCG(1, uint64(n))))}
+}
+
+// Next has other events of so many users each time; the bytes are the same ones.
+func (r *Request) Next(users int) []byte {
+	for i := range r.b.slots {
+		r.b.set(i, event{user: r.sent % uint64(users), number: r.sent, seq: r.sent/uint64(users) + 1, us: 1_795_432_617_042_123 + int64(r.sent)})
+		r.sent++
+	}
+	return r.b.bytes
+}
