@@ -10,7 +10,7 @@ import (
 )
 
 func operation(user, seq int) string {
-	return fmt.Sprintf(`{"type":"person","action":"event","identifiers":{"id":"user-%09d"},"name":"N","id":"%d-%d","attributes":{"seq":%d,"sent":1795432617042123}}`, user, user, seq, load.Base+seq)
+	return fmt.Sprintf(`{"type":"person","action":"event","identifiers":{"id":"user-%09d"},"name":"N","id":"%d-%d","attributes":{"seq":%d,"sent":1795432617042123,"text":"%s"}}`, user, user, seq, load.Base+seq, strings.Repeat("lorem ", 50))
 }
 
 // Everything that it is to see, it sees.
@@ -50,4 +50,25 @@ func TestNothingPassesUnseen(t *testing.T) {
 			}
 		})
 	}
+}
+
+// BenchmarkBatch500 is the sandbox's benchmark of the same name, for comparison.
+func BenchmarkBatch500(b *testing.B) {
+	s, seq := New(), 0
+	handler := s.Handler()
+	for b.Loop() {
+		b.StopTimer()
+		var operations []string
+		for range 500 {
+			operations = append(operations, operation(seq%1000, seq/1000+1))
+			seq++
+		}
+		r := httptest.NewRequest("POST", "/api/v2/batch", strings.NewReader(`{"batch":[`+strings.Join(operations, ",")+`]}`))
+		b.StartTimer()
+		handler.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	if err := s.Report()[""].Wrong(); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/500, "ns/operation")
 }
