@@ -13,15 +13,14 @@ import (
 
 // A Row of the table, as measured.
 type Row struct {
-	N              int
-	What, Target   string
-	Measured       string
-	Ratio          string             // to the target's measure
-	Verdict        string             // pass, fail or not measured
-	Note           string             `json:",omitempty"` // what was other than usual
-	Values         map[string]float64 `json:",omitempty"` // medians, for programs
-	Date, Ampcio   string             // of this row: rows can be measured alone
-	disturbedCores float64
+	N            int
+	What, Target string
+	Measured     string
+	Ratio        string             // to the target's measure
+	Verdict      string             // pass, fail or not measured
+	Note         string             `json:",omitempty"` // what was other than usual
+	Values       map[string]float64 `json:",omitempty"` // medians, for programs
+	Date, Ampcio string             // of this row: rows can be measured alone
 }
 
 // Results are a run of bench.
