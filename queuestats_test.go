@@ -64,6 +64,7 @@ var changing = []struct {
 	{regexp.MustCompile(`  ampcio \S+`), "  ampcio VERSION"},
 	{regexp.MustCompile(`  up \w+`), "  up TIME"},
 	{regexp.MustCompile(`, the\s+oldest\s+for\s+\w+`), ""},
+	{regexp.MustCompile(`;\s+[\d.]+/s\s+in,\s+[\d.]+/s\s+out`), ""}, // known from the second look of the daemon on
 	{regexp.MustCompile(`of\s+user\s+[0-9a-f]{10},\s+\w+\s+old`), "of user HASH, TIME old"},
 	{regexp.MustCompile(`  took .*`), "  took TIMES"},
 	{regexp.MustCompile(`\b\w+ ago`), "TIME ago"},
