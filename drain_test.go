@@ -43,8 +43,8 @@ func TestDrainForAMove(t *testing.T) {
 		t.Errorf("unreachable: %+v", got)
 	}
 	contains(t, got.stdout, "demo is unreachable: 5 records pending", "to try at once: ampcio sync retry demo")
-	contains(t, got.stderr, "not empty after under 1s: 5 records pending")
-	accepted(t, r, numbered("ann-1", 2, 2)) // nothing was asked to be refused
+	contains(t, got.stderr, "not empty after ", "s: 5 records pending") // how long after depends on the machine
+	accepted(t, r, numbered("ann-1", 2, 2))                             // nothing was asked to be refused
 
 	// The senders hear 503 until it is empty and a while after.
 	c := ampcio("drain", "--until-empty", "--refuse", "--json", "--config", r.ConfigPath)

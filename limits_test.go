@@ -185,3 +185,37 @@ func TestLimitsOfCustomerIO(t *testing.T) {
 	contains(t, out.stdout, "identifier_too_long", "event_name_too_long", "operation_too_large", "attribute_value_too_long")
 	down(t, r)
 }
+
+// Somebody whose properties grow beyond what Customer.io takes in one identify: it is refused whole and said so, no attribute
+// that is there is cleared for want of room, and the events go on.
+func TestAnIdentifyThatGrowsTooLarge(t *testing.T) {
+	t.Parallel()
+	r := rehearse(t, rehearsal.Settings{})
+	edit(t, r, `properties = ["plan", "email", "role"]`, `properties = ["*"]`)
+	up(t, r)
+	with := func(insertID, prefix string, n, bytes int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `"%s%d":%q,`, prefix, i, strings.Repeat("x", bytes))
+		}
+		return requestOf(fmt.Sprintf(`{"event_type":"Order Completed","user_id":"user-1","insert_id":%q,"user_properties":{%s"plan":"pro"}}`, insertID, b.String()))
+	}
+	accepted(t, r, with("i-1", "long", 30, 900))
+	balanced(t, drained(t, r))
+	accepted(t, r, with("i-2", "short", 10, 700))
+	accepted(t, r, requestOf(`{"event_type":"Order Completed","user_id":"user-1","insert_id":"i-3"}`))
+	y := only(t, drained(t, r))
+	if n := countOf(y.Dead, "user", "operation_too_large"); n != 1 {
+		t.Errorf("%d updates are refused: %+v", n, y.Dead)
+	}
+	person, _ := r.Sandbox.Person("id", "user-1")
+	for i := range 30 {
+		if name := fmt.Sprint("long", i); len(person.Attributes[name]) != 902 {
+			t.Errorf("%s is %q in Customer.io", name, person.Attributes[name])
+		}
+	}
+	if len(person.Events) != 3 {
+		t.Errorf("%d events have arrived, want 3", len(person.Events))
+	}
+	down(t, r)
+}

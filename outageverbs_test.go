@@ -106,7 +106,7 @@ func TestVerbPauseWhileAReloadWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	waits := func() bool { return daemonIn(t, r, "endDelivery") }
-	eventually(t, 10*time.Second, "the reload waits", waits)
+	eventually(t, time.Minute, "the reload waits", waits) // a command may be slow to start
 	contains(t, did(t, r, "sync", "pause", "demo"), "demo is paused; ")
 	contains(t, did(t, r, "sync", "resume", "demo"), "demo is resumed; ")
 	contains(t, did(t, r, "sync", "pause", "demo"), "demo is paused; ")

@@ -192,9 +192,10 @@ func (s *Store) mark(e entry, t *step) {
 	s.changes++
 }
 
-// carryMost bounds what a record carries of a very large set: every event of the user
-// carries it, and Customer.io takes no operation above 32,000 bytes anyway.
-const carryMost = 32_000
+// carryMost bounds what a record carries of a very large set, since every event of the user carries it. It is twice what
+// Customer.io takes in one identify: of what is left out of a record nothing would be known but that it is not there, and
+// it would be cleared. As it is, such an identify is too large as a whole, and said to be.
+const carryMost = 64_000
 
 // carried gives of a very large set what the rules name, the smallest values first,
 // as far as carryMost goes. What is left out counts as not set.
