@@ -45,6 +45,7 @@ type Line struct {
 	Done       int      `json:"done"`
 	Cases      int      `json:"cases"`
 	Seconds    float64  `json:"seconds"` // of all its cases together
+	CPU        float64  `json:"cpu"`     // seconds, of cases that are processes of their own
 	Lacks      string   `json:"lacks,omitempty"`
 	Violations []string `json:"violations"` // with the seeds that show them again
 
@@ -158,7 +159,7 @@ func (b *Board) try(ctx context.Context, l *Line) {
 	l.running++
 	b.mu.Unlock()
 	began := time.Now()
-	n, err := b.once(ctx, l.trial, seed, left)
+	n, cpu, err := b.once(ctx, l.trial, seed, left)
 	took := time.Since(began)
 	b.mu.Lock()
 	l.running--
@@ -169,6 +170,7 @@ func (b *Board) try(ctx context.Context, l *Line) {
 	l.Done += n
 	l.Cases++
 	l.Seconds += took.Seconds()
+	l.CPU += cpu.Seconds()
 	if err != nil && ctx.Err() == nil {
 		v := fmt.Sprintf("%v\n\tagain: faults/run replay -left %d %q %d", err, left, l.Trial, seed)
 		l.Violations = append(l.Violations, v)
@@ -194,28 +196,30 @@ func (b *Board) Replay(ctx context.Context, name string, seed uint64, left int) 
 	if left == 0 {
 		left = b.Trials[i].Full
 	}
-	return b.once(ctx, &b.Trials[i], seed, left)
+	n, _, err = b.once(ctx, &b.Trials[i], seed, left)
+	return n, err
 }
 
 // once makes the folders of a case, and lets it live.
-func (b *Board) once(ctx context.Context, t *Trial, seed uint64, left int) (n int, err error) {
+func (b *Board) once(ctx context.Context, t *Trial, seed uint64, left int) (n int, cpu time.Duration, err error) {
 	memory := b.Memory
 	if memory == "" {
 		memory = "/dev/shm"
 	}
 	j := Job{Trial: t.Name, Seed: seed, Left: left, Binary: b.Binary}
 	if j.Dir, err = os.MkdirTemp(b.Disk, "faults-"); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(j.Dir)) }()
 	if j.Memory, err = os.MkdirTemp(memory, "faults-"); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(j.Memory)) }()
 	if b.Apart {
 		return j.apart(ctx, t.limit(), b.Out)
 	}
-	return j.here(ctx, t, b.Out)
+	n, err = j.here(ctx, t, b.Out)
+	return n, 0, err
 }
 
 // hash is FNV-1a, so that each trial has chances of its own under one seed.
@@ -255,7 +259,7 @@ func (b *Board) tell(ctx context.Context) {
 
 // print shows the board as a table: at most 100 columns.
 func (b *Board) print() {
-	fmt.Fprintf(b.Out, "\n%-28s %12s %12s  %-16s %9s  %s\n", "trial", "done", "wanted", "unit", "seconds", "")
+	fmt.Fprintf(b.Out, "\n%-28s %12s %12s  %-14s %7s %7s  %s\n", "trial", "done", "wanted", "unit", "seconds", "CPU", "")
 	units := map[string]int{}
 	for _, l := range b.lines {
 		verdict := "green"
@@ -271,7 +275,7 @@ func (b *Board) print() {
 		if l.Wanted == 0 {
 			wanted = "-"
 		}
-		fmt.Fprintf(b.Out, "%-28s %12s %12s  %-16s %9.1f  %s\n", l.Trial, humanize.Comma(int64(l.Done)), wanted, l.Unit, l.Seconds, verdict)
+		fmt.Fprintf(b.Out, "%-28s %12s %12s  %-14s %7.0f %7.0f  %s\n", l.Trial, humanize.Comma(int64(l.Done)), wanted, l.Unit, l.Seconds, l.CPU, verdict)
 		units[l.Unit] += l.Done
 	}
 	var all []string
