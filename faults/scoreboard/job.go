@@ -28,6 +28,7 @@ type Job struct {
 	Dir    string `json:"dir"`
 	Memory string `json:"memory"`
 	Binary string `json:"binary"`
+	Built  string `json:"built"`
 }
 
 // outcome is how a case ended.
@@ -117,7 +118,7 @@ func (j Job) apart(ctx context.Context, limit time.Duration, out io.Writer) (n i
 
 // here makes the case in this process.
 func (j Job) here(ctx context.Context, t *Trial, out io.Writer) (n int, err error) {
-	c := Case{Seed: j.Seed, Rand: rand.New(rand.NewPCG(j.Seed, hash(t.Name))), Left: j.Left, Dir: j.Dir, Memory: j.Memory, Binary: j.Binary,
+	c := Case{Seed: j.Seed, Rand: rand.New(rand.NewPCG(j.Seed, hash(t.Name))), Left: j.Left, Dir: j.Dir, Memory: j.Memory, Binary: j.Binary, Built: j.Built,
 		note: func(s string) { fmt.Fprintf(out, "%s, seed %d: %s\n", t.Name, j.Seed, s) }}
 	ctx, cancel := context.WithTimeoutCause(ctx, t.limit(), fmt.Errorf("the case took more than %s", t.limit()))
 	defer cancel()
