@@ -56,7 +56,7 @@ type Line struct {
 	dealt   int // done, and what the running cases were expected to do
 	running int
 	ended   bool
-	build   sync.Once
+	build   *sync.Once
 	built   string // what the trial's Build has made
 	unbuilt error
 }
@@ -87,7 +87,7 @@ func (b *Board) Run(ctx context.Context) []*Line {
 	defer os.RemoveAll(b.folder)
 	for i := range b.Trials {
 		t := &b.Trials[i]
-		l := &Line{Trial: t.Name, Unit: t.Unit, trial: t, seeds: rand.New(rand.NewPCG(b.Seed, hash(t.Name))), Violations: []string{}}
+		l := &Line{Trial: t.Name, Unit: t.Unit, trial: t, seeds: rand.New(rand.NewPCG(b.Seed, hash(t.Name))), Violations: []string{}, build: new(sync.Once)}
 		l.Wanted = int(float64(t.Full)*b.Part + 0.999)
 		for _, n := range t.Needs {
 			if err := n.Has(); err != nil {
@@ -232,7 +232,7 @@ func (b *Board) Replay(ctx context.Context, name string, seed uint64, left int) 
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.folder)) }()
-	l := &Line{trial: &b.Trials[i]}
+	l := &Line{trial: &b.Trials[i], build: new(sync.Once)}
 	b.prepare(ctx, l)
 	n, _, err = b.once(ctx, l, seed, left)
 	return n, err
