@@ -42,7 +42,7 @@ const usage = `faults/run quick|full|soak [-only NAME,…] [-seed N]   try every
 faults/run replay [-left N] NAME SEED                  one case again, as a violation names it
 faults/run list                                        the trials
 
--part 0.03 tries that part of everything; -only takes parts of names; -first ends at the first violation, -workers N tries N cases at a time (as many as cores);
+-part 0.03 tries that part of everything; -only takes parts of names; -first ends at the first violation, -workers N tries N cases at a time (as many as cores, and as many of those that mostly wait);
 -json FILE also writes the scoreboard there.
 `
 

@@ -230,7 +230,7 @@ func TestDamagedRecordsOfTheSidePlaceAreLost(t *testing.T) {
 
 // A large side place leaves a ledger that gives its space back.
 func TestALedgerGivesSpaceBack(t *testing.T) {
-	o := options(t.TempDir())
+	o := options(quickDir(t))
 	h, c, closeAll := flowingConsumer(t, o, 1<<20)
 	defer func() { closeAll() }()
 	large := noise(1, 1<<20)
@@ -311,7 +311,7 @@ func TestOneUserDoesNotKeepTheDiskFull(t *testing.T) {
 		"with a seventh of all": func(n int) bool { return n%7 == 3 },
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := options(t.TempDir())
+			o := options(quickDir(t))
 			o.RotateBytes, o.MaxBytes = 128<<10, 2<<20
 			h, c, closeAll := flowingConsumer(t, o, 64<<10)
 			defer closeAll()

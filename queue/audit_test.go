@@ -120,7 +120,7 @@ func mustBalance(t testing.TB, a Audit) {
 }
 
 func TestAuditOfAnUntouchedStorage(t *testing.T) {
-	dir := t.TempDir()
+	dir := quickDir(t)
 	lived(t, dir)
 	before := readFolder(t, dir)
 	a := audited(t, dir)
@@ -290,7 +290,8 @@ func changeSummary(t *testing.T, dir string, change func(a *asideLane), says str
 
 // Imbalances planted into the files of a storage: each is found, and the text names it.
 func TestAuditFindsPlantedImbalances(t *testing.T) {
-	from := t.TempDir()
+	bytesOnly(t)
+	from := quickDir(t)
 	lived(t, from)
 	untouched := audited(t, from)
 	mustBalance(t, untouched)

@@ -68,6 +68,7 @@ func (b bare) deliverAll(t testing.TB) error {
 // consumer opens, delivers what is there in order, and after an audit and a start or two
 // its books balance again; what is missing is counted as lost.
 func TestDamageToALedgerIsCounted(t *testing.T) {
+	bytesOnly(t)
 	from := quickDir(t)
 	lived(t, from)
 	before := audited(t, from)
@@ -144,6 +145,7 @@ func TestDamageToALedgerIsCounted(t *testing.T) {
 
 // What is left of each part of a ledger that was damaged, entry by entry.
 func TestDamageToEachPartOfALedger(t *testing.T) {
+	bytesOnly(t)
 	from := quickDir(t)
 	lived(t, from)
 	whole := audited(t, from).Books

@@ -67,6 +67,7 @@ func flipped(t testing.TB, from, to, path string, bit int) {
 // opens, serves nothing that was not stored, counts exactly what it cannot serve, and
 // takes new records.
 func TestFlippedBitsInLogFiles(t *testing.T) {
+	bytesOnly(t)
 	from := quickDir(t)
 	o := small(from)
 	o.RotateBytes = 80 << 10
@@ -422,6 +423,7 @@ func chunkFirst(db *bolt.DB) (*Chunk, error) {
 
 // Whatever bit of a ledger flips: it opens, or is set aside and goes on.
 func TestFlippedBitsInALedger(t *testing.T) {
+	bytesOnly(t)
 	from := t.TempDir()
 	h, cs := mustOpen(t, options(from), "p")
 	h.fill("app", 400, 0)

@@ -362,6 +362,15 @@ func quickDir(t testing.TB) string {
 	return dir
 }
 
+// bytesOnly is of a test about bytes that have changed on a disk, in which nothing happens at once that others do not do
+// too: a short run under the race detector, in which it takes a minute, leaves it out.
+func bytesOnly(t testing.TB) {
+	t.Helper()
+	if raceEnabled && testing.Short() {
+		t.Skip("about damaged bytes")
+	}
+}
+
 // copyTree copies a storage folder as a crash would leave it, files as they are now.
 // Holes stay holes: bbolt's files are large and mostly empty.
 func copyTree(t testing.TB, from, to string) {

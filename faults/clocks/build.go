@@ -27,16 +27,19 @@ var (
 	written       = regexp.MustCompile(`\b(\w+)\.ModTime\(\)`)
 )
 
+// program is what build makes.
+const program = "ampcio"
+
 // build makes an ampcio that goes by a clock of ours, in a folder. A static program has no other door for it: what can
 // be put before a program's calls reaches only those that libc makes, and the machine's own clock belongs to everybody.
-func build(ctx context.Context, root, folder string) (string, error) {
+func build(ctx context.Context, root, folder string) error {
 	root, err := filepath.Abs(root)
 	if err != nil {
-		return "", err
+		return err
 	}
 	replaced, err := scoreboard.Planted()
 	if err != nil {
-		return "", err
+		return err
 	}
 	if replaced == nil {
 		replaced = map[string]string{}
@@ -50,7 +53,7 @@ func build(ctx context.Context, root, folder string) (string, error) {
 		return os.WriteFile(to, text, 0o600)
 	}
 	if err := put("jumping/jumping.go", jumpingSource); err != nil {
-		return "", err
+		return err
 	}
 	err = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
@@ -90,21 +93,21 @@ func build(ctx context.Context, root, folder string) (string, error) {
 		return put(rel, []byte(string(text[:at[1]])+imports+body+"\nvar _ time.Time\n"))
 	})
 	if err != nil {
-		return "", err
+		return err
 	}
 	list, err := json.Marshal(map[string]any{"Replace": replaced})
 	if err != nil {
-		return "", err
+		return err
 	}
-	overlay, to := filepath.Join(folder, "overlay.json"), filepath.Join(folder, "ampcio")
+	overlay, to := filepath.Join(folder, "overlay.json"), filepath.Join(folder, program)
 	if err := os.WriteFile(overlay, list, 0o600); err != nil {
-		return "", err
+		return err
 	}
 	c := exec.CommandContext(ctx, "go", "build", "-C", root, "-ldflags", "-s -w", "-overlay", overlay, "-o", to, ".") // as for planted bugs: half the time of a link
 	if out, err := c.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build with a clock of ours: %w\n%s", err, out)
+		return fmt.Errorf("build with a clock of ours: %w\n%s", err, out)
 	}
-	return to, nil
+	return nil
 }
 
 // A clock is set for a daemon that was built here.

@@ -35,10 +35,13 @@ type story struct {
 	near bool
 }
 
+// jumpsOfStory is up to how many times the clock of one installation is set.
+const jumpsOfStory = 50
+
 // jumps is one installation and up to so many jumps under traffic, one of them while an alert is due.
 func jumps(ctx context.Context, c *scoreboard.Case) (done int, err error) {
-	want := min(50, c.Left)
-	s, err := newStory(ctx, c, want)
+	want := min(jumpsOfStory, c.Left)
+	s, err := newStory(c, want)
 	if err != nil {
 		return 0, err
 	}
@@ -79,12 +82,8 @@ func jumps(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 	return done, nil
 }
 
-func newStory(ctx context.Context, c *scoreboard.Case, want int) (s *story, err error) {
+func newStory(c *scoreboard.Case, want int) (s *story, err error) {
 	s = &story{c: c, near: c.Rand.IntN(2) == 0}
-	ampcio, err := build(ctx, "..", c.Dir)
-	if err != nil {
-		return nil, err
-	}
 	clockFile := filepath.Join(c.Dir, "clock")
 	if s.clock, err = newClock(clockFile); err != nil {
 		return nil, err
@@ -94,7 +93,7 @@ func newStory(ctx context.Context, c *scoreboard.Case, want int) (s *story, err 
 	}
 	command := func(args ...string) *exec.Cmd {
 		cmd := c.Ampcio(args...)
-		cmd.Path = ampcio
+		cmd.Path = filepath.Join(c.Built, program)
 		cmd.Env = append(cmd.Env, jumping.Env+"="+clockFile)
 		return cmd
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -47,12 +48,12 @@ func backlog(ctx context.Context, c *scoreboard.Case) (events int, err error) {
 	posting, stop := context.WithCancel(ctx)
 	defer stop()
 	half := make(chan struct{})
+	halfway := sync.OnceFunc(func() { close(half) })
 	for s := range backlogSenders {
 		senders.Go(func() error {
 			for n := s * backlogEach; n < want; n += backlogSenders * backlogEach {
-				if s == 0 && n >= want/2 && half != nil {
-					close(half)
-					half = nil
+				if s == 0 && n+backlogSenders*backlogEach >= want/2 {
+					halfway()
 				}
 				if err := r.Post(posting, "/2/httpapi", [][2]string{{"Content-Type", "application/json"}}, backlogRequest(c.Seed, n)); err != nil {
 					return err

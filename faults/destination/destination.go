@@ -11,12 +11,12 @@ import (
 func Trials() []scoreboard.Trial {
 	return []scoreboard.Trial{
 		{
-			Name: "destination", Unit: "faults", Full: 1000, Case: live, Limit: 5 * time.Minute,
+			Name: "destination", Unit: "faults", Full: 1000, Waits: true, Case: live, Limit: 5 * time.Minute,
 			Fault: "Customer.io is refused, unknown to DNS, behind broken TLS, silent, slow, cuts, redirects, answers nonsense, too late, 207, 4xx or 5xx: " +
 				"nothing is lost or doubled, only poisoned events die, each with its reason",
 		},
 		{
-			Name: "virtual days", Unit: "days", Full: 32, Alone: true, Case: virtualDays, Limit: 5 * time.Minute,
+			Name: "virtual days", Unit: "days", Full: 32, PerCase: daysOfStory, Build: buildDays, Case: virtualDays, Limit: 5 * time.Minute,
 			Fault: "a key is revoked for 60 hours and then mended, one user fails for days, outages, 429 and answers too late last for hours, with crashes: " +
 				"each event arrives once and in order, or is dead because it is bad",
 		},

@@ -23,7 +23,7 @@ type Board struct {
 	Trials  []Trial
 	Seed    uint64        // of the whole run: every case's seed comes from it
 	Part    float64       // of each trial's Full: 1 is a full run, 0.1 a quick one; 0 = until ctx ends
-	Workers int           // cases at a time; 0 = as many as cores
+	Workers int           // cases at a time; 0 = as many as cores, and as many of those that mostly wait
 	First   bool          // the run ends at the first violation
 	Tell    time.Duration // how often it says how far it is; 0 = never
 	Disk    string        // where cases find a real disk; "" = TMPDIR
@@ -32,9 +32,11 @@ type Board struct {
 	Apart   bool // each case is a process of its own: what main wants, which calls Main
 	Out     io.Writer
 
-	mu    sync.Mutex
-	end   context.CancelFunc
-	lines []*Line
+	mu     sync.Mutex
+	cores  int
+	folder string // of what is built
+	end    context.CancelFunc
+	lines  []*Line
 }
 
 // Line is the score of one trial.
@@ -45,6 +47,7 @@ type Line struct {
 	Done       int      `json:"done"`
 	Cases      int      `json:"cases"`
 	Seconds    float64  `json:"seconds"` // of all its cases together
+	CPU        float64  `json:"cpu"`     // seconds, of cases that are processes of their own
 	Lacks      string   `json:"lacks,omitempty"`
 	Violations []string `json:"violations"` // with the seeds that show them again
 
@@ -53,6 +56,9 @@ type Line struct {
 	dealt   int // done, and what the running cases were expected to do
 	running int
 	ended   bool
+	build   *sync.Once
+	built   string // what the trial's Build has made
+	unbuilt error
 }
 
 // Green says that everything was done and nothing was broken.
@@ -66,12 +72,22 @@ const violationsEnough = 3
 // Run runs all trials until each has what is wanted of it, or for ever, and prints the board. It returns the lines; a
 // context that ends ends the running cases too, and is no violation.
 func (b *Board) Run(ctx context.Context) []*Line {
+	b.cores = runtime.GOMAXPROCS(0)
 	if b.Workers == 0 {
-		b.Workers = runtime.GOMAXPROCS(0)
+		b.Workers = 2 * b.cores
 	}
+	var err error
+	if b.folder, err = os.MkdirTemp(b.Disk, "faults-built-"); err != nil {
+		for i := range b.Trials {
+			b.lines = append(b.lines, &Line{Trial: b.Trials[i].Name, Unit: b.Trials[i].Unit, Wanted: 1, Violations: []string{err.Error()}})
+		}
+		b.print()
+		return b.lines
+	}
+	defer os.RemoveAll(b.folder)
 	for i := range b.Trials {
 		t := &b.Trials[i]
-		l := &Line{Trial: t.Name, Unit: t.Unit, trial: t, seeds: rand.New(rand.NewPCG(b.Seed, hash(t.Name))), Violations: []string{}}
+		l := &Line{Trial: t.Name, Unit: t.Unit, trial: t, seeds: rand.New(rand.NewPCG(b.Seed, hash(t.Name))), Violations: []string{}, build: new(sync.Once)}
 		l.Wanted = int(float64(t.Full)*b.Part + 0.999)
 		for _, n := range t.Needs {
 			if err := n.Has(); err != nil {
@@ -121,12 +137,28 @@ func (b *Board) busy() bool {
 	return slices.ContainsFunc(b.lines, func(l *Line) bool { return l.running > 0 })
 }
 
-// next is the trial with the most still to do, in time as far as that is known, so that all end together; first those that have not been tried yet.
-// Without an end it is the one that has had the least time.
-func (b *Board) next() (best *Line) {
+// next is what to try now. What computes takes as many cases as there are cores, what waits has the other places; where
+// one of both has nothing left, the other has its places too.
+func (b *Board) next() *Line {
+	computing := 0
+	for _, l := range b.lines {
+		if !l.trial.Waits {
+			computing += l.running
+		}
+	}
+	waits := computing >= b.cores
+	if l := b.longest(func(t *Trial) bool { return t.Waits == waits }); l != nil {
+		return l
+	}
+	return b.longest(func(*Trial) bool { return true })
+}
+
+// longest is the trial with the most still to do, in time as far as that is known, so that all end together; first those
+// that have not been tried yet. Without an end it is the one that has had the least time.
+func (b *Board) longest(of func(*Trial) bool) (best *Line) {
 	var most float64
 	for _, l := range b.lines {
-		if l.ended || l.trial.Alone && l.running > 0 || b.Part > 0 && l.dealt >= l.Wanted {
+		if l.ended || !of(l.trial) || l.trial.Alone && l.running > 0 || b.Part > 0 && l.dealt >= l.Wanted {
 			continue
 		}
 		left := 1e12 / float64(l.running+1)
@@ -150,15 +182,16 @@ func (b *Board) try(ctx context.Context, l *Line) {
 	if b.Part == 0 {
 		left = l.trial.Full
 	}
-	expected := 1
+	expected := max(1, min(l.trial.PerCase, left))
 	if l.Cases > 0 {
 		expected = max(1, l.Done/l.Cases)
 	}
 	l.dealt += expected
 	l.running++
 	b.mu.Unlock()
+	b.prepare(ctx, l)
 	began := time.Now()
-	n, err := b.once(ctx, l.trial, seed, left)
+	n, cpu, err := b.once(ctx, l, seed, left)
 	took := time.Since(began)
 	b.mu.Lock()
 	l.running--
@@ -169,6 +202,7 @@ func (b *Board) try(ctx context.Context, l *Line) {
 	l.Done += n
 	l.Cases++
 	l.Seconds += took.Seconds()
+	l.CPU += cpu.Seconds()
 	if err != nil && ctx.Err() == nil {
 		v := fmt.Sprintf("%v\n\tagain: faults/run replay -left %d %q %d", err, left, l.Trial, seed)
 		l.Violations = append(l.Violations, v)
@@ -194,28 +228,52 @@ func (b *Board) Replay(ctx context.Context, name string, seed uint64, left int) 
 	if left == 0 {
 		left = b.Trials[i].Full
 	}
-	return b.once(ctx, &b.Trials[i], seed, left)
+	if b.folder, err = os.MkdirTemp(b.Disk, "faults-built-"); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.folder)) }()
+	l := &Line{trial: &b.Trials[i], build: new(sync.Once)}
+	b.prepare(ctx, l)
+	n, _, err = b.once(ctx, l, seed, left)
+	return n, err
+}
+
+// prepare has built what all cases of a trial share, before its first: how long a compiler takes says nothing of a case.
+func (b *Board) prepare(ctx context.Context, l *Line) {
+	l.build.Do(func() {
+		if l.trial.Build == nil {
+			return
+		}
+		if l.built, l.unbuilt = os.MkdirTemp(b.folder, "of-"); l.unbuilt == nil {
+			l.unbuilt = l.trial.Build(ctx, l.built)
+		}
+	})
 }
 
 // once makes the folders of a case, and lets it live.
-func (b *Board) once(ctx context.Context, t *Trial, seed uint64, left int) (n int, err error) {
+func (b *Board) once(ctx context.Context, l *Line, seed uint64, left int) (n int, cpu time.Duration, err error) {
+	if l.unbuilt != nil {
+		return 0, 0, l.unbuilt
+	}
+	t := l.trial
 	memory := b.Memory
 	if memory == "" {
 		memory = "/dev/shm"
 	}
-	j := Job{Trial: t.Name, Seed: seed, Left: left, Binary: b.Binary}
+	j := Job{Trial: t.Name, Seed: seed, Left: left, Binary: b.Binary, Built: l.built}
 	if j.Dir, err = os.MkdirTemp(b.Disk, "faults-"); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(j.Dir)) }()
 	if j.Memory, err = os.MkdirTemp(memory, "faults-"); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(j.Memory)) }()
 	if b.Apart {
 		return j.apart(ctx, t.limit(), b.Out)
 	}
-	return j.here(ctx, t, b.Out)
+	n, err = j.here(ctx, t, b.Out)
+	return n, 0, err
 }
 
 // hash is FNV-1a, so that each trial has chances of its own under one seed.
@@ -255,7 +313,7 @@ func (b *Board) tell(ctx context.Context) {
 
 // print shows the board as a table: at most 100 columns.
 func (b *Board) print() {
-	fmt.Fprintf(b.Out, "\n%-28s %12s %12s  %-16s %9s  %s\n", "trial", "done", "wanted", "unit", "seconds", "")
+	fmt.Fprintf(b.Out, "\n%-28s %12s %12s  %-14s %7s %7s  %s\n", "trial", "done", "wanted", "unit", "seconds", "CPU", "")
 	units := map[string]int{}
 	for _, l := range b.lines {
 		verdict := "green"
@@ -271,7 +329,7 @@ func (b *Board) print() {
 		if l.Wanted == 0 {
 			wanted = "-"
 		}
-		fmt.Fprintf(b.Out, "%-28s %12s %12s  %-16s %9.1f  %s\n", l.Trial, humanize.Comma(int64(l.Done)), wanted, l.Unit, l.Seconds, verdict)
+		fmt.Fprintf(b.Out, "%-28s %12s %12s  %-14s %7.0f %7.0f  %s\n", l.Trial, humanize.Comma(int64(l.Done)), wanted, l.Unit, l.Seconds, l.CPU, verdict)
 		units[l.Unit] += l.Done
 	}
 	var all []string

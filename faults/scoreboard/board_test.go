@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -103,6 +105,19 @@ func TestAViolationReplays(t *testing.T) {
 	}
 }
 
+// No more cases are begun than are wanted, also before it is known how much one makes.
+func TestNoMoreThanWanted(t *testing.T) {
+	var cases atomic.Int64
+	lines, _ := ran(t, &Board{Part: 1, Workers: 4, Trials: []Trial{{Name: "x", Full: 10, PerCase: 5, Case: func(_ context.Context, c *Case) (int, error) {
+		cases.Add(1)
+		time.Sleep(10 * time.Millisecond) // the others' time to come
+		return min(5, c.Left), nil
+	}}}})
+	if lines[0].Done != 10 || cases.Load() != 2 {
+		t.Errorf("%d cases, %+v", cases.Load(), lines[0])
+	}
+}
+
 // One seed makes the same cases, whatever else runs; another one makes others.
 func TestSeeds(t *testing.T) {
 	seeds := func(seed uint64, others int) []uint64 {
@@ -160,5 +175,60 @@ func TestLeft(t *testing.T) {
 	}}}})
 	if !slices.Equal(asked, []int{25, 15, 5}) || lines[0].Done != 25 || lines[0].Cases != 3 {
 		t.Errorf("asked for %v, %+v", asked, lines[0])
+	}
+}
+
+// Beside what computes runs what waits, and neither takes the other's places while both have something left.
+func TestWhatWaitsRunsBeside(t *testing.T) {
+	cores := runtime.GOMAXPROCS(0)
+	var computing, waiting atomic.Int64
+	both := make(chan struct{}) // closed when all places are taken as they should be
+	var once sync.Once
+	meet := func(mine *atomic.Int64) func(context.Context, *Case) (int, error) {
+		return func(ctx context.Context, c *Case) (int, error) {
+			mine.Add(1)
+			if computing.Load() == int64(cores) && waiting.Load() == int64(cores) {
+				once.Do(func() { close(both) })
+			}
+			select {
+			case <-both:
+				return 1, nil
+			case <-ctx.Done():
+				return 0, fmt.Errorf("%d compute and %d wait on %d cores", computing.Load(), waiting.Load(), cores)
+			}
+		}
+	}
+	lines, out := ran(t, &Board{Part: 1, Trials: []Trial{
+		{Name: "computes", Full: 5 * cores, Limit: time.Minute, Case: meet(&computing)},
+		{Name: "waits", Full: 5 * cores, Limit: time.Minute, Waits: true, Case: meet(&waiting)},
+	}})
+	if !lines[0].Green() || !lines[1].Green() {
+		t.Error(out)
+	}
+}
+
+// What cases share is built once, before the first, and what cannot be built is red.
+func TestBuiltOnce(t *testing.T) {
+	var built atomic.Int64
+	build := func(_ context.Context, folder string) error {
+		built.Add(1)
+		return os.WriteFile(filepath.Join(folder, "program"), []byte("x"), 0o600)
+	}
+	uses := func(_ context.Context, c *Case) (int, error) {
+		_, err := os.ReadFile(filepath.Join(c.Built, "program"))
+		return 1, err
+	}
+	trial := Trial{Name: "x", Full: 20, Build: build, Case: uses}
+	lines, out := ran(t, &Board{Part: 1, Workers: 4, Trials: []Trial{trial}})
+	if !lines[0].Green() || built.Load() != 1 {
+		t.Errorf("built %d times: %s", built.Load(), out)
+	}
+	b := Board{Trials: []Trial{trial}, Out: &bytes.Buffer{}, Disk: t.TempDir(), Memory: t.TempDir()}
+	if n, err := b.Replay(t.Context(), "x", 1, 0); n != 1 || err != nil {
+		t.Errorf("replayed: %d %v", n, err)
+	}
+	trial.Build = func(context.Context, string) error { return errors.New("no compiler") }
+	if lines, _ = ran(t, &Board{Part: 1, Trials: []Trial{trial}}); lines[0].Green() || !strings.Contains(lines[0].Violations[0], "no compiler") {
+		t.Errorf("%+v", lines[0])
 	}
 }

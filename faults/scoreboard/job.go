@@ -28,6 +28,7 @@ type Job struct {
 	Dir    string `json:"dir"`
 	Memory string `json:"memory"`
 	Binary string `json:"binary"`
+	Built  string `json:"built"`
 }
 
 // outcome is how a case ended.
@@ -68,14 +69,14 @@ func Main(trials func() []Trial) {
 // apart makes the case in a process of its own. There no other case forks: between fork and exec a child has all open
 // files, and with them the locks of storage folders, so a folder that was closed would seem to be in use. And a panic or
 // a memory fault anywhere in the product ends one case, not the board.
-func (j Job) apart(ctx context.Context, limit time.Duration, out io.Writer) (n int, err error) {
+func (j Job) apart(ctx context.Context, limit time.Duration, out io.Writer) (n int, cpu time.Duration, err error) {
 	text, err := json.Marshal(j)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer r.Close()
 	var last tail
@@ -84,7 +85,7 @@ func (j Job) apart(ctx context.Context, limit time.Duration, out io.Writer) (n i
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us; it hears SIGTERM then
 	cmd.WaitDelay = grace                                 // for what it left behind with its output
 	if err := cmd.Start(); err != nil {
-		return 0, errors.Join(err, w.Close())
+		return 0, 0, errors.Join(err, w.Close())
 	}
 	// What the case has started and left behind would hold the pipes open, and the machine busy.
 	end := func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
@@ -99,24 +100,25 @@ func (j Job) apart(ctx context.Context, limit time.Duration, out io.Writer) (n i
 	})
 	defer ended()
 	if err := w.Close(); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	var o outcome
 	told := json.NewDecoder(r).Decode(&o)
 	err = cmd.Wait()
 	end()
+	cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime() // with what it has waited for
 	switch {
 	case told == nil && o.Error != "":
-		return o.N, errors.New(o.Error)
+		return o.N, cpu, errors.New(o.Error)
 	case told == nil && (err == nil || errors.Is(err, exec.ErrWaitDelay)): // something that it left behind still had its output
-		return o.N, nil
+		return o.N, cpu, nil
 	}
-	return o.N, fmt.Errorf("the process of the case ended with %v, without a word of how the case did:\n%s", err, last.bytes())
+	return o.N, cpu, fmt.Errorf("the process of the case ended with %v, without a word of how the case did:\n%s", err, last.bytes())
 }
 
 // here makes the case in this process.
 func (j Job) here(ctx context.Context, t *Trial, out io.Writer) (n int, err error) {
-	c := Case{Seed: j.Seed, Rand: rand.New(rand.NewPCG(j.Seed, hash(t.Name))), Left: j.Left, Dir: j.Dir, Memory: j.Memory, Binary: j.Binary,
+	c := Case{Seed: j.Seed, Rand: rand.New(rand.NewPCG(j.Seed, hash(t.Name))), Left: j.Left, Dir: j.Dir, Memory: j.Memory, Binary: j.Binary, Built: j.Built,
 		note: func(s string) { fmt.Fprintf(out, "%s, seed %d: %s\n", t.Name, j.Seed, s) }}
 	ctx, cancel := context.WithTimeoutCause(ctx, t.limit(), fmt.Errorf("the case took more than %s", t.limit()))
 	defer cancel()

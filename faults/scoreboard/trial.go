@@ -22,6 +22,14 @@ type Trial struct {
 	Needs []Need
 	// Alone is of a trial of which only one case may run at a time: it has ports, mounts or machines of its own.
 	Alone bool
+	// PerCase is how many units a case makes where it is left so many: before the first has ended no more cases are begun than
+	// are wanted. 0 = one.
+	PerCase int
+	// Waits is of a trial whose cases mostly wait: for a machine that boots, for seconds to pass. They run beside those that
+	// keep the cores busy.
+	Waits bool
+	// Build, if there is one, makes what all cases share, in a folder: once, before the first, and outside of its limit.
+	Build func(ctx context.Context, folder string) error
 	// Limit is how long one case may take; a case that takes longer hangs, which is a violation. 0 = two minutes.
 	Limit time.Duration
 	// Case tries once what its seed says, and gives how many units that was. An error is a violation: a promise that was
@@ -44,6 +52,7 @@ type Case struct {
 	Dir    string     // an empty folder on a real disk, removed afterwards
 	Memory string     // an empty folder in memory (tmpfs), removed afterwards
 	Binary string     // the built ampcio
+	Built  string     // the folder in which the trial's Build was
 	note   func(string)
 }
 
