@@ -73,6 +73,9 @@ func jumps(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 	if err := errors.Join(sent, datedSent); err != nil {
 		return done, fmt.Errorf("the senders ended with %w", err)
 	}
+	if err := s.setBackForGood(ctx); err != nil {
+		return done, err
+	}
 	if err := s.verdict(ctx); err != nil {
 		return done, fmt.Errorf("%w\n\tthe clock stayed near: %t", err, s.near)
 	}
@@ -116,10 +119,13 @@ func newStory(ctx context.Context, c *scoreboard.Case, want int) (s *story, err 
 	return s, nil
 }
 
+// alwaysFails is a user of whom nothing is taken before the verdict.
+const alwaysFails = 3
+
 // usual faults make some wait for retries now and then, one user all the time, and refuse some events for good.
 func usual() sandbox.Faults {
 	return sandbox.Faults{Status: map[int]float64{500: 0.05, 429: 0.01}, RetryAfter: time.Second, CutAfter: 0.03, RefuseEvent: []string{poisoned},
-		Poison: []string{rehearsal.UserName(3)}}
+		Poison: []string{rehearsal.UserName(alwaysFails)}}
 }
 
 // next is by how much the clock is set now.
@@ -147,6 +153,25 @@ func (s *story) jump(ctx context.Context, by time.Duration) error {
 		start = s.r.Start(ctx)
 	}
 	return errors.Join(end, set, start)
+}
+
+// setBackForGood sets the clock back by hours at least, while the user who always fails waits for the next try: what waits by this
+// clock waits for longer than the verdict does. A later jump forward would hide that.
+func (s *story) setBackForGood(ctx context.Context) error {
+	if s.traffic.Acked[alwaysFails].Load() > 0 {
+		if err := s.until(ctx, "the user who always fails waits", func(y *admin.Sync) bool { return y.Depth.Retry > 0 }); err != nil {
+			return err
+		}
+	}
+	most := 30 * day
+	if s.near {
+		most = s.clock.ahead + 3*day
+	}
+	by := most
+	if most > time.Hour {
+		by = time.Hour + time.Duration(s.c.Rand.Int64N(int64(most-time.Hour)))
+	}
+	return s.clock.set(-max(0, by).Truncate(time.Second))
 }
 
 // alert blocks the sync, and looks whether that is told although the clock is set back meanwhile, and then that it is over.
