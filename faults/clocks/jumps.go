@@ -73,7 +73,7 @@ func jumps(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 	if err := errors.Join(sent, datedSent); err != nil {
 		return done, fmt.Errorf("the senders ended with %w", err)
 	}
-	if err := s.setBackForGood(ctx); err != nil {
+	if err := s.setBackForGood(); err != nil {
 		return done, err
 	}
 	if err := s.verdict(ctx); err != nil {
@@ -119,13 +119,10 @@ func newStory(ctx context.Context, c *scoreboard.Case, want int) (s *story, err 
 	return s, nil
 }
 
-// alwaysFails is a user of whom nothing is taken before the verdict.
-const alwaysFails = 3
-
 // usual faults make some wait for retries now and then, one user all the time, and refuse some events for good.
 func usual() sandbox.Faults {
 	return sandbox.Faults{Status: map[int]float64{500: 0.05, 429: 0.01}, RetryAfter: time.Second, CutAfter: 0.03, RefuseEvent: []string{poisoned},
-		Poison: []string{rehearsal.UserName(alwaysFails)}}
+		Poison: []string{rehearsal.UserName(3)}}
 }
 
 // next is by how much the clock is set now.
@@ -155,14 +152,9 @@ func (s *story) jump(ctx context.Context, by time.Duration) error {
 	return errors.Join(end, set, start)
 }
 
-// setBackForGood sets the clock back by hours at least, while the user who always fails waits for the next try: what waits by this
+// setBackForGood sets the clock back by an hour at least, while the user who always fails waits for the next try: what waits by this
 // clock waits for longer than the verdict does. A later jump forward would hide that.
-func (s *story) setBackForGood(ctx context.Context) error {
-	if s.traffic.Acked[alwaysFails].Load() > 0 {
-		if err := s.until(ctx, "the user who always fails waits", func(y *admin.Sync) bool { return y.Depth.Retry > 0 }); err != nil {
-			return err
-		}
-	}
+func (s *story) setBackForGood() error {
 	most := 30 * day
 	if s.near {
 		most = s.clock.ahead + 3*day

@@ -37,6 +37,7 @@ func init() {
 		{"deliver", 5, func(h *history, s step) { h.deliver(h.ledger(s.a)) }},
 		{"deliver for real", 6, (*history).deliverForReal},
 		{"one fails", 3, func(h *history, s step) { h.stumble(h.ledger(s.a), s.b) }},
+		{"a part ends", 2, (*history).partEnds},
 		{"more comes to who fails", 2, (*history).holdFailing},
 		{"a moment", 3, func(h *history, s step) { h.sleep(300 * time.Millisecond) }},
 		{"flush", 1, func(h *history, s step) {
