@@ -73,9 +73,6 @@ func jumps(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 	if err := errors.Join(sent, datedSent); err != nil {
 		return done, fmt.Errorf("the senders ended with %w", err)
 	}
-	if err := s.setBackForGood(); err != nil {
-		return done, err
-	}
 	if err := s.verdict(ctx); err != nil {
 		return done, fmt.Errorf("%w\n\tthe clock stayed near: %t", err, s.near)
 	}
@@ -150,20 +147,6 @@ func (s *story) jump(ctx context.Context, by time.Duration) error {
 		start = s.r.Start(ctx)
 	}
 	return errors.Join(end, set, start)
-}
-
-// setBackForGood sets the clock back by an hour at least, while the user who always fails waits for the next try: what waits by this
-// clock waits for longer than the verdict does. A later jump forward would hide that.
-func (s *story) setBackForGood() error {
-	most := 30 * day
-	if s.near {
-		most = s.clock.ahead + 3*day
-	}
-	by := most
-	if most > time.Hour {
-		by = time.Hour + time.Duration(s.c.Rand.Int64N(int64(most-time.Hour)))
-	}
-	return s.clock.set(-max(0, by).Truncate(time.Second))
 }
 
 // alert blocks the sync, and looks whether that is told although the clock is set back meanwhile, and then that it is over.
