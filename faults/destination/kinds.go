@@ -23,6 +23,7 @@ type kind struct {
 	dns    bool                       // the name does not resolve; a person has written it down, and corrects it
 	blocks bool                       // deliveries wait for a person, who mends it
 	anew   bool                       // seen at a start only: the daemon is killed and started
+	silent bool                       // seen only by who waits until the timeout: it lasts until then
 	// workspace: the account's keys lead to another one than that for which events are pending; a person adopts it.
 	workspace bool
 }
@@ -207,7 +208,7 @@ func drip(pause time.Duration) func(*rand.Rand) shape {
 var kinds = []kind{
 	{name: "refused", front: func(*rand.Rand) shape { return shape{gone: true} }},
 	{name: "DNS gone", dns: true},
-	{name: "silence", front: raw(func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })},
+	{name: "silence", silent: true, front: raw(func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })},
 	{name: "reset", front: raw(func(c net.Conn) { _ = c.(*net.TCPConn).SetLinger(0); c.Close() })},
 	{name: "reset while sending", front: raw(func(c net.Conn) {
 		_, _ = io.CopyN(io.Discard, c, 200)
@@ -228,7 +229,7 @@ var kinds = []kind{
 	{name: "429 with Retry-After", faults: "429=SHARE,retry_after=1s"},
 	{name: "429 without Retry-After", faults: "429=SHARE,retry_after=never"},
 	{name: "few requests allowed", faults: "rate_limit=20,retry_after=never"},
-	{name: "hang", faults: "hang=SHARE,hang_for=20s"},
+	{name: "hang", silent: true, faults: "hang=SHARE,hang_for=20s"},
 	{name: "cut before processing", faults: "cut_before=SHARE"},
 	{name: "cut after processing", faults: "cut_after=SHARE"},
 	{name: "HTML 200", faults: "garbage=SHARE"},
@@ -276,7 +277,7 @@ var kinds = []kind{
 	{name: "one user fails: 500", faults: "poison=demo-user-00003,poison_how=500"},
 	{name: "one user fails: 503", faults: "poison=demo-user-00004,poison_how=503"},
 	{name: "one user fails: cut", faults: "poison=demo-user-00005,poison_how=cut"},
-	{name: "one user fails: hang", faults: "poison=demo-user-00006,poison_how=hang,hang_for=20s"},
+	{name: "one user fails: hang", silent: true, faults: "poison=demo-user-00006,poison_how=hang,hang_for=20s"},
 	{name: "one user fails: HTML", faults: "poison=demo-user-00007,poison_how=garbage"},
 
 	{name: "401", faults: "401=100%", blocks: true},

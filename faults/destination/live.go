@@ -201,6 +201,15 @@ func (s *story) fault(ctx context.Context, k *kind, rng *rand.Rand) (met bool, e
 		}
 	}
 	met = s.front.met.Load() > 0 || k.dns || k.name == "refused" // nobody sees who finds nothing
+	if met && k.silent {
+		// Whoever has come is not answered, and must not take that for an answer: what mends this cuts connections, and that would be
+		// told from silence.
+		select {
+		case <-time.After(timeout + timeout/4):
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+	}
 	s.r.Sandbox.SetFaults(well)
 	switch {
 	case k.front != nil:

@@ -4,7 +4,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"golang.org/x/sys/unix"
 
@@ -47,6 +49,30 @@ func TestSharesAreKept(t *testing.T) {
 	if got[0] != 7 || got[1] != 1 || got[2] != 2 {
 		t.Errorf("%v", got)
 	}
+}
+
+// Senders that wait take what is given at once: there must not be more of it for that.
+func TestAPointHasItsRequestsAndNoMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		in := &installation{allow: make(chan struct{}, requestsOfAPoint)}
+		var sent atomic.Int64
+		for range 2 * requestsOfAPoint {
+			go func() {
+				for range in.allow {
+					sent.Add(1)
+				}
+			}()
+		}
+		for point := range int64(3) {
+			synctest.Wait()
+			in.more()
+			synctest.Wait()
+			if want := (point + 1) * requestsOfAPoint; sent.Load() != want {
+				t.Fatalf("at point %d %d requests have been sent, not %d", point+1, sent.Load(), want)
+			}
+		}
+		close(in.allow)
+	})
 }
 
 func TestADiskIsFilledUpToWhatShallBeLeft(t *testing.T) {

@@ -67,10 +67,11 @@ func (in *installation) end() error {
 	return errors.Join(in.Kill(), in.Close())
 }
 
-// more lets the senders go on.
+// more lets the senders send as many requests as a point may have, those included that they have not sent yet. Each takes one while
+// this goes on: what there is room for is looked at once, or they would have nothing left to send before the last point.
 func (in *installation) more() {
-	for len(in.allow) < cap(in.allow) { // nobody else puts any
-		in.allow <- struct{}{}
+	for range cap(in.allow) - len(in.allow) {
+		in.allow <- struct{}{} // there is room: nobody else puts any
 	}
 }
 
@@ -209,6 +210,8 @@ func (in *installation) meet(ctx context.Context, l *lossy.Life, f lossy.Fault) 
 		select {
 		case err := <-in.Ended:
 			return in.ended(err, f.Errno) // it had met it
+		case err := <-in.sent:
+			return fmt.Errorf("the senders have ended (%v), and may still send %d requests\n%s", err, len(in.allow), in.LogTail())
 		case <-ctx.Done():
 			return fmt.Errorf("%w: the senders are not heard\n%s", context.Cause(ctx), in.LogTail())
 		case <-tick.C:

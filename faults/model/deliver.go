@@ -10,6 +10,7 @@ import (
 
 	"ampcio/mapping"
 	"ampcio/queue"
+	"ampcio/users"
 )
 
 // claim is a run of a lane that is in somebody's hands.
@@ -350,5 +351,22 @@ func (h *history) holdFailing(s step) {
 		project = 1
 	}
 	h.ingest(step{a: project, b: 2, c: s.c, d: s.d})
+	h.take(l, func(string) bool { return true })
+}
+
+// partEnds lets the first of some records of a lane end, while the others have to wait: these come next, in their order.
+func (h *history) partEnds(s step) {
+	l := h.ledger(s.a)
+	h.returnAll(l)
+	user := userIDs[s.b%len(userIDs)]
+	var events []*event
+	for range 4 {
+		h.events++
+		events = append(events, &event{user: user, kind: "a", n: h.events})
+	}
+	h.arrive(l.project, events...)
+	for _, cl := range h.take(l, func(lane string) bool { return lane == users.LaneOfUser(user) }) {
+		h.settle(l, cl, "partly", 1, 0)
+	}
 	h.take(l, func(string) bool { return true })
 }

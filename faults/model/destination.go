@@ -20,6 +20,7 @@ type destination struct {
 	people  map[string]map[string]int // attributes
 	loose   map[string]bool           // users of whom it may have been told something that the ledger does not know of
 	unsure  map[string]bool           // users of whom something was refused, or may never be corrected
+	updated map[string]bool           // users of whom the product's own delivery has told something, since the ledger was last asked
 
 	// What it has said, and the product has heard.
 	accepted, refused map[uint64]bool // events, by record
@@ -28,7 +29,7 @@ type destination struct {
 
 func newDestination(h *history, l *ledger) *destination {
 	return &destination{h: h, l: l, ids: map[string]string{}, events: map[string]string{}, arrived: map[uint64]bool{},
-		people: map[string]map[string]int{}, loose: map[string]bool{}, unsure: map[string]bool{},
+		people: map[string]map[string]int{}, loose: map[string]bool{}, unsure: map[string]bool{}, updated: map[string]bool{},
 		accepted: map[uint64]bool{}, refused: map[uint64]bool{}, refusedUsers: map[string]bool{}}
 }
 

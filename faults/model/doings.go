@@ -37,6 +37,7 @@ func init() {
 		{"deliver", 5, func(h *history, s step) { h.deliver(h.ledger(s.a)) }},
 		{"deliver for real", 6, (*history).deliverForReal},
 		{"one fails", 3, func(h *history, s step) { h.stumble(h.ledger(s.a), s.b) }},
+		{"a part ends", 2, (*history).partEnds},
 		{"more comes to who fails", 2, (*history).holdFailing},
 		{"a moment", 3, func(h *history, s step) { h.sleep(300 * time.Millisecond) }},
 		{"flush", 1, func(h *history, s step) {
@@ -204,27 +205,51 @@ func (h *history) learnDiscards(l *ledger) {
 			claimed[q.Seq], l.spared[q.Seq] = true, true
 		}
 	}
+	now := l.now()
+	gone, problem := h.giveUp(l, &now, fates)
+	if problem != "" {
+		h.fail("sync %s: %s", l.name, problem)
+	}
+	for _, r := range gone {
+		if claimed[r.seq] {
+			h.fail("sync %s: record %d is given up, and is in a claim", l.name, r.seq)
+		}
+	}
+	l.is = now.is
+	h.given(l, gone)
+	l.written()
+}
+
+// giveUp enters in a snapshot which records a bound has discarded since. There must be no older one that was kept, unless it
+// was in a claim.
+func (h *history) giveUp(l *ledger, s *snapshot, fates []queue.Fate) (gone []*record, problem string) {
 	kept := uint64(0)
 	for i, r := range h.of(l.project) {
+		is := &s.is[i]
 		switch {
-		case !l.pending(r):
+		case !is.taken || is.ending != 0:
+		case fates[i].State == queue.FateEnded && r.forgotten:
 		case fates[i].State == queue.FateEnded:
-			if claimed[r.seq] {
-				h.fail("sync %s: record %d is given up, and is in a claim", l.name, r.seq)
-			}
 			if kept != 0 {
-				h.fail("sync %s: record %d is given up for the bound, and record %d, which is older, is not", l.name, r.seq, kept)
+				return nil, fmt.Sprintf("record %d is given up for the bound, and record %d, which is older, is not", r.seq, kept)
 			}
-			l.state(r).ending = queue.Discarded
-			if l.to.loose[r.user] {
-				l.to.unsure[r.user] = true
-			}
-			h.say("record %d of sync %s is given up", r.seq, l.name)
+			is.ending = queue.Discarded
+			gone = append(gone, r)
 		case !l.spared[r.seq]:
 			kept = r.seq
 		}
 	}
-	l.written()
+	return gone, ""
+}
+
+// given notes what it means that records were given up: of whom Customer.io may know something that only these would have corrected.
+func (h *history) given(l *ledger, gone []*record) {
+	for _, r := range gone {
+		if l.to.loose[r.user] {
+			l.to.unsure[r.user] = true
+		}
+		h.say("record %d of sync %s is given up", r.seq, l.name)
+	}
 }
 
 func (h *history) pause(l *ledger, yes bool) {
@@ -262,6 +287,9 @@ func (h *history) bound(s step) {
 	most := int64(0)
 	if s.b%3 > 0 {
 		most = 2000 + int64(s.c)*20
+		if !l.discards {
+			l.spared = map[uint64]bool{}
+		}
 		l.discards = true // for longer than the bound: what is not read yet is given up as it is
 	}
 	h.consumer(l).SetBound(most, true)

@@ -186,7 +186,7 @@ func (h *house) openLedger(l *ledger) {
 	}
 	c.Flowing(true)
 	h.running[l.name] = &running{c: c}
-	l.claims, l.discards, l.spared = nil, false, map[uint64]bool{}
+	l.claims, l.discarded, l.discards = nil, l.discards, false
 }
 
 func (h *house) runLedger(l *ledger) {
@@ -291,10 +291,19 @@ func (h *history) wakeUp(l *ledger) {
 	records := h.of(l.project)
 	var why []string
 	for _, s := range l.left() {
+		var gone []*record
+		if l.discarded { // there was time for that since it was last asked
+			var problem string
+			if gone, problem = h.giveUp(l, &s, fates); problem != "" {
+				why = append(why, problem)
+				continue
+			}
+		}
 		problem := h.differs(l, &s, records, fates, books)
 		if problem == "" {
 			l.is, l.past = s.is, s.past
 			h.adopt(l, fates)
+			h.given(l, gone)
 			l.written()
 			return
 		}

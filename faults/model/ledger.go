@@ -28,6 +28,7 @@ type ledger struct {
 	paused        bool
 	rules         int
 	discards      bool            // it has had a bound, since it was opened
+	discarded     bool            // it had one, when it was last closed or the process crashed
 	spared        map[uint64]bool // records that were in a claim then: the bound does not touch those
 
 	is   []state // by ord, from 1

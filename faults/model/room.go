@@ -180,7 +180,8 @@ func (h *house) crashDelivering(s step) {
 }
 
 // learn finds out what the product has made of what was pending. Each record that has ended must have ended rightly:
-// Customer.io has said so.
+// Customer.io has said so. A user update that was accepted goes into the ledger with its record: where that one is still
+// pending, the ledger does not know of it.
 func (h *history) learn(l *ledger) {
 	fates, books := h.fates(l)
 	h.adopt(l, fates)
@@ -190,6 +191,10 @@ func (h *history) learn(l *ledger) {
 		}
 		is := l.state(r)
 		switch fates[i].State {
+		case queue.FateWaiting, queue.FatePending:
+			if l.to.updated[r.user] {
+				l.to.loose[r.user] = true
+			}
 		case queue.FateDead:
 			if !l.to.refused[r.seq] && !l.to.refusedUsers[r.user] {
 				h.fail("sync %s: record %d is a dead letter, and nothing of it was refused", l.name, r.seq)
@@ -209,6 +214,7 @@ func (h *history) learn(l *ledger) {
 			}
 		}
 	}
+	clear(l.to.updated)
 	now := l.now()
 	if problem := h.differs(l, &now, h.of(l.project), fates, books); problem != "" {
 		h.fail("sync %s after its delivery: %s", l.name, problem)
@@ -337,6 +343,7 @@ func (d *destination) meet(body []byte, refuse, said bool) {
 	}
 	if o.Action == "identify" {
 		d.identify(&o, refuse)
+		d.updated[o.Identifiers.ID] = true
 		if said && refuse {
 			d.refusedUsers[o.Identifiers.ID] = true
 		}

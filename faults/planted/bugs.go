@@ -81,6 +81,21 @@ var bugs = []bug{{
 	new: `		if rest = rest[n:]; err != nil && !planted.Is("commit-error-passed-over") {
 `,
 }, {
+	name: "full-disk-forgets", trial: "disk full",
+	what: "what a checkpoint had no space for is forgotten, and not written later",
+	file: "queue/checkpoint.go",
+	old: `	if NoSpace(err) {
+		c.putOff(err, ch)
+	}
+`,
+	new: `	if NoSpace(err) {
+		if planted.Is("full-disk-forgets") {
+			ch.dead, ch.sent = nil, nil
+		}
+		c.putOff(err, ch)
+	}
+`,
+}, {
 	name: "chunk-sum-unchecked", trial: "bit flips",
 	what: "the checksum of a chunk is not looked at",
 	file: "queue/chunk.go",
@@ -267,7 +282,7 @@ var bugs = []bug{{
 	}
 `,
 }, {
-	name: "rest-turned-round", trial: "kill -9",
+	name: "rest-turned-round", trial: "model",
 	what: "what is left of a claim of which some has ended goes back in another order",
 	file: "queue/claim.go",
 	old: `	l.records = l.records[ended:]
