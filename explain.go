@@ -305,7 +305,7 @@ func (x *explainer) record(ctx context.Context, k *keptRecord) (explanation, err
 func (x *explainer) sync(ctx context.Context, name string, k *keptRecord, m *mapping.Record) (syncWhy, error) {
 	y, rules := x.g.cfg.Sync[name], x.g.rules[name]
 	o := accountOptions(y)
-	o.Now, o.Current = x.now, x.memory.currentOf(ctx)
+	o.Now, o.Current, o.Owner = x.now, x.memory.currentOf(ctx), x.memory.ownerOf(ctx)
 	w := syncWhy{Sync: name, Identifier: identifierWhy{Path: y.Identifier}, Operations: []operationIs{}, Requests: []requestIs{}}
 	switch {
 	case !y.Enabled:

@@ -345,12 +345,24 @@ func (m *memory) currentOf(ctx context.Context) func(project, userID, deviceID s
 		}
 		err = m.ask(ctx, q, func(f found) {
 			for _, k := range []*knownOf{f.User, f.Device} {
-				if k != nil && string(k.Properties) != "null" {
+				if k != nil && string(k.Properties) != "null" && (k != f.Device || k.UserID == "") {
 					properties, builtins = k.Properties, k.Builtins
 				}
 			}
 		})
 		return properties, builtins, err
+	}
+}
+
+// ownerOf gives the first and only user of a dead letter's device.
+func (m *memory) ownerOf(ctx context.Context) func(project, deviceID string) (userID string, err error) {
+	return func(project, deviceID string) (userID string, err error) {
+		err = m.ask(ctx, look{Devices: []someone{{project, deviceID}}}, func(f found) {
+			if f.Device != nil && f.Device.Sole {
+				userID = f.Device.UserID
+			}
+		})
+		return userID, err
 	}
 }
 

@@ -327,7 +327,7 @@ func (d *daemon) startDelivery(s *stream) {
 	beats := "delivery " + s.name
 	o := s.settings.options
 	o.StopGrace, o.Now, o.Log, o.Beat = deliveryGrace, time.Now, d.log, d.pulse.part(beats)
-	o.Current, o.Before, o.Meter = d.propertiesNow, s.before, d.meter(s.name)
+	o.Current, o.Owner, o.Before, o.Meter = d.propertiesNow, d.ownerNow, s.before, d.meter(s.name)
 	if project, isRelay := relayedProject(s.name); isRelay {
 		o.Marked = d.takenBySync(project)
 	}
@@ -352,7 +352,7 @@ func (d *daemon) startDelivery(s *stream) {
 	s.sending = d.runs.launch(d.runs.flow, deliver)
 }
 
-// propertiesNow are the properties of a user, or of whom a device belongs to, as they are
+// propertiesNow are the properties of a user, or of a device that is nobody's, as they are
 // by now, and the built-in ones, packed; nil when nothing is known of them.
 func (d *daemon) propertiesNow(project, userID, deviceID string) (properties, builtins []byte, err error) {
 	look, id := d.users.User, userID
@@ -360,10 +360,20 @@ func (d *daemon) propertiesNow(project, userID, deviceID string) (properties, bu
 		look, id = d.users.Device, deviceID
 	}
 	known, err := look(project, id)
-	if err != nil || !known.Any() {
+	if err != nil || !known.Any() || userID == "" && known.UserID != "" {
 		return nil, nil, err
 	}
 	return known.Properties, known.Builtins, nil
+}
+
+// ownerNow is the first and only user of a device, "" when there is none: where several people have logged in, users.db
+// knows the last of them, and what was anonymous is the first one's.
+func (d *daemon) ownerNow(project, deviceID string) (userID string, err error) {
+	known, err := d.users.Device(project, deviceID)
+	if err != nil || !known.Sole {
+		return "", err
+	}
+	return known.UserID, nil
 }
 
 // endDelivery lets requests in flight end, within deliveryGrace.

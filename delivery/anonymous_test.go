@@ -249,3 +249,53 @@ func TestDamagedEvent(t *testing.T) {
 		})
 	}
 }
+
+// An anonymous event that is a dead letter goes, when it is tried again, to the person who has logged in on its device
+// meanwhile; to nobody, when it may be one of several.
+func TestAnonymousDeadLettersFindTheirPerson(t *testing.T) {
+	owners := map[string]string{"hers": "ann", "shared": ""}
+	for _, identifier := range []string{"user_id", "user.email"} {
+		t.Run(identifier, func(t *testing.T) {
+			bubble(t, func(t *testing.T, dir string) {
+				box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret})
+				kind, value := "id", "ann"
+				if identifier == "user.email" {
+					kind, value = "email", "ann@example.com"
+				}
+				h := open(t, dir, box, rules(t, func(s *mapping.Spec) {
+					s.Anonymous, s.Identifier, s.IdentifierKind, s.UserProperties = "dead_letter", identifier, kind, []string{"plan"}
+				}), func(o *delivery.Options) {
+					o.Owner = func(_, device string) (string, error) { return owners[device], nil }
+					o.Current = func(_, user, _ string) (properties, builtins []byte, err error) {
+						if user == "" {
+							return nil, nil, nil
+						}
+						return []byte(`{"plan":"pro","email":"ann@example.com"}`), nil, nil
+					}
+				})
+				h.visit(visit{device: "hers", n: 1}, visit{device: "hers", n: 2}, visit{device: "shared", n: 3})
+				if b := h.drained(time.Minute).Books; b.Dead != 3 {
+					t.Fatalf("books %+v", b)
+				}
+				var all []uint64
+				for _, d := range h.dead(3) {
+					all = append(all, d.Record.Seq)
+				}
+				if n, err := h.consumer.ReplayDead(all); n != 3 || err != nil {
+					t.Fatalf("replayed %d: %v", n, err)
+				}
+				if b := h.drained(time.Minute).Books; b.Dead != 1 || b.Delivered != 2 {
+					t.Errorf("books %+v", b)
+				}
+				h.close()
+				if d := h.buried; len(d) != 1 || d[0].Record.Seq != all[2] {
+					t.Errorf("dead letters %+v", d)
+				}
+				p, _ := box.Person(kind, value)
+				if len(p.Events) != 2 || string(p.Events[0].Attributes) != `{"n":1}` || string(p.Events[1].Attributes) != `{"n":2}` {
+					t.Errorf("%s has %+v", value, p)
+				}
+			})
+		})
+	}
+}

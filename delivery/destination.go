@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"ampcio/mapping"
 	"ampcio/queue"
 )
 
@@ -98,7 +99,11 @@ func (c customerIO) post(ctx context.Context, operations []*operation) answer {
 }
 
 func (c customerIO) read(operations []*operation, a answer, now time.Time) reading {
-	return read(max(len(operations), 1), a, now)
+	r := read(max(len(operations), 1), a, now)
+	if len(operations) == 1 && mapping.NamesPerson(operations[0].path) {
+		return readOfPerson(r, a)
+	}
+	return r
 }
 
 func (c customerIO) ask(ctx context.Context) (Account, *AccountError) {

@@ -57,8 +57,15 @@ func (a *again) results(now []*operation) []*operation {
 	return list
 }
 
-// current is the record with what is known of its user now.
+// current is the record with what is known of its user now; of an anonymous one, of whoever has logged in since.
 func (s *Sync) current(r mapping.Record) (mapping.Record, error) {
+	if r.UserID == "" && r.DeviceID != "" && s.o.Owner != nil {
+		owner, err := s.o.Owner(r.Project, r.DeviceID)
+		if err != nil {
+			return r, fmt.Errorf("read whose the device of a dead letter is: %w", err)
+		}
+		r.UserID = owner
+	}
 	if s.o.Current == nil {
 		return r, nil
 	}

@@ -138,8 +138,8 @@ func (s *Sync) halves(ctx context.Context, b *batch, operations []*operation) bo
 	return s.exchange(ctx, b, operations[:middle]) && s.exchange(ctx, b, operations[middle:])
 }
 
-// forbidden deals with a 403: either the keys are not good (any more), or nothing
-// is let through, or something that inspects requests dislikes what is in this one.
+// forbidden deals with a 403, and a 404 or 405 at a path that names a person: either the keys or the endpoint are not good
+// (any more), or nothing is let through, or something that inspects requests dislikes what is in this one.
 func (s *Sync) forbidden(ctx context.Context, b *batch, operations []*operation, r reading) bool {
 	if !b.suspect {
 		verdict := s.interpretForbidden(ctx)
@@ -168,7 +168,7 @@ func (s *Sync) forbidden(ctx context.Context, b *batch, operations []*operation,
 	return true
 }
 
-// judgeForbidden decides on the single operations that got a 403. Keys that were
+// judgeForbidden decides on the single operations that got such an answer. Keys that were
 // revoked in the meantime give the same answer, so it is looked into once more. It
 // returns the operations that were left out behind those that are now refused.
 func (s *Sync) judgeForbidden(ctx context.Context, b *batch) (behind []*operation) {
@@ -193,9 +193,9 @@ func (s *Sync) judgeForbidden(ctx context.Context, b *batch) (behind []*operatio
 	return behind
 }
 
-// interpretForbidden says what 403 as the answer to data means at this moment:
+// interpretForbidden says what such an answer to data means at this moment:
 // refused, it is the data; retry, it is not, or that cannot be told; unsent, the
-// keys are not good, and the sync is blocked.
+// keys or the endpoint are not good, and the sync is blocked.
 //
 // It asks the region endpoint about the keys, then sends a batch without
 // operations: where that gets any other answer than 403, requests do come through.
@@ -221,9 +221,12 @@ func (s *Sync) interpretForbidden(ctx context.Context) verdict {
 	if s.cut.Err() != nil {
 		return unsent
 	}
-	switch s.to.read(nil, a, s.o.Now()).verdict {
+	switch r := s.to.read(nil, a, s.o.Now()); r.verdict {
 	case delivered, refused, sifted:
 		return refused
+	case blocked:
+		s.door.block(s.to.blockedBy(r, a), a.began)
+		return unsent
 	}
 	return retry
 }

@@ -63,8 +63,11 @@ type Options struct {
 	LatePolicy string        // what is done with them: deliver (also ""), filter or dead_letter
 	// Current gives the properties of a user as they are now, one JSON object, and the built-in
 	// ones, packed (mapping), for dead letters that are tried again; nil when nothing is known
-	// of the user. Without it they are taken from the record. An error ends Run.
+	// of the user, and of a device without a user_id also when others than its Owner may be meant. Without it they are taken from the record. An error ends Run.
 	Current func(project, userID, deviceID string) (properties, builtins []byte, err error) `json:"-"`
+	// Owner gives the user_id of the first and only user of a device, "" when there is none: to them belongs, for dead letters
+	// that are tried again, what the device did before anybody had logged in there. Without it that is nobody's.
+	Owner func(project, deviceID string) (userID string, err error) `json:"-"`
 	// Marked says by its sequence whether a relayed record gets Relay.Mark; nil = all do. It
 	// must say the same each time it is asked.
 	Marked func(seq uint64) bool `json:"-"`

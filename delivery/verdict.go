@@ -26,7 +26,7 @@ const (
 	refused                  // will never be accepted as it is
 	retry                    // the destination failed, now
 	split                    // something in the request is refused, and it is not said what
-	forbidden                // 403: wrong keys or refused data, only the region endpoint can tell
+	forbidden                // wrong keys or endpoint, or refused data: only questions without data can tell
 	blocked                  // keys, region or endpoint are wrong: a person must mend it
 	sifted                   // nothing of the request was taken; some of it is named, the rest may be sent again at once
 )
@@ -114,6 +114,16 @@ func read(n int, a answer, now time.Time) reading {
 	}
 	// 5xx; and any 4xx that is not in Customer.io's shape: some proxy's opinion.
 	return reading{verdict: retry, reason: code, wait: wait}
+}
+
+// readOfPerson corrects what read says of a request of v1, whose path names the person: then it may be this one that is not
+// found, as where something on the way takes %2F for a slash. One person must not block all others; an address that
+// is wrong must, and for that a question without anybody is asked, as after a 403.
+func readOfPerson(r reading, a answer) reading {
+	if a.err == nil && r.verdict == blocked && (a.status == http.StatusNotFound || a.status == http.StatusMethodNotAllowed) {
+		r.verdict, r.refusal = forbidden, readRefusal(a)
+	}
+	return r
 }
 
 // readAccepted reads a 2xx. 200 has "{}"; 207 lists the operations that were

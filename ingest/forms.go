@@ -52,7 +52,7 @@ func (h *Handler) serveOldHTTPAPI(w http.ResponseWriter, r *http.Request) *refus
 		refused := j.request.parse(j.body, "events", h.limits.events)
 		switch {
 		case refused == nil:
-			return h.storeEvents(w, r, j)
+			return h.storeParsed(w, r, j)
 		case refused.status == http.StatusRequestEntityTooLarge || refused.missingField == "options":
 			return refused // not of the old form; else that SDK would drop what it can send in halves
 		}

@@ -247,6 +247,10 @@ func (h *Handler) storeEvents(w http.ResponseWriter, r *http.Request, j *job) *r
 	if refused := j.request.parse(j.body, "events", h.limits.events); refused != nil {
 		return refused
 	}
+	return h.storeParsed(w, r, j)
+}
+
+func (h *Handler) storeParsed(w http.ResponseWriter, r *http.Request, j *job) *refusal {
 	stored, refused := h.store(r, j)
 	if refused != nil {
 		return refused

@@ -78,8 +78,10 @@ func TestBuiltinsOfAUser(t *testing.T) {
 			}
 		})
 	}
-	if got := after(t, `{"event_type":"revenue_amount","event_properties":{"$revenue":3}}`); got != `{"paying":true}` {
-		t.Errorf("the SDKs' revenue(): %s", got)
+	for _, event := range revenueEvents {
+		if got := after(t, `{"event_type":"`+event+`","event_properties":{"$revenue":3}}`); got != `{"paying":true}` {
+			t.Errorf("the SDKs' revenue(): %s", got)
+		}
 	}
 	if got := after(t, `{"event_type":"Other","event_properties":{"$revenue":3}}`); got != `{}` {
 		t.Errorf("a property of that name: %s", got)

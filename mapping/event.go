@@ -191,7 +191,7 @@ func ParseEvent(raw []byte) (Event, []Problem) {
 		own.set(builtinVersion, versionName)
 	}
 	e.Builtins = own.packed()
-	e.Pays = (sells || e.Type == "revenue_amount") && pays(raw)
+	e.Pays = (sells || slices.Contains(revenueEvents, e.Type)) && pays(raw)
 	if apiKey {
 		e.Raw = withoutMember(raw, "api_key")
 	}

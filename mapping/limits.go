@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"strconv"
+	"strings"
 )
 
 // Customer.io's limits, in bytes of UTF-8. What is beyond one is never cut: it is left out, or the operation is not sent.
@@ -88,6 +89,9 @@ const (
 	v1Anonymous = "/api/v1/events"
 	v1People    = "/api/v1/customers/"
 )
+
+// NamesPerson says whether a person stands in a path of Operation.Path.
+func NamesPerson(path string) bool { return strings.HasPrefix(path, v1People) }
 
 // appendV1 writes the body of an event for v1. data is its JSON object.
 func appendV1(dst []byte, action string, name []byte, id [16]byte, seconds int64, anonymous string, data []byte) []byte {

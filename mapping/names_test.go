@@ -158,13 +158,23 @@ func TestRevenue(t *testing.T) {
 		}
 	}
 	// Either name selects it; and so for where.
-	for _, name := range []string{"[Amplitude] Revenue", "revenue_amount", "[Amplitude] Rev*", "revenue_*"} {
-		for _, wire := range []string{"[Amplitude] Revenue", "revenue_amount"} {
+	for _, names := range [][2]string{
+		{"[Amplitude] Revenue", "revenue_amount"}, {"[Amplitude] Revenue (Verified)", "verified_revenue"}, {"[Amplitude] Revenue (Unverified)", "unverified_revenue"},
+		{"[Amplitude] Start Session", "session_start"}, {"[Amplitude] End Session", "session_end"},
+	} {
+		for _, name := range []string{names[0], names[1], strings.ReplaceAll(names[0], "Amplitude", "Ampl*"), names[1][:len(names[1])-2] + "*"} {
 			rules := compiled(t, func(s *Spec) {
 				s.Select = []SelectSpec{{Event: []string{name}, Where: []WhereSpec{{"event_type", "glob match", name}}}}
 			})
-			if d := mapped(t, rules, eventOf("u", "", wire, "{}"), nil); d.EventReason != "" {
-				t.Errorf("%s does not select %s", name, wire)
+			for _, wire := range names {
+				if d := mapped(t, rules, eventOf("u", "", wire, "{}"), nil); d.EventReason != "" {
+					t.Errorf("%s does not select %s", name, wire)
+				}
+			}
+			for _, wire := range []string{"verified", "revenue", "session"} {
+				if d := mapped(t, rules, eventOf("u", "", wire, "{}"), nil); d.EventReason == "" {
+					t.Errorf("%s selects %s", name, wire)
+				}
 			}
 		}
 	}

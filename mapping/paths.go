@@ -430,12 +430,18 @@ func member(object, name []byte) []byte {
 	return nil
 }
 
-// displayNames are the names under which Amplitude shows events that SDKs send by another one. Rules may use either.
+// displayNames are the names under which Amplitude shows events that have another one on the wire and in its APIs
+// (https://amplitude.com/docs/apis/analytics/dashboard-rest). Rules may use either.
 var displayNames = map[string]string{
-	"session_start":  "[Amplitude] Start Session",
-	"session_end":    "[Amplitude] End Session",
-	"revenue_amount": "[Amplitude] Revenue",
+	"session_start":      "[Amplitude] Start Session",
+	"session_end":        "[Amplitude] End Session",
+	"revenue_amount":     "[Amplitude] Revenue",
+	"verified_revenue":   "[Amplitude] Revenue (Verified)",
+	"unverified_revenue": "[Amplitude] Revenue (Unverified)",
 }
+
+// revenueEvents have their money in event_properties.
+var revenueEvents = []string{"revenue_amount", "verified_revenue", "unverified_revenue"}
 
 var wireNames = func() map[string]string {
 	m := make(map[string]string, len(displayNames))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"sync"
+	"unicode/utf8"
 )
 
 // The user property operations, in the order in which Amplitude applies those of one event (analytics-core and the Swift
@@ -72,6 +73,8 @@ func operationOf(quoted []byte) operation {
 //     is added or removed the property stays exactly as it is.
 //   - $preInsert and $postInsert compare values by type and worth: 1 is 1.0 but not "1". A value named twice goes in once.
 //   - $remove may leave an empty list; the property then is [].
+//   - Amplitude lets a list grow to 10,000 characters and truncates it there. So the values that stand behind these in the
+//     list's JSON are left out, each as a whole; a list that is longer already, by $set, grows no more.
 func ApplyOperations(properties, userProperties []byte) ([]byte, error) {
 	if len(properties) == 0 {
 		properties = []byte("{}")
@@ -355,7 +358,29 @@ func changeList(op operation, old, argument []byte) []byte {
 		}
 		list = appendCompact(list, element)
 	}
-	return append(list, ']')
+	list = append(list, ']')
+	if op != opRemove && len(list) > maxList {
+		return cutList(list, max(maxList, utf8.RuneCount(old)))
+	}
+	return list
+}
+
+// maxList is to how many characters of JSON the list operations let a list grow.
+// https://amplitude.com/docs/faq/limits
+const maxList = 10_000
+
+// cutList keeps the first elements of a compact list, at most so many characters with the brackets; nil where that is none.
+func cutList(list []byte, most int) []byte {
+	characters, end := len("[]"), len("[")
+	for w := walkList(list); w.next(); end = w.pos {
+		if characters += utf8.RuneCount(list[end:w.pos]); characters > most { // with the comma before it
+			break
+		}
+	}
+	if end == len("[") {
+		return nil
+	}
+	return append(list[:end], ']')
 }
 
 // elements of a list; a value that is none is its own only element, and nil has none.

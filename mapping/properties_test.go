@@ -2,7 +2,10 @@ package mapping
 
 import (
 	"bytes"
+	"slices"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -78,6 +81,45 @@ func TestApplyOperationsOnManyProperties(t *testing.T) {
 	got, err := ApplyOperations(before, change)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("got %s, %v\nwant %s", got, err, want)
+	}
+}
+
+// A list grows to 10,000 characters, of several bytes or of one, and what stands behind them is left out.
+func TestListsThatGrow(t *testing.T) {
+	for _, letter := range []string{"x", "é", "😀"} {
+		text := func(n int) string { return `"` + strings.Repeat(letter, n-2) + `"` }
+		list := func(lengths ...int) string { // of the elements, in characters
+			var all []string
+			for _, n := range lengths {
+				all = append(all, text(n))
+			}
+			return "[" + strings.Join(all, ",") + "]"
+		}
+		full := []int{1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000} // and 2 brackets, 9 commas; so 989 more
+		with := func(n ...int) string { return list(append(slices.Clone(full), n...)...) }
+		for _, test := range []struct{ name, before, change, want string }{
+			{"to the last character", with(), `{"$append":{"l":` + text(989) + `}}`, with(989)},
+			{"one more", with(), `{"$append":{"l":` + text(990) + `}}`, with()},
+			{"the first of several", with(), `{"$append":{"l":[1,` + text(988) + `,2]}}`, strings.TrimSuffix(with(), "]") + ",1]"},
+			{"in front", with(5), `{"$prepend":{"l":` + text(989) + `}}`, list(989, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000)},
+			{"in front, and the last falls off", with(), `{"$preInsert":{"l":` + text(1001) + `}}`, list(1001, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000)},
+			{"in front, nothing fits", with(), `{"$prepend":{"l":` + text(9999) + `}}`, with()},
+			{"nothing before it, nothing fits", "", `{"$postInsert":{"l":` + text(9999) + `}}`, ""},
+			{"nothing before it", "", `{"$append":{"l":` + text(9998) + `}}`, list(9998)},
+			{"longer already", with(1000, 1000), `{"$postInsert":{"l":1}}`, with(1000, 1000)},
+			{"longer, by $set", with(), `{"$set":{"l":` + with(1000) + `}}`, with(1000)},
+			{"longer, and less", with(1000, 1000), `{"$remove":{"l":` + text(1000) + `}}`, "[]"},
+		} {
+			object := func(l string) []byte {
+				if l == "" {
+					return []byte("{}")
+				}
+				return []byte(`{"l":` + l + `}`)
+			}
+			if got, err := ApplyOperations(object(test.before), []byte(test.change)); err != nil || string(got) != string(object(test.want)) {
+				t.Errorf("%s, %s: %d characters (%v), want %d", letter, test.name, utf8.RuneCount(got), err, utf8.RuneCountInString(test.want)+6)
+			}
+		}
 	}
 }
 

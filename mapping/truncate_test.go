@@ -61,17 +61,17 @@ func FuzzCutTexts(f *testing.F) {
 		if len(CutTexts(cut)) != len(cut) {
 			t.Fatal("cut twice")
 		}
-		var got struct{ P []string }
+		// Not into a struct: text may be "P", and encoding/json takes that for p.
+		got, all := map[string]any{}, map[string]any{}
 		if err := json.Unmarshal(cut, &got); err != nil {
 			t.Fatalf("%v: %q", err, cut)
 		}
-		var all struct{ P []string }
 		if err := json.Unmarshal(e.Raw, &all); err != nil {
 			t.Fatal(err)
 		}
-		whole := []rune(all.P[1])
-		if string(whole[:min(len(whole), 1024)]) != got.P[1] {
-			t.Fatalf("%d characters became %d", len(whole), len([]rune(got.P[1])))
+		whole, kept := []rune(all["p"].([]any)[1].(string)), got["p"].([]any)[1].(string)
+		if string(whole[:min(len(whole), 1024)]) != kept {
+			t.Fatalf("%d characters became %d", len(whole), len([]rune(kept)))
 		}
 	})
 }
