@@ -25,18 +25,23 @@ type request struct {
 	minIDLength int      // characters
 	uploaded    int64    // client_upload_time, ms since 1970 UTC; 0 = absent or no time
 
-	deep  []bool     // by item: nests deeper than maxDepth
-	event itemReader // of the items; nil = they are events
+	deep []bool // by item: nests deeper than maxDepth
+	// By item, where they are events: what was seen of them when they were cut out.
+	outlines []mapping.Outline
+	outliner mapping.Outliner
+	event    itemReader // of the items; nil = they are events
 }
 
 func (q *request) reset() {
 	clear(q.items)
-	*q = request{key: q.key[:0], items: q.items[:0], deep: q.deep[:0], minIDLength: defaultMinIDLength}
+	q.outliner.Reset()
+	*q = request{key: q.key[:0], items: q.items[:0], deep: q.deep[:0], outlines: q.outlines[:0], outliner: q.outliner, minIDLength: defaultMinIDLength}
 }
 
 // parse cuts body, a JSON object, into its members and the array named list into its items, in
 // one pass. Around the items it is strict: names occur once, values are valid JSON in UTF-8.
-// Of an item it only finds the end; parseEvents looks inside.
+// Of an item it only finds the end; parseEvents looks inside. Events are outlined on the way, so
+// that this is all that is left to do.
 func (q *request) parse(body []byte, list string, maxItems int) *refusal {
 	q.reset()
 	c := cutter{b: body}
@@ -155,7 +160,7 @@ func (q *request) cutItems(c *cutter, maxItems int, single bool) (many, ok bool)
 	if !c.take('[') {
 		value, depth := c.value()
 		if single && len(value) > 0 && value[0] == '{' {
-			q.items, q.deep = append(q.items, value), append(q.deep, depth > maxDepth)
+			q.items, q.deep, q.outlines = append(q.items, value), append(q.deep, depth > maxDepth), append(q.outlines, mapping.Outline{})
 			return false, true
 		}
 		return false, validValue(value, depth)
@@ -165,12 +170,20 @@ func (q *request) cutItems(c *cutter, maxItems int, single bool) (many, ok bool)
 		return false, true
 	}
 	for {
-		value, depth := c.value()
+		var outline mapping.Outline
+		var value []byte
+		depth := 0
+		if !single && len(q.items) < maxItems {
+			outline, value = q.outline(c)
+		}
+		if value == nil {
+			value, depth = c.value()
+		}
 		if len(value) == 0 {
 			return false, false
 		}
 		if len(q.items) < maxItems {
-			q.items, q.deep = append(q.items, value), append(q.deep, depth > maxDepth)
+			q.items, q.deep, q.outlines = append(q.items, value), append(q.deep, depth > maxDepth), append(q.outlines, outline)
 		} else {
 			many = true
 		}
@@ -183,6 +196,17 @@ func (q *request) cutItems(c *cutter, maxItems int, single bool) (many, ok bool)
 		}
 		c.space()
 	}
+}
+
+// outline takes the event at c when it is one that can be outlined, else nothing.
+func (q *request) outline(c *cutter) (mapping.Outline, []byte) {
+	o, n := q.outliner.Outline(c.b[c.i:])
+	if !o.Read() {
+		return o, nil
+	}
+	value := c.b[c.i : c.i+n : c.i+n]
+	c.i += n
+	return o, value
 }
 
 // parseOptions reads the only documented option. A wrong type is refused: who sets the option
@@ -237,10 +261,13 @@ func (j *job) parseEvents() *refusal {
 			continue
 		}
 		var wrong []mapping.Problem
+		outline := mapping.Outline{}
 		if q.event != nil {
 			item, wrong = q.event(item)
+		} else {
+			outline = q.outlines[i]
 		}
-		event, problems := mapping.ParseEvent(item)
+		event, problems := q.outliner.Event(item, outline)
 		if wrong != nil {
 			problems = wrong
 		}
@@ -256,8 +283,10 @@ func (j *job) parseEvents() *refusal {
 			}
 		}
 		if problems == nil {
-			if cut := mapping.CutTexts(event.Raw); len(cut) != len(event.Raw) {
-				event, _ = mapping.ParseEvent(cut) // as right as before
+			if !outline.Short() {
+				if cut := mapping.CutTexts(event.Raw); len(cut) != len(event.Raw) {
+					event, _ = mapping.ParseEvent(cut) // as right as before
+				}
 			}
 			checkIDs(&event, i, q.minIDLength, refused)
 		}

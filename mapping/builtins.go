@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 )
 
 // The built-in properties of a user: what events say beside their user_properties. Amplitude keeps them with the user as
@@ -139,7 +140,10 @@ func (s *builtinSet) set(number int, value []byte) {
 }
 
 // packed is nil when there is none. One allocation.
-func (s *builtinSet) packed() []byte {
+func (s *builtinSet) packed() []byte { return s.packedInto(nil) }
+
+// packedInto is packed, but appended to *into when that is given.
+func (s *builtinSet) packedInto(into *[]byte) []byte {
 	size := 0
 	for _, value := range s {
 		if value != nil {
@@ -149,7 +153,13 @@ func (s *builtinSet) packed() []byte {
 	if size == 0 {
 		return nil
 	}
-	return s.pack(make([]byte, 0, size))
+	if into == nil {
+		return s.pack(make([]byte, 0, size))
+	}
+	*into = slices.Grow(*into, size)
+	start := len(*into)
+	*into = s.pack(*into)
+	return (*into)[start:len(*into):len(*into)]
 }
 
 // overlay lets what an event says become part of s, by the rules of the groups.

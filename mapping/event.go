@@ -74,59 +74,87 @@ const maxDepth = 40
 //
 // How long an ID must be, and which values are no IDs, is not decided here.
 func ParseEvent(raw []byte) (Event, []Problem) {
-	raw = repairSurrogates(trimSpace(raw))
+	s := outliners.Get().(*Outliner)
+	defer outliners.Put(s)
+	s.Reset()
+	trimmed := trimSpace(raw)
+	if o, end := s.Outline(trimmed); o.read && end == len(trimmed) {
+		return readEvent(trimmed, s.members[o.from:o.to], nil)
+	}
+	return s.parseThoroughly(trimmed)
+}
+
+// parseThoroughly is ParseEvent for what an Outliner does not read.
+func (s *Outliner) parseThoroughly(raw []byte) (Event, []Problem) {
+	raw = repairSurrogates(raw)
 	if len(raw) == 0 || raw[0] != '{' {
 		return Event{}, []Problem{{Detail: "the event is not a JSON object"}}
 	}
 	if err := check(raw); err != nil {
 		return Event{}, []Problem{syntaxProblem(err)}
 	}
+	var problems []Problem
+	deep := nestsDeeper(raw, maxDepth+1)
+	s.members = s.members[:0]
+	for w := walkObject(raw); w.next(); {
+		if deep && nestsDeeper(w.value, maxDepth) {
+			problems = append(problems, Problem{Field: fieldName(w.name), Detail: "nests deeper than 40 levels"})
+		}
+		name, value := w.pos-len(w.value), w.pos
+		// The name's place is told by its capacity: both are slices of raw.
+		at := cap(raw) - cap(w.name)
+		s.members = append(s.members, memberPlace{int32(at), int32(at + len(w.name)), int32(name), int32(value)})
+	}
+	e, more := readEvent(raw, s.members, nil)
+	if problems = append(problems, more...); problems != nil {
+		return Event{}, problems
+	}
+	return e, nil
+}
+
+// readEvent makes an event of JSON that has been checked, whose members are given. Its built-in properties are appended
+// to packed, when that is not nil.
+func readEvent(raw []byte, members []memberPlace, packed *[]byte) (Event, []Problem) {
 	e := Event{Raw: raw}
 	var problems []Problem
 	invalid := func(field, detail string) {
 		problems = append(problems, Problem{Field: field, Detail: detail})
 	}
-	if nestsDeeper(raw, maxDepth+1) {
-		for w := walkObject(raw); w.next(); {
-			if nestsDeeper(w.value, maxDepth) {
-				invalid(fieldName(w.name), "nests deeper than 40 levels")
-			}
-		}
-	}
-	var uuid string
+	var texts eventTexts
 	var timestamp int64
 	typed, apiKey, sells := true, false, false
 	var own builtinSet
 	var versionName []byte
-	for w := walkObject(raw); w.next(); {
-		if isNull(w.value) {
+	for _, m := range members {
+		value := raw[m.value:m.valueEnd:m.valueEnd]
+		if isNull(value) {
 			continue
 		}
-		name := plainText(w.name)
+		name := plainText(raw[m.name:m.nameEnd])
 		switch string(name) {
 		case "event_type":
-			if w.value[0] != '"' {
+			if value[0] != '"' {
 				invalid("event_type", "must be a string")
 				typed = false
 				continue
 			}
-			e.Type = string(plainText(w.value))
+			texts.eventType = plainText(value)
 		case "user_id", "device_id", "insert_id":
-			text, ok := textOrDigits(w.value)
+			text, ok := idText(value)
 			switch {
 			case !ok:
 				invalid(string(name), "must be a string")
 			case name[0] == 'u':
-				e.UserID = text
+				texts.user = text
 			case name[0] == 'd':
-				e.DeviceID = text
+				texts.device = text
 			default:
-				e.InsertID = text
+				texts.insert = text
 			}
 		case "uuid":
-			uuid, _ = textOrDigits(w.value)
+			texts.uuid, _ = idText(value)
 		case "time":
-			ms, ok := wholeNumber(w.value)
+			ms, ok := wholeNumber(value)
 			if !ok || ms < 0 {
 				invalid("time", "must be a whole number of milliseconds since 1970")
 				continue
@@ -134,68 +162,87 @@ func ParseEvent(raw []byte) (Event, []Problem) {
 			e.Time = ms
 		case "timestamp":
 			// Not a field of the HTTP V2 page: anything but the legacy SDKs' milliseconds is somebody's own field.
-			if ms, ok := wholeNumber(w.value); ok && ms > 0 {
+			if ms, ok := wholeNumber(value); ok && ms > 0 {
 				timestamp = ms
 			}
 		case "user_properties":
 			switch {
-			case !isObject(w.value):
+			case !isObject(value):
 				invalid("user_properties", "must be an object")
-			case w.value[0] == '{' && hasMembers(w.value):
-				e.UserProperties = w.value
+			case value[0] == '{' && hasMembers(value):
+				e.UserProperties = value
 			}
 		case "event_properties", "groups", "group_properties":
-			if !isObject(w.value) {
+			if !isObject(value) {
 				invalid(string(name), "must be an object")
 			}
 		case "$skip_user_properties_sync":
-			if w.value[0] != 't' && w.value[0] != 'f' {
+			if value[0] != 't' && value[0] != 'f' {
 				invalid(string(name), "must be true or false")
 			}
-			e.SkipUserPropertiesSync = w.value[0] == 't'
+			e.SkipUserPropertiesSync = value[0] == 't'
 		case "api_key":
 			apiKey = true
 		case "library":
-			if w.value[0] == '[' {
+			if value[0] == '[' {
 				invalid("library", "must be a string")
 			}
+		case "version_name":
+			if value[0] == '{' || value[0] == '[' {
+				invalid("version_name", "must be a single value")
+			}
+			versionName = value
 		default:
-			if (w.value[0] == '{' || w.value[0] == '[') && slices.Contains(singleValued, string(name)) {
+			if (value[0] == '{' || value[0] == '[') && slices.Contains(singleValued, string(name)) {
 				invalid(string(name), "must be a single value")
 			}
 			switch string(name) {
-			case "version_name":
-				versionName = w.value
 			case "price", "revenue":
 				sells = true
 			default:
 				if number := builtinNumber(name); number != noBuiltin {
-					own.set(number, w.value)
+					own.set(number, value)
 				}
 			}
 		}
 	}
-	if typed && strings.TrimSpace(e.Type) == "" {
+	if typed && len(bytes.TrimSpace(texts.eventType)) == 0 {
 		problems = append(problems, Problem{Field: "event_type", Missing: true, Detail: "is required"})
 	}
 	if problems != nil {
 		return Event{}, problems
 	}
-	if e.InsertID == "" {
-		e.InsertID = uuid
-	}
+	texts.copyTo(&e)
 	if e.Time == 0 {
 		e.Time = timestamp
 	}
 	if own[builtinVersion] == nil && versionName != nil {
 		own.set(builtinVersion, versionName)
 	}
-	e.Builtins = own.packed()
+	e.Builtins = own.packedInto(packed)
 	e.Pays = (sells || slices.Contains(revenueEvents, e.Type)) && pays(raw)
 	if apiKey {
 		e.Raw = withoutMember(raw, "api_key")
 	}
 	return e, nil
+}
+
+// eventTexts are those of an event that are kept as strings.
+type eventTexts struct{ eventType, user, device, insert, uuid []byte }
+
+// copyTo makes one string of all texts: four of them for each event would be most of what a request allocates.
+func (t *eventTexts) copyTo(e *Event) {
+	if len(t.insert) == 0 {
+		t.insert = t.uuid
+	}
+	var few [256]byte
+	all := append(append(append(append(few[:0], t.eventType...), t.user...), t.device...), t.insert...)
+	rest := string(all)
+	cut := func(n int) (text string) {
+		text, rest = rest[:n], rest[n:]
+		return text
+	}
+	e.Type, e.UserID, e.DeviceID, e.InsertID = cut(len(t.eventType)), cut(len(t.user)), cut(len(t.device)), cut(len(t.insert))
 }
 
 // singleValued are the fields of the HTTP V2 page that hold one value and are read by nothing above.
@@ -269,13 +316,19 @@ func fieldName(quoted []byte) string {
 
 // textOrDigits reads a string, or a number as its digits.
 func textOrDigits(value []byte) (string, bool) {
+	text, ok := idText(value)
+	return string(text), ok
+}
+
+// idText is textOrDigits, but may alias value.
+func idText(value []byte) ([]byte, bool) {
 	switch c := value[0]; {
 	case c == '"':
-		return string(plainText(value)), true
+		return plainText(value), true
 	case c == '-' || isDigit(c):
-		return string(numberText(value)), true
+		return numberText(value), true
 	}
-	return "", false
+	return nil, false
 }
 
 func wholeNumber(value []byte) (int64, bool) {

@@ -218,9 +218,9 @@ var bugs = []bug{{
 	name: "bad-event-dropped", trial: "malformed requests",
 	what: "an event that is wrong is left out in silence, and the request answered 200",
 	file: "ingest/request.go",
-	old: `		event, problems := mapping.ParseEvent(item)
+	old: `		event, problems := q.outliner.Event(item, outline)
 `,
-	new: `		event, problems := mapping.ParseEvent(item)
+	new: `		event, problems := q.outliner.Event(item, outline)
 		if planted.Is("bad-event-dropped") && problems != nil {
 			continue
 		}
