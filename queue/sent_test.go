@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Whatever is kept in memory of what was sent: it says what a file alone would say, over
@@ -93,11 +94,12 @@ func TestEveryWaitingClaimGetsALane(t *testing.T) {
 // A reader that keeps its file open has one at a time, and none at the end; one that is
 // deleted under its hands is as gone as for any other.
 func TestAReaderThatKeepsItsFile(t *testing.T) {
-	dir := quickDir(t)
-	h, cs := mustOpen(t, small(dir))
+	o := small(quickDir(t))
+	o.Keep, o.KeepBytes = time.Hour, 1<<30 // nobody holds them
+	h, cs := mustOpen(t, o)
 	h.fill("app", 2000, 1000)
 	h.close(cs)
-	h, cs = mustOpen(t, small(dir)) // so that nothing is read from memory
+	h, cs = mustOpen(t, o) // so that nothing is read from memory
 	defer h.close(cs)
 	h.log.mu.Lock()
 	files := append([]*logFile(nil), h.log.files...)
