@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,7 +46,8 @@ type batch struct {
 type taken struct {
 	claim   *queue.Claim
 	parts   []part
-	people  map[string]*person // by identifier key; the claim holds them
+	first   person             // the first identifier, which is the only one as a rule; the claim holds them all
+	others  map[string]*person // by identifier key
 	stopped bool               // one operation must wait: none after it may be sent in this batch
 	settled bool
 
@@ -56,6 +58,7 @@ type taken struct {
 
 // person is an identifier in a claim.
 type person struct {
+	key        string
 	sent       []byte // what it will have been sent after the parts so far
 	identified bool   // there is an identify among them
 }
@@ -81,7 +84,7 @@ type operation struct {
 	path    string // where it goes alone; "" = into a batch
 	verdict verdict
 	refused []refusal // of refused
-	answer  reading   // of retry and forbidden
+	answer  *reading  // of retry and forbidden
 }
 
 // fill adds claims to the batch until it is full or no lane is due; first may be
@@ -145,11 +148,12 @@ func (s *Sync) fill(b *batch, first *queue.Claim) {
 // add maps the records of a claim, as many as fit; the rest goes back to the head
 // of its lane, or all of it, and then add returns nil.
 func (s *Sync) add(b *batch, claim *queue.Claim) *taken {
-	t := &taken{claim: claim, people: map[string]*person{}, failedBefore: claim.Attempts() > 0}
+	t := &taken{claim: claim, failedBefore: claim.Attempts() > 0}
 	if most := s.throttles.most(claim.Lane()); most < len(claim.Records()) {
 		claim.Trim(most)
 	}
 	records := claim.Records()
+	t.parts = make([]part, 0, min(len(records), 64))
 	for i := range records {
 		p, fits := s.part(b, t, i)
 		if !fits {
@@ -176,15 +180,15 @@ func (s *Sync) part(b *batch, t *taken, i int) (p part, fits bool) {
 	}
 	var who *person
 	p, held, err := s.to.plan(&t.claim.Records()[i], repeat, func(key string) (sent []byte, held bool, err error) {
-		if who = t.people[key]; who == nil {
+		if who = t.person(key); who == nil {
 			if !t.claim.Hold(key) {
 				return nil, false, nil
 			}
-			who = &person{}
-			if who.sent, err = t.claim.Sent(key); err != nil {
+			sent, err := t.claim.Sent(key)
+			if err != nil {
 				return nil, false, err
 			}
-			t.people[key] = who
+			who = t.meet(key, sent)
 		}
 		return who.sent, true, nil
 	})
@@ -232,31 +236,59 @@ func (s *Sync) part(b *batch, t *taken, i int) (p part, fits bool) {
 	return p, true
 }
 
+// person is the one of an identifier that the claim holds; nil = it does not yet.
+func (t *taken) person(key string) *person {
+	if t.first.key == key {
+		return &t.first
+	}
+	return t.others[key]
+}
+
+func (t *taken) meet(key string, sent []byte) *person {
+	if t.first.key == "" {
+		t.first = person{key: key, sent: sent}
+		return &t.first
+	}
+	if t.others == nil {
+		t.others = map[string]*person{}
+	}
+	t.others[key] = &person{key: key, sent: sent}
+	return t.others[key]
+}
+
 // plan maps one record to its operations: the one place that makes them. earlier gives
 // what an identifier was sent before, or says that it is not to be had now (held); an
 // error is the ledger's.
 func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (sent []byte, held bool, err error)) (p part, held bool, err error) {
 	p.seq, p.again = q.Seq, repeat
-	r := mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
+	memory := planned.Get().(*mapping.Record)
+	defer func() {
+		*memory = mapping.Record{} // what is kept of a record does not alias it
+		planned.Put(memory)
+	}()
+	r := memory
+	*r = mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
 	if err := r.DecodeBody(q.Body); err != nil {
 		p.unreadable = &refusal{Reason: "unreadable_record", Message: clip(err.Error())}
 		return p, true, nil
 	}
-	if s.rules.Waits(&r) {
+	if s.rules.Waits(r) {
 		p.behind = mapping.LaneOfDevice(r.DeviceID)
 	}
 	now := r
 	if p.again != nil {
-		if now, err = s.current(r); err != nil {
+		current, err := s.current(*r)
+		if err != nil {
 			return p, false, err
 		}
+		now = &current
 	}
-	id, reason := s.rules.Identifier(&now)
+	id, reason := s.rules.Identifier(now)
 	if reason != "" && p.again != nil {
-		id, reason = s.rules.Identifier(&r)
+		id, reason = s.rules.Identifier(r)
 	}
 	if reason != "" {
-		p.decision = s.rules.NoIdentifier(&r, reason)
+		p.decision = s.rules.NoIdentifier(r, reason)
 		if err = p.decision.Damaged; p.again != nil {
 			p.again.keep(&p.decision)
 		}
@@ -267,22 +299,28 @@ func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (se
 			return p, false, failed
 		}
 		if p.again != nil {
-			p.decision, err = p.again.decide(s.rules, &r, &now, id, sent)
+			p.decision, err = p.again.decide(s.rules, r, now, id, sent)
 		} else {
-			p.decision, err = s.rules.Map(&r, id, sent)
+			p.decision, err = s.rules.Map(r, id, sent)
 		}
 	}
 	if err != nil {
 		p.unreadable = &refusal{Reason: "not_mappable", Message: clip(err.Error())}
 		return p, true, nil
 	}
-	late := p.again == nil && s.late(&r)
+	late := p.again == nil && s.late(r)
 	if late && s.o.LatePolicy == LateFilter {
 		withoutEvent(&p.decision)
 	}
+	n := len(p.decision.Operations)
+	if n > 0 {
+		p.operations = make([]*operation, 0, n)
+	}
+	ops := make([]operation, n)
 	for i := range p.decision.Operations {
 		o := &p.decision.Operations[i]
-		op := &operation{action: o.Action, body: o.Body, path: o.Path(), origin: origin{r.Seq, r.Received, cmp.Or(r.UserID, r.DeviceID)}}
+		op := &ops[i]
+		*op = operation{action: o.Action, body: o.Body, path: o.Path(), origin: origin{r.Seq, r.Received, cmp.Or(r.UserID, r.DeviceID)}}
 		p.operations = append(p.operations, op)
 		if why := s.unsendable(o, late); why != nil {
 			op.verdict, op.refused, op.body = refused, []refusal{*why}, nil
@@ -290,6 +328,9 @@ func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (se
 	}
 	return p, true, nil
 }
+
+// planned are records that plan reads into: they would be a third of what it allocates.
+var planned = sync.Pool{New: func() any { return new(mapping.Record) }}
 
 // unsendable is why an operation is refused without being sent; nil when it is not.
 func (s *Sync) unsendable(o *mapping.Operation, late bool) *refusal {

@@ -234,7 +234,7 @@ func (s *Sync) interpretForbidden(ctx context.Context) verdict {
 // postpone marks operations that must wait, and with each the rest of its lane.
 func postpone(operations []*operation, r reading) {
 	for _, o := range operations {
-		o.verdict, o.answer = r.verdict, r
+		o.verdict, o.answer = r.verdict, &r
 		o.of.stopped = true
 	}
 }

@@ -3,6 +3,7 @@ package delivery
 import (
 	"encoding/json"
 	"log/slog"
+	"strings"
 	"time"
 
 	"ampcio/logbook"
@@ -75,9 +76,16 @@ func (s *Sync) outcome(p *part, tries string) queue.Outcome {
 	}
 	d := &p.decision
 	var out queue.Outcome
-	event, user := "event/filtered/"+d.EventReason, "user/"+d.UserReason
-	if d.UserReason == "" {
-		user = "" // there is an identify, or a relay knows of none
+	event, user := "event/filtered/", "" // no user: there is an identify, or a relay knows of none
+	if d.EventReason != "" {
+		event += d.EventReason
+	}
+	switch d.UserReason {
+	case "":
+	case "unchanged": // most of them
+		user = "user/unchanged"
+	default:
+		user = "user/" + d.UserReason
 	}
 	if p.again != nil { // what was delivered the first time has been counted then
 		tries = "record/after_retry"
@@ -89,18 +97,16 @@ func (s *Sync) outcome(p *part, tries string) queue.Outcome {
 		}
 	}
 	for _, o := range p.operations {
-		tally := "event"
+		tally := "event/delivered"
 		if o.action == "identify" {
-			tally = "user"
+			tally = "user/delivered"
 		}
 		if o.verdict == refused {
 			reason := o.refused[0].Reason
-			tally += "/dead/" + reason
+			tally = strings.TrimSuffix(tally, "delivered") + "dead/" + reason
 			if out.Reason == "" {
 				out.Reason = reason
 			}
-		} else {
-			tally += "/delivered"
 		}
 		if o.action == "identify" {
 			user = tally

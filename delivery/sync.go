@@ -319,11 +319,13 @@ func (s *Sync) deliver(ctx context.Context, p pass, first *queue.Claim, ledger *
 		}
 	}
 	s.inLedger(ledger, func() {
-		for _, t := range b.taken {
-			if !t.settled {
-				s.settle(t)
+		s.source.Together(func() {
+			for _, t := range b.taken {
+				if !t.settled {
+					s.settle(t)
+				}
 			}
-		}
+		})
 	})
 	if b.alone {
 		s.culprits.leave()

@@ -143,6 +143,7 @@ func (c *Consumer) takeChanges(roomy bool) *changes {
 		}
 	}
 	c.sentNew, c.sentWriting = map[string][]byte{}, ch.sent
+	c.sentKnown.moved++
 	c.forget, c.forgetting = false, ch.forget
 	c.deadNew, c.deadGone, c.deadGoing = map[uint64][]byte{}, map[uint64]bool{}, ch.deadGone
 	c.side.gone, c.side.going = map[laneKey]map[uint64]bool{}, ch.gone
@@ -152,7 +153,8 @@ func (c *Consumer) takeChanges(roomy bool) *changes {
 	for k := range left {
 		c.side.changed[k] = true
 	}
-	c.changed, c.changedBytes, c.noted = false, 0, nil
+	c.changed, c.changedBytes = false, 0
+	c.noted, c.notedNext = c.notedNext, nil
 	return ch
 }
 
@@ -217,6 +219,7 @@ func without(runs []run, ords []uint64) (rest []run) {
 func (c *Consumer) written(ch *changes) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.sentKnown.written(ch.sent, ch.forget)
 	c.sentWriting, c.forgetting, c.deadGoing, c.side.going = nil, false, nil, nil
 	c.durable = ch.counted
 	inFile := map[string]map[*entry]bool{}

@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/klauspost/compress/s2"
 )
@@ -46,6 +47,22 @@ type Chunk struct {
 	raw   []byte // the records as recordBytes wrote them
 
 	forgotten *tombstones // those of whom Records tells nothing
+	inflated  bool        // raw was made by openChunk, for this reader alone
+}
+
+// inflatedMost bounds the memory of a chunk that is kept for another.
+const inflatedMost = 1 << 20
+
+var inflated sync.Pool // of *[]byte
+
+// done gives the chunk's memory to the next one that is read from a file: for the one who
+// has read it, and has kept nothing that aliases it.
+func (c *Chunk) done() {
+	if c.inflated && cap(c.raw) <= inflatedMost {
+		raw := c.raw
+		inflated.Put(&raw)
+	}
+	c.raw, c.Count, c.inflated = nil, 0, false
 }
 
 // Last is the sequence of the chunk's last record.
@@ -194,7 +211,12 @@ func openChunk(first uint64, v []byte) (*Chunk, error) {
 	if err != nil || n > maxChunkBytes || c.Count == 0 {
 		return nil, fmt.Errorf("chunk %d: length: %w", first, ErrDamaged)
 	}
-	if c.raw, err = s2.Decode(nil, d.b); err != nil {
+	var room []byte
+	if kept, ok := inflated.Get().(*[]byte); ok {
+		room = (*kept)[:cap(*kept)]
+	}
+	c.inflated = true
+	if c.raw, err = s2.Decode(room, d.b); err != nil {
 		return nil, fmt.Errorf("chunk %d: %w: %w", first, err, ErrDamaged)
 	}
 	if err := checkRecords(c.raw, c.Count); err != nil {

@@ -46,10 +46,11 @@ func (c *Consumer) Claim(ctx context.Context) (*Claim, error) {
 	for {
 		c.mu.Lock()
 		l, next := c.claimLane()
-		woken := c.woken
 		if l == nil {
 			c.idle++
 			c.makeRoomIfCrowded()
+		} else {
+			c.passOn()
 		}
 		c.mu.Unlock()
 		if l != nil {
@@ -58,7 +59,7 @@ func (c *Consumer) Claim(ctx context.Context) (*Claim, error) {
 			}
 			continue
 		}
-		err := c.pause(ctx, woken, next)
+		err := c.pause(ctx, next)
 		c.mu.Lock()
 		c.idle--
 		c.mu.Unlock()
@@ -69,7 +70,7 @@ func (c *Consumer) Claim(ctx context.Context) (*Claim, error) {
 }
 
 // pause waits for something to become ready, at the latest until next.
-func (c *Consumer) pause(ctx context.Context, woken <-chan struct{}, next time.Time) error {
+func (c *Consumer) pause(ctx context.Context, next time.Time) error {
 	var due <-chan time.Time
 	if !next.IsZero() {
 		t := time.NewTimer(time.Until(next))
@@ -79,7 +80,7 @@ func (c *Consumer) pause(ctx context.Context, woken <-chan struct{}, next time.T
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-woken:
+	case <-c.ready:
 	case <-due:
 	}
 	return nil

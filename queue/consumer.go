@@ -43,8 +43,10 @@ type Consumer struct {
 	away   *SetAside // the ledger that was damaged at open
 
 	mu    sync.Mutex
-	woken chan struct{} // closed when a lane may have become ready
-	room  chan struct{} // closed when the window has shrunk
+	ready chan struct{} // has an element when a lane may have become ready: one Claim that waits looks, and passes it on
+	woken bell          // something has ended
+	room  bell          // the window has shrunk
+	quiet int           // calls of Together: what they end is told at the end of each
 	dirty chan struct{} // has an element when there is something to write
 	haste chan struct{} // has an element when there is much to write
 	lanes lanes
@@ -82,6 +84,7 @@ type Consumer struct {
 	changedBytes int64
 	sentNew      map[string][]byte
 	sentWriting  map[string][]byte // what the running checkpoint writes
+	sentKnown    sentCache         // what the file has of those that were asked for of late
 	full         string            // why the last checkpoint found no space; then nothing is claimed
 	// What identifiers were sent before sentNew, or before sentWriting, counts no more.
 	forget, forgetting bool
@@ -91,6 +94,7 @@ type Consumer struct {
 	retriesNew         map[string]bool
 	talliesNew         map[string]bool
 	noted              []Ended // what has ended since the last checkpoint: for the history
+	notedNext          []Ended // memory for what ends during a checkpoint
 	failed             error   // why Run ends
 
 	using     sync.RWMutex // of db and file, which change when the ledger is written anew
@@ -115,7 +119,7 @@ func newConsumer(l *Log, o ConsumerOptions) *Consumer {
 	return &Consumer{
 		history: newHistory(historyFolder(l.o.Dir, o.Name), o.Now, l.historyMost),
 		log:     l, o: o, lanes: newLanes(),
-		woken: make(chan struct{}), room: make(chan struct{}), dirty: make(chan struct{}, 1), haste: make(chan struct{}, 1),
+		ready: make(chan struct{}, 1), dirty: make(chan struct{}, 1), haste: make(chan struct{}, 1),
 		retries: map[string]retryState{}, tallies: map[string]Count{},
 		sentNew: map[string][]byte{}, retriesNew: map[string]bool{}, talliesNew: map[string]bool{},
 		deadNew: map[uint64][]byte{}, deadGone: map[uint64]bool{}, side: newSideplace(),
@@ -386,6 +390,8 @@ func (c *Consumer) readOn(ctx context.Context) error {
 	c.reread = stop
 	r, epoch := c.log.Reader(c.read), c.epoch
 	c.mu.Unlock()
+	r.keeps = true
+	defer r.Close()
 	for {
 		if c.waitForRoom(ctx) != nil {
 			return nil
@@ -395,7 +401,9 @@ func (c *Consumer) readOn(ctx context.Context) error {
 			return nil
 		}
 		if err == nil {
-			err = c.take(chunk, epoch)
+			if err = c.take(chunk, epoch); chunk.inflated {
+				chunk.done() // what the window holds are copies
+			}
 		}
 		if err != nil {
 			return err
@@ -407,11 +415,12 @@ func (c *Consumer) waitForRoom(ctx context.Context) error {
 	for {
 		c.mu.Lock()
 		roomy := !c.crowded() || c.relieve()
-		room := c.room
-		c.mu.Unlock()
 		if roomy {
+			c.mu.Unlock()
 			return ctx.Err()
 		}
+		room := c.room.wait()
+		c.mu.Unlock()
 		select {
 		case <-room:
 		case <-ctx.Done():
@@ -435,6 +444,10 @@ func (c *Consumer) sent(identifier string) (v []byte, err error) {
 		v, ok = c.sentWriting[identifier]
 		ok = ok || c.forgetting
 	}
+	if !ok {
+		v, ok = c.sentKnown.get(identifier)
+	}
+	moved := c.sentKnown.moved
 	c.mu.Unlock()
 	if ok {
 		return v, nil
@@ -455,6 +468,11 @@ func (c *Consumer) sent(identifier string) (v []byte, err error) {
 	case err != nil:
 		return nil, fmt.Errorf("sync %s: read what was sent: %w", c.o.Name, err)
 	}
+	c.mu.Lock()
+	if moved == c.sentKnown.moved { // else it may be older than what the file has by now
+		c.sentKnown.put(identifier, v)
+	}
+	c.mu.Unlock()
 	return v, nil
 }
 

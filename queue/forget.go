@@ -191,7 +191,7 @@ func (c *Consumer) forgetWaiting() (n uint64, woken <-chan struct{}, err error) 
 	c.touch()
 	c.wake()
 	if inFlight {
-		woken = c.woken
+		woken = c.woken.wait()
 	}
 	return n, woken, nil
 }

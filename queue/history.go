@@ -75,6 +75,8 @@ func (c *Consumer) useAgain(noted []Ended) {
 	defer c.mu.Unlock()
 	if c.noted == nil {
 		c.noted = noted[:0]
+	} else {
+		c.notedNext = noted[:0]
 	}
 }
 

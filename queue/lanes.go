@@ -32,6 +32,7 @@ type lane struct {
 	key     string
 	records []*entry   // oldest first; the first of them may be in the claim; of the side place none but these
 	taken   int        // how many are
+	one     [1]*entry  // memory of records, as long as that is enough
 	aside   *asideLane // what of it is in the side place; nil = it is in the window
 	claimed bool
 	queued  bool // in lanes.ready
@@ -85,6 +86,7 @@ func (ls *lanes) lane(key string, restored func(key string) (retryState, time.Ti
 	l := ls.byKey[key]
 	if l == nil {
 		l = &lane{key: key, heap: -1}
+		l.records = l.one[:0]
 		l.retry, l.due = restored(key)
 		ls.byKey[key] = l
 	}

@@ -109,6 +109,30 @@ func (f *logFile) acquire() (db *bolt.DB, ok bool, err error) {
 	return f.db, true, nil
 }
 
+// stillOpen gives the file to a reader that keeps it open, for one more look: release ends
+// that. ok is false when the file was deleted meanwhile.
+func (f *logFile) stillOpen() (db *bolt.DB, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.gone {
+		return nil, false
+	}
+	f.readers++
+	return f.db, true
+}
+
+// keep keeps the file open for a reader that has acquired it, until another release. The
+// one that is written stays open anyway, and must not be held in the writer's way.
+func (f *logFile) keep() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.writing {
+		return false
+	}
+	f.readers++
+	return true
+}
+
 func (f *logFile) release() {
 	f.mu.Lock()
 	defer f.mu.Unlock()

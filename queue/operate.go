@@ -139,7 +139,7 @@ func (c *Consumer) hold(ctx context.Context) (release func(), err error) {
 	c.mu.Lock()
 	c.held++
 	for c.claims > 0 {
-		woken := c.woken
+		woken := c.woken.wait()
 		c.mu.Unlock()
 		select {
 		case <-woken:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"sort"
+
+	bolt "go.etcd.io/bbolt"
 )
 
 // Reader reads the log in order. It is for one goroutine; a Log has any number.
@@ -11,6 +13,32 @@ type Reader struct {
 	l    *Log
 	next uint64
 	gap  bool // something before next was passed over, and no chunk has told of it yet
+
+	keeps bool     // the file that it reads stays open from one chunk to the next: then Close it
+	kept  *logFile // that one; nil = none
+}
+
+// Close lets go of the file that a reader which keeps it open reads. It may be read on.
+func (r *Reader) Close() {
+	if r.kept != nil {
+		r.kept.release()
+		r.kept = nil
+	}
+}
+
+// acquire is the file's, but for the one that is kept.
+func (r *Reader) acquire(f *logFile) (db *bolt.DB, ok bool, err error) {
+	if r.kept == f {
+		if db, ok = f.stillOpen(); ok {
+			return db, true, nil
+		}
+	}
+	r.Close()
+	db, ok, err = f.acquire()
+	if ok && err == nil && r.keeps && f.keep() {
+		r.kept = f
+	}
+	return db, ok, err
 }
 
 // Reader gives a reader that starts behind sequence after. It keeps no file from
@@ -71,12 +99,14 @@ func (r *Reader) look() (c *Chunk, changed <-chan struct{}, err error) {
 				r.gap = false
 				return &Chunk{First: end.seq + 1, Before: end.counts}, nil, nil
 			}
+			r.Close()
 			return nil, changed, nil
 		}
 		if len(l.recent) > 0 && r.next >= l.recent[0].First {
 			i := sort.Search(len(l.recent), func(i int) bool { return l.recent[i].Last() >= r.next })
 			c := l.recent[i]
 			l.mu.Unlock()
+			r.Close()
 			r.next, r.gap = c.Last()+1, false
 			return l.marked(c), nil, nil
 		}
@@ -106,13 +136,13 @@ func (r *Reader) look() (c *Chunk, changed <-chan struct{}, err error) {
 // lookIn finds the next chunk in one file that ends with sequence end; nil when there
 // is none. ok is false when the file was deleted.
 func (r *Reader) lookIn(f *logFile, end uint64) (c *Chunk, ok bool, err error) {
-	db, ok, err := f.acquire()
+	db, ok, err := r.acquire(f)
 	if ok && errors.Is(err, ErrDamaged) && r.l.lock != nil {
 		if err := r.l.salvageOlder(f, err); err != nil {
 			return nil, true, err
 		}
 		r.l.noteDamage(f.first)
-		db, ok, err = f.acquire()
+		db, ok, err = r.acquire(f)
 	}
 	if !ok {
 		return nil, false, nil

@@ -184,17 +184,19 @@ func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
 		c.changedBytes += int64(len(o.SentKey) + len(o.Sent))
 	}
 	for _, t := range o.Tallies {
-		c.count(t, 1)
+		c.countAt(t, 1, now)
 	}
 	c.note(noted)
 	c.tellFollowers(&e.rec, Step{Kind: StepEnded, Outcome: o})
 }
 
 // count adds to a tally.
-func (c *Consumer) count(t Tally, n uint64) {
+func (c *Consumer) count(t Tally, n uint64) { c.countAt(t, n, c.o.Now().UnixMilli()) }
+
+func (c *Consumer) countAt(t Tally, n uint64, now int64) {
 	k := c.tallies[t.Key]
 	k.N += n
-	k.Newest = c.o.Now().UnixMilli()
+	k.Newest = now
 	if t.Example != "" {
 		k.Example = t.Example
 	}
@@ -237,8 +239,9 @@ func (c *Consumer) advance() {
 
 // makeRoom lets the reader look again whether it may go on.
 func (c *Consumer) makeRoom() {
-	close(c.room)
-	c.room = make(chan struct{})
+	if c.quiet == 0 {
+		c.room.ring()
+	}
 }
 
 func (c *Consumer) makeRoomIfCrowded() {
@@ -263,10 +266,40 @@ func notify(c chan<- struct{}) {
 	}
 }
 
-// wake lets every waiting Claim look again.
+// wake lets look again who waits for something to be due, or to end: of those in Claim one,
+// who passes it on. The lane may become ready only after the call, before c.mu is let go.
 func (c *Consumer) wake() {
-	close(c.woken)
-	c.woken = make(chan struct{})
+	if c.quiet > 0 {
+		return
+	}
+	c.woken.ring()
+	notify(c.ready)
+}
+
+// passOn lets the next waiting Claim look, where this one leaves something for it: another
+// lane, or one that is due earlier than the next one knows. The caller holds c.mu.
+func (c *Consumer) passOn() {
+	if len(c.lanes.ready) > 0 || len(c.lanes.waiting) > 0 {
+		notify(c.ready)
+	}
+}
+
+// Together ends many claims: who waits is told of all of it at once, at the end. f must
+// not wait for anything.
+func (c *Consumer) Together(f func()) {
+	c.mu.Lock()
+	c.quiet++
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		quiet := c.quiet - 1
+		c.quiet = 0 // somebody is always in here while there is much to do: each tells
+		c.makeRoom()
+		c.wake()
+		c.quiet = quiet
+	}()
+	f()
 }
 
 // unread counts what the consumer takes of the project's first count records and has
