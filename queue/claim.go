@@ -125,6 +125,7 @@ func (c *Consumer) claim(l *lane) *Claim {
 	cl := &Claim{c: c, lane: l}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	read := c.read // behind this the reader may find, while the lane is read, what comes before what is found of it
 	if l.aside != nil {
 		c.mu.Unlock()
 		head, next, err := c.head(l)
@@ -137,7 +138,7 @@ func (c *Consumer) claim(l *lane) *Claim {
 			if l.aside.next == 0 || next != 0 && next < l.aside.next {
 				l.aside.next = next
 			}
-			if len(head) > 0 && head[0].rec.Seq > c.read {
+			if len(head) > 0 && head[0].rec.Seq > read {
 				// After a rename, or a start: the log may have records of this lane before it
 				// that are still to be read.
 				c.unload(l)
@@ -155,8 +156,8 @@ func (c *Consumer) claim(l *lane) *Claim {
 	n, size := 0, int64(0)
 	// Of the side place there may be records that come, in the log, after others that are still to be read: of
 	// those it could not be told whether a lane has ended that they have to wait for.
-	read := func(e *entry) bool { return l.aside == nil || e.rec.Seq <= c.read }
-	for n < len(l.records) && n < claimRecords && (n == 0 || size+l.records[n].bytes() <= claimBytes && read(l.records[n])) {
+	isRead := func(e *entry) bool { return l.aside == nil || e.rec.Seq <= read }
+	for n < len(l.records) && n < claimRecords && (n == 0 || size+l.records[n].bytes() <= claimBytes && isRead(l.records[n])) {
 		size += l.records[n].bytes()
 		n++
 	}
