@@ -97,22 +97,23 @@ func (s *Sync) fill(b *batch, first *queue.Claim) {
 	if claim == nil && !b.full {
 		claim = s.source.TryClaim()
 	}
+	looked := false // for somebody who is not known to be at fault
 	for claim != nil {
-		alone := false
-		if known, ok := s.culprits.of(claim.Lane()); ok && !b.pass.probe {
+		known, alone := s.culprits.of(claim.Lane())
+		if alone = alone && !b.pass.probe; alone {
 			if len(b.taken) > 0 {
 				b.next, b.full = claim, true
 				return
 			}
-			if !s.gate.isOpen() { // after an outage everybody else comes first
-				if other := s.source.TryClaim(); other != nil {
-					claim.Retry(s.o.delay(claim.Attempts(), 0), known.reason)
-					claim = other
-					continue
-				}
+			// After an outage everybody else comes first. Nobody waits longer for that than others take: what made
+			// somebody known may have been the outage.
+			if !looked && !s.gate.isOpen() {
+				looked = true
+				claim = s.choose(claim, s.innocent)
+				continue
 			}
-			if alone = s.culprits.enter(max(1, s.o.Concurrency/2)); !alone {
-				claim.Retry(s.o.delay(claim.Attempts(), 0), known.reason)
+			if !s.seat(claim) {
+				claim.Return() // it comes back as soon as there is a seat
 				claim = s.source.TryClaim()
 				continue
 			}
@@ -131,11 +132,8 @@ func (s *Sync) fill(b *batch, first *queue.Claim) {
 				s.settle(t)
 			}
 		}
-		switch {
-		case alone && sends:
+		if alone && sends {
 			b.alone, b.full = true, true
-		case alone:
-			s.culprits.leave()
 		}
 		b.full = b.full || b.pass.probe && sends
 		if b.full || b.err != nil {

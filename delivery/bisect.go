@@ -2,7 +2,11 @@ package delivery
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"sync"
+
+	"ampcio/queue"
 )
 
 // This file finds the one user whose data makes a whole request fail, without
@@ -125,7 +129,6 @@ func (t *taken) done() bool {
 type culprits struct {
 	mu    sync.Mutex
 	lanes map[string]culprit
-	alone int // of their requests, those in flight
 }
 
 type culprit struct {
@@ -157,23 +160,24 @@ func (c *culprits) acquit(lane string) {
 	delete(c.lanes, lane)
 }
 
-// enter takes one of the requests that culprits may have in flight, if one is free:
-// users who let requests hang must not take all of the workers.
-func (c *culprits) enter(most int) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.alone >= most {
-		return false
+// seat takes, for as long as the claim lasts, one of the requests that culprits may have
+// in flight, if one is free: users who let requests hang must not take all of the
+// workers. Who gets none is returned, and then waits in the queue until it is its turn:
+// no try of it has failed, so it must not wait as if one had.
+func (s *Sync) seat(claim *queue.Claim) bool {
+	seats := max(1, s.o.Concurrency/2)
+	first := rand.IntN(seats) // who gets none waits for the last one tried: not all for the same
+	for i := range seats {
+		if claim.Hold(fmt.Sprint(seatOf, (first+i)%seats)) {
+			return true
+		}
 	}
-	c.alone++
-	return true
+	return false
 }
 
-func (c *culprits) leave() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.alone--
-}
+// seatOf begins what stands for a seat where others stand for an identifier. No
+// identifier begins so.
+const seatOf = "\x00seat "
 
 // takeOver goes on with what the generation before knew.
 func (c *culprits) takeOver(before *culprits) {

@@ -294,6 +294,63 @@ func TestCulpritAfterAnOutage(t *testing.T) {
 	}
 }
 
+// One user alone fails when an outage begins, and gets the blame, before others fail too. When
+// it is over that user is delivered with all others, after no wait of its own, wherever it
+// stands among them.
+func TestWhoGotTheBlameForAnOutageDoesNotWaitBehindIt(t *testing.T) {
+	for others := 3; others < 12; others++ {
+		bubble(t, func(t *testing.T, dir string) {
+			box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret})
+			h := open(t, dir, box, rules(t, nil), func(o *delivery.Options) { o.BatchOperations, o.Concurrency = 2, 32 })
+			h.append(event{user: "good", n: 1})
+			h.drained(time.Second)
+			box.SetFaults(faults(t, "503=100%"))
+			h.append(event{user: "lone", n: 1})
+			time.Sleep(15 * time.Minute) // by now the next try would be five minutes later
+			if g := h.sync.Status().Gate; g != delivery.GateOpen {
+				t.Fatalf("one user's failures make the gate %s", g)
+			}
+			h.append(crowd(others)...)
+			h.within(6*time.Minute, "the gate is closed", func() bool { return h.sync.Status().Gate == delivery.GateClosed })
+			time.Sleep(time.Hour)
+			box.SetFaults(faults(t, "latency=20ms"))
+			h.within(6*time.Minute, "the gate is open", func() bool { return h.sync.Status().Gate != delivery.GateClosed })
+			h.drained(2 * time.Second)
+		})
+	}
+}
+
+// More users are known to be at fault than may be tried at once. Who has to wait for that
+// has not failed again: once all is mended, and somebody says so, all are delivered.
+func TestCulpritsWaitForTheirTurnOnly(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, Faults: faults(t, `poison="bad-`)})
+		seen := &watcher{t: t, inner: box}
+		h := open(t, dir, seen, rules(t, nil), nil)
+		events := crowd(40)
+		for i := range 12 {
+			events = append(events, event{user: fmt.Sprintf("bad-%d", i), n: 1})
+		}
+		h.append(events...)
+		h.within(time.Minute, "the others are done", func() bool { return h.stats().Books.Pending == 12 })
+		time.Sleep(time.Hour)
+		box.SetFaults(faults(t, `poison="bad-,latency=1s`))
+		begun := time.Now()
+		h.sync.RetryNow()
+		time.Sleep(2500 * time.Millisecond)
+		if st := h.stats(); st.Retry+st.InFlight != 12 || st.Ready != 0 {
+			t.Errorf("who waits for a turn still waits for a try: %+v", st)
+		}
+		time.Sleep(time.Hour)
+		if n := len(seen.requests(begun)); n < 12*12 || n > 12*30 {
+			t.Errorf("%d tries of 12 users in an hour", n)
+		}
+		box.SetFaults(faults(t, "latency=1s"))
+		h.sync.RetryNow()
+		h.drained(12 * time.Second)
+	})
+}
+
 // Where everybody has failed before and the destination fails once more, it is not
 // one user after the other who gets the blame.
 func TestBlameHasAnEnd(t *testing.T) {

@@ -94,10 +94,10 @@ type news struct {
 	since  time.Time // of opened: when the failures began
 }
 
-// The most lanes that are remembered as tried, and that are looked at for one that is not.
+// The most lanes that are remembered as tried, and that are looked at for a good one.
 const (
-	maxTried    = 4096
-	probeChoice = 32
+	maxTried   = 4096
+	mostChoice = 32
 )
 
 func newGate(o *Options, base string) *gate {

@@ -276,10 +276,17 @@ func (s *Sync) claim(ctx context.Context, p pass) (*queue.Claim, error) {
 	if err != nil || !p.probe {
 		return claim, err
 	}
+	return s.choose(claim, func(lane string) bool { return s.innocent(lane) && !s.gate.hasTried(lane) }), nil
+}
+
+// choose gives the first claim of a lane that is a good one, of those that are due, or
+// the one it was given when there is none. The others go to the end of the queue.
+func (s *Sync) choose(first *queue.Claim, good func(lane string) bool) *queue.Claim {
+	claim := first
 	var others []*queue.Claim
-	for first := claim; !s.promising(claim.Lane()); {
+	for !good(claim.Lane()) {
 		others = append(others, claim)
-		if claim = s.source.TryClaim(); claim == nil || len(others) == probeChoice {
+		if claim = s.source.TryClaim(); claim == nil || len(others) == mostChoice {
 			if claim != nil {
 				others = append(others, claim)
 			}
@@ -290,12 +297,12 @@ func (s *Sync) claim(ctx context.Context, p pass) (*queue.Claim, error) {
 	for _, other := range others {
 		other.Return()
 	}
-	return claim, nil
+	return claim
 }
 
-func (s *Sync) promising(lane string) bool {
+func (s *Sync) innocent(lane string) bool {
 	_, known := s.culprits.of(lane)
-	return !known && !s.gate.hasTried(lane)
+	return !known
 }
 
 // deliver makes a batch that begins with the claim, sends it, and ends all its
@@ -327,9 +334,6 @@ func (s *Sync) deliver(ctx context.Context, p pass, first *queue.Claim, ledger *
 			}
 		})
 	})
-	if b.alone {
-		s.culprits.leave()
-	}
 	if b.err != nil && b.next != nil {
 		b.next.Return()
 		b.next = nil

@@ -3,7 +3,6 @@ package queue
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -23,6 +22,7 @@ type Claim struct {
 	entries []*entry
 	records []Record
 	held    []string
+	hastens uint64 // how often the consumer had been hastened when it began
 	wanted  string // the identifier that the last Hold did not get, or the lane that it waits for
 	over    bool
 }
@@ -126,6 +126,7 @@ func (c *Consumer) claim(l *lane) *Claim {
 	cl := &Claim{c: c, lane: l}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	read := c.read // behind this the reader may find, while the lane is read, what comes before what is found of it
 	if l.aside != nil {
 		c.mu.Unlock()
 		head, next, err := c.head(l)
@@ -138,7 +139,7 @@ func (c *Consumer) claim(l *lane) *Claim {
 			if l.aside.next == 0 || next != 0 && next < l.aside.next {
 				l.aside.next = next
 			}
-			if len(head) > 0 && head[0].rec.Seq > c.read {
+			if len(head) > 0 && head[0].rec.Seq > read {
 				// After a rename, or a start: the log may have records of this lane before it
 				// that are still to be read.
 				c.unload(l)
@@ -149,6 +150,7 @@ func (c *Consumer) claim(l *lane) *Claim {
 	if len(l.records) == 0 {
 		l.claimed = false
 		c.claims--
+		c.lanes.passTurn(l, nil)
 		c.lanes.schedule(l)
 		c.wake()
 		return nil
@@ -156,11 +158,12 @@ func (c *Consumer) claim(l *lane) *Claim {
 	n, size := 0, int64(0)
 	// Of the side place there may be records that come, in the log, after others that are still to be read: of
 	// those it could not be told whether a lane has ended that they have to wait for.
-	read := func(e *entry) bool { return l.aside == nil || e.rec.Seq <= c.read }
-	for n < len(l.records) && n < claimRecords && (n == 0 || size+l.records[n].bytes() <= claimBytes && read(l.records[n])) {
+	isRead := func(e *entry) bool { return l.aside == nil || e.rec.Seq <= read }
+	for n < len(l.records) && n < claimRecords && (n == 0 || size+l.records[n].bytes() <= claimBytes && isRead(l.records[n])) {
 		size += l.records[n].bytes()
 		n++
 	}
+	cl.hastens = c.hastens
 	cl.entries, cl.records = l.records[:n:n], make([]Record, n)
 	for i, e := range cl.entries {
 		cl.records[i] = e.rec
@@ -198,15 +201,15 @@ func (cl *Claim) Hold(identifier string) bool {
 	defer cl.c.mu.Unlock()
 	switch owner := cl.c.lanes.holds[identifier]; owner {
 	case cl:
-		return true
 	case nil:
 		cl.c.lanes.holds[identifier] = cl
 		cl.held = append(cl.held, identifier)
-		return true
 	default:
 		cl.wanted = identifier
 		return false
 	}
+	cl.wanted = "" // it has got another one instead
+	return true
 }
 
 // Waits says whether the claim has to wait for a lane: something of it has not ended. Then
@@ -298,7 +301,9 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 	cl.entries, cl.records = cl.entries[ended:], cl.records[ended:]
 	if tried {
 		c.setRetry(l, r)
-		l.due = due
+		if l.due = due; cl.hastens != c.hastens {
+			l.due = time.Time{} // what failed began before that, and is hastened with all others
+		}
 		for _, e := range cl.entries {
 			c.tellFollowers(&e.rec, Step{Kind: StepWaits, Reason: r.reason, Wait: time.Duration(r.delay) * time.Millisecond})
 		}
@@ -319,12 +324,8 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 	if ended > 0 || tried {
 		c.touch()
 	}
-	turn := l.turn
-	l.turn = ""
 	c.lanes.letGo(cl.held)
-	if turn != "" && !c.lanes.isHeld(turn) && !slices.Contains(cl.held, turn) {
-		c.lanes.passOn(turn) // it was woken for this and did not need it
-	}
+	c.lanes.passTurn(l, cl.held)
 	c.lanes.schedule(l)
 	c.wake()
 }

@@ -66,6 +66,7 @@ type Consumer struct {
 	idle        int    // calls of Claim that wait
 	held        int    // who wants that nothing is claimed
 	flowing     bool   // Customer.io takes deliveries
+	hastens     uint64 // calls of Hasten
 	delivered   uint64 // records, since the open
 	latencies   latencies
 	read        uint64 // everything up to here has been read

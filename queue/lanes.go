@@ -2,6 +2,7 @@ package queue
 
 import (
 	"container/heap"
+	"slices"
 	"strings"
 	"time"
 )
@@ -226,6 +227,16 @@ func (ls *lanes) passOn(id string) {
 		}
 	}
 	delete(ls.parked, id)
+}
+
+// passTurn wakes the next one that needs what a lane was woken for, and did not need in
+// the end: it was not among what its claim held, or nothing was left to claim.
+func (ls *lanes) passTurn(l *lane, held []string) {
+	turn := l.turn
+	l.turn = ""
+	if turn != "" && !ls.isHeld(turn) && !slices.Contains(held, turn) {
+		ls.passOn(turn)
+	}
 }
 
 // laneHeap orders lanes by the time their head is due.

@@ -204,6 +204,55 @@ func TestTwoLanesWithOneIdentifierGoOneAfterTheOther(t *testing.T) {
 
 // Workers on few lanes and fewer identifiers, in every way to end a claim: nobody
 // waits for ever, no identifier is held twice, and each lane keeps its order.
+// Who was woken since an identifier is free has nothing left to send: the next one is.
+func TestAnIdentifierIsPassedOnByWhoIsGivenUpMeanwhile(t *testing.T) {
+	h, cs := mustOpen(t, options(t.TempDir()), "p")
+	defer h.close(cs)
+	c := cs["p"]
+	h.append("a1", "b1", "c1")
+	caughtUp(t, h, c)
+	a, b, d := mustClaim(t, c), mustClaim(t, c), mustClaim(t, c)
+	if !d.Hold("x") || a.Hold("x") || b.Hold("x") {
+		t.Fatal("c holds it")
+	}
+	a.Return()
+	b.Return()
+	d.Finish(delivered(1))
+	c.writing.Lock()
+	c.mu.Lock()
+	c.discardUpTo(1, nil)
+	c.mu.Unlock()
+	c.writing.Unlock()
+	if cl := c.TryClaim(); cl == nil || cl.Lane() != "b" {
+		t.Error("b waits for an identifier that nobody holds")
+	} else {
+		cl.Finish(delivered(1))
+	}
+}
+
+// A try that fails behind a Hasten began before it: it is hastened too, once.
+func TestATryThatIsUnderWayIsHastened(t *testing.T) {
+	h, cs := mustOpen(t, options(t.TempDir()), "p")
+	defer h.close(cs)
+	c := cs["p"]
+	h.append("a1")
+	cl := mustClaim(t, c)
+	c.Hasten(time.Now())
+	cl.Retry(time.Hour, "http_503")
+	if cl = c.TryClaim(); cl == nil || cl.Attempts() != 1 {
+		t.Fatalf("%+v", cl)
+	}
+	cl.Retry(time.Hour, "http_503")
+	if c.TryClaim() != nil {
+		t.Error("it does not wait any more")
+	}
+	if st := mustStats(t, c); st.Retry != 1 {
+		t.Errorf("%+v", st)
+	}
+	c.Hasten(time.Time{})
+	mustClaim(t, c).Finish(delivered(1))
+}
+
 func TestIdentifiersNeverDeadlock(t *testing.T) {
 	h, cs := mustOpen(t, options(t.TempDir()), "p")
 	c := cs["p"]

@@ -78,10 +78,12 @@ func (c *Consumer) Flowing(yes bool) {
 
 // Hasten makes every lane due now that waits for a try and whose last one failed at or
 // after since, in this process (all that wait, with the zero time), and says how many.
+// A try that is under way, should it fail, is due at once: it began before.
 func (c *Consumer) Hasten(since time.Time) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := c.lanes.hasten(since)
+	c.hastens++
 	if n > 0 {
 		c.wake()
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	bolt "go.etcd.io/bbolt"
@@ -226,4 +227,48 @@ func TestALedgerOfFormat1IsReadAndBroughtUp(t *testing.T) {
 		t.Errorf("%d bytes of no dead letters", st.DeadBytes)
 	}
 	h.close(cs)
+}
+
+// The reader comes to a lane while its part of the side place is read for a claim: what it
+// finds is older than that, and goes first.
+func TestTheReaderComesToALaneThatIsBeingClaimed(t *testing.T) {
+	o := options(t.TempDir())
+	h, cs := mustOpen(t, o, "old")
+	h.append("u:1", "u:2")
+	h.close(cs)
+	off, fresh := consumerOptions("old"), consumerOptions("new")
+	off.Enabled = false
+	h, cs = mustOpenAs(t, o, off, fresh)
+	h.append("u:3", "u:4")
+	sideplaced(t, h, cs["new"])
+	h.close(cs)
+	l, err := Open(o)
+	must(t, err)
+	must(t, RenameLedger(l, "old", "new"))
+	c, err := OpenConsumer(l, fresh)
+	must(t, err)
+
+	lane := c.lanes.byKey["u"]
+	lane.aside.next = 1 // it becomes 0 when the claim has looked at what memory has
+	c.using.Lock()      // the claim waits for the file
+	claimed := make(chan *Claim)
+	go func() { claimed <- c.TryClaim() }()
+	eventually(t, "the claim looks at the file", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return lane.aside.next == 0 })
+	for r := l.Reader(c.read); ; {
+		chunk, err := r.Try()
+		must(t, err)
+		if chunk == nil {
+			break
+		}
+		must(t, c.take(chunk, c.epoch))
+	}
+	c.using.Unlock()
+	if cl := <-claimed; cl != nil {
+		t.Errorf("claimed %s", bodies(cl.Records()))
+		cl.Return()
+	}
+	if got := bodies(claimWithin(t, c, time.Second).Records()); got != "u:1 u:2 u:3 u:4 " {
+		t.Errorf("then %s", got)
+	}
+	must(t, errors.Join(c.Close(), l.Close()))
 }

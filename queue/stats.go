@@ -95,7 +95,12 @@ func (c *Consumer) look(d Detail) (ConsumerStats, error) {
 	st.Books = booksOf(&s, count, uint64(c.pending)+c.side.records+unread)
 	st.PendingBytes = c.pendingBytes()
 	for key, r := range c.retries {
-		if l := c.lanes.byKey[key]; l != nil && l.heap >= 0 {
+		l := c.lanes.byKey[key]
+		parked := l != nil && l.parked != "" && !l.claimed // it is due, and waits for its turn
+		if parked {
+			r.due = max(r.due, c.o.Now().UnixMilli())
+		}
+		if parked || l != nil && l.heap >= 0 {
 			n := l.waiting()
 			st.Retry += n
 			st.note(r, n, l, d.Examples)
