@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// Journal is what is known from the lines of all lives. A line is one write, so a crash leaves a line or not:
+// Journal is what is known from the lines of all lives. A line is one write, before what it speaks of is done; of one that
+// goes over a page's end a kill may leave a part, which the next life drops:
 //
 //	sent U N M    the events N to M of user U are about to be sent
 //	acked U N M   and were acknowledged
@@ -49,6 +50,19 @@ func ReadJournal(path string, seed uint64) (*Journal, error) {
 		}
 	}
 	return j, nil
+}
+
+// dropUnsaid takes from the end of a file of lines what is no whole line.
+func dropUnsaid(f *os.File, path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	whole := bytes.LastIndexByte(text, '\n') + 1
+	if whole == len(text) {
+		return nil
+	}
+	return f.Truncate(int64(whole))
 }
 
 // Add takes a line.

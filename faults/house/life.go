@@ -56,6 +56,9 @@ func Lead(ctx context.Context, l Life) (err error) {
 		return err
 	}
 	defer w.out.Close()
+	if err := dropUnsaid(w.out, l.Journal); err != nil {
+		return err
+	}
 	if l.Before == "" {
 		l.Before = l.Journal
 	}

@@ -2,6 +2,7 @@ package house
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -201,5 +202,30 @@ func TestTheVerdictOnARecord(t *testing.T) {
 			t.Errorf("record %d with another id is nothing", rec.Seq)
 		}
 		cl.Finish([]queue.Outcome{{Ending: queue.Delivered}})
+	}
+}
+
+// A kill in the middle of a line leaves a part of it: it was never said, and does not spoil what the next life says.
+func TestAPartOfALineIsDropped(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	if err := os.WriteFile(path, []byte("began\nsent 0 1 3\nsent 1 1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for range 2 { // what is whole stays
+		if err := dropUnsaid(f, path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := f.WriteString("began\n"); err != nil {
+		t.Fatal(err)
+	}
+	j, err := ReadJournal(path, 1)
+	if err != nil || len(j.Wrong) > 0 || j.Began != 2 || len(j.Sent) != 1 || j.Sent[0] != 3 {
+		t.Fatalf("%+v, %v", j, err)
 	}
 }
