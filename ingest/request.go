@@ -271,6 +271,11 @@ func (j *job) parseEvents() *refusal {
 		if wrong != nil {
 			problems = wrong
 		}
+		if problems == nil && !outline.Short() {
+			if cut := mapping.CutTexts(event.Raw); len(cut) != len(event.Raw) {
+				event, problems = mapping.ParseEvent(cut) // what is left of an event_type may be blank
+			}
+		}
 		for _, problem := range problems {
 			field := problem.Field
 			if field == "" {
@@ -283,11 +288,6 @@ func (j *job) parseEvents() *refusal {
 			}
 		}
 		if problems == nil {
-			if !outline.Short() {
-				if cut := mapping.CutTexts(event.Raw); len(cut) != len(event.Raw) {
-					event, _ = mapping.ParseEvent(cut) // as right as before
-				}
-			}
 			checkIDs(&event, i, q.minIDLength, refused)
 		}
 		j.events = append(j.events, event)

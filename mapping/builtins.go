@@ -180,7 +180,7 @@ func (s *builtinSet) overlay(own *builtinSet) {
 // KnownBuiltins are a user's built-in properties after an event, for the event's record. Both are packed.
 type KnownBuiltins struct {
 	After   []byte
-	Changed bool // After is not what it was before
+	Changed bool // After is not what it was before, or has to be told whole
 	// Beside are those of After that the event itself does not say. It is not worked out when After has changed, and stands in
 	// the memory behind After.
 	Beside []byte
@@ -221,7 +221,8 @@ func ApplyBuiltins(dst, before []byte, e *Event) KnownBuiltins {
 	dst = now.pack(dst)
 	end := len(dst)
 	if end-start > maxBuiltinsBytes {
-		return KnownBuiltins{After: append(dst[:start], before...)[start:]}
+		// What the event says is not the user's, and what it does not say has not gone: the record is to say so, with After alone.
+		return KnownBuiltins{After: append(dst[:start], before...)[start:], Changed: true}
 	}
 	if !bytes.Equal(dst[start:end], before) {
 		return KnownBuiltins{After: dst[start:end], Changed: true}

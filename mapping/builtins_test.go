@@ -185,6 +185,34 @@ func TestBuiltinsAgainstTheModel(t *testing.T) {
 	})
 }
 
+// An event that says more than is kept changes nothing of what is known, and nothing of that is cleared at Customer.io.
+func TestBuiltinsThatAreTooLarge(t *testing.T) {
+	rules, err := Compile(Spec{Identifier: "user_id", SendUsers: true, UserProperties: []string{"country", "platform"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("😀", 1000)
+	e, problems := ParseEvent([]byte(`{"event_type":"A","platform":"Web","os_name":"` + long + `","carrier":"` + long + `","language":"` + long + `"}`))
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	id := Identifier{Kind: "id", Value: "ann"}
+	before := packed(t, `{"platform":"iOS","country":"France"}`)
+	first, err := rules.Map(&Record{UserID: "ann", Raw: []byte(`{"event_type":"A"}`), Beside: before}, id, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := ApplyBuiltins(nil, before, &e)
+	r := Record{UserID: "ann", Raw: e.Raw, Beside: k.Beside}
+	if k.Changed {
+		r.Builtins, r.Beside = k.After, nil
+	}
+	then, err := rules.Map(&r, id, first.Sent)
+	if err != nil || string(k.After) != string(before) || len(then.Operations) != 0 {
+		t.Errorf("known is %s, and sent %+v, %v", BuiltinsJSON(k.After), then, err)
+	}
+}
+
 func TestBuiltinsInRules(t *testing.T) {
 	record := Record{UserID: "ann", Properties: []byte(`{"country":"mine","plan":"pro"}`), Raw: []byte(`{"event_type":"A","os_name":"ios"}`),
 		Beside: packed(t, `{"country":"France","city":"Paris","language":"French","app_version":"2"}`)}

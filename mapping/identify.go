@@ -334,8 +334,16 @@ func (u *userRules) collect(s *scratch, room int, device string) (values, clears
 	}
 	w := walkObject(v.userProperties)
 	for w.next() {
-		if name := plainText(w.name); !isNull(w.value) && u.chooser.chooses(name) {
-			add(name, u.chooser.newName(name, w.name), w.value)
+		name := plainText(w.name)
+		if !u.chooser.chooses(name) {
+			continue
+		}
+		quoted := u.chooser.newName(name, w.name)
+		if !isNull(w.value) {
+			add(name, quoted, w.value)
+		} else if was := before.find(plainText(quoted)); was != nil && s.names.add(quoted) { // it is there, but not carried (Record.Partial)
+			was.seen = true
+			after.attributes = append(after.attributes, *was)
 		}
 	}
 	u.chooser.eachBuiltin(v, add)
@@ -346,6 +354,7 @@ func (u *userRules) collect(s *scratch, room int, device string) (values, clears
 		was := &before.attributes[i]
 		switch {
 		case was.seen || was.isNote() || !u.chosenAs(was.name):
+		case len(was.name) > maxAttributeName: // of a program that looked at no limits: Customer.io never took it
 		case was.state == sentCleared, was.hash == clearedHash && was.state != sentUnsure:
 			// It is empty already; and a refused clear is not repeated.
 		case u.keep:

@@ -186,6 +186,44 @@ func TestLimitOfAttributeName(t *testing.T) {
 	})
 }
 
+// What a program that looked at no limits has sent under a name that is too long was refused: there is nothing to clear, and
+// to try would only have a whole identify refused.
+func TestNamesTooLongOfBeforeLimits(t *testing.T) {
+	rules, long := compiled(t, nil), strings.Repeat("x", 151)
+	for _, state := range []sentState{sentValue, sentRefused, sentUnsure} {
+		before := sent{known: true, attributes: []sentAttribute{{name: []byte("a"), hash: hash([]byte("1")), state: sentValue}, {name: []byte(long), hash: hash([]byte("2")), state: state}}}
+		for _, properties := range []string{`{"a":1}`, `{"a":1,"` + long + `":2}`} {
+			if attributes, d := userUpdate(t, rules, properties, before.encode()); attributes != nil {
+				t.Errorf("state %d, %.12s…: sent %v, and remembered %q", state, properties, attributes, d.Sent)
+			}
+		}
+	}
+}
+
+// What a record had no room for is there all the same: it stays at Customer.io as it is, and follows once it is carried.
+func TestPropertiesThatWereNotCarried(t *testing.T) {
+	rules := compiled(t, func(s *Spec) { s.UserRename = map[string]string{"old": "new"} })
+	var earlier []byte
+	for i, step := range []struct{ properties, want string }{
+		{`{"a":1,"bio":"x","old":"y"}`, `map[a:1 bio:"x" new:"y"]`},
+		{`{"a":1,"bio":null,"old":null}`, `map[]`},
+		{`{"a":2,"bio":null,"old":null,"never":null}`, `map[a:2]`},
+		{`{"bio":null}`, `map[a:"" new:""]`},
+		{`{"bio":null}`, `map[]`},
+		{`{"bio":"x","old":null}`, `map[]`},
+		{`{"bio":"x","old":"y"}`, `map[bio:"x" new:"y"]`},
+		{`{"new":"z","old":null}`, `map[bio:"" new:"z"]`},
+	} {
+		attributes, d := userUpdate(t, rules, step.properties, earlier)
+		if got := fmt.Sprint(attributes); got != step.want {
+			t.Errorf("step %d: sent %s, want %s", i, got, step.want)
+		}
+		if d.Sent != nil {
+			earlier = d.Sent
+		}
+	}
+}
+
 func leftOut(t *testing.T, d Decision, within bool, reason string) {
 	t.Helper()
 	switch {

@@ -19,7 +19,7 @@ type Record struct {
 	Source           Source
 	Address          string // peer IP
 	Properties       []byte // user properties after this event, one compact JSON object; "{}" when there are none
-	Partial          bool   // Properties carries only what some sync's rules name (very large sets)
+	Partial          bool   // Properties carries only what some sync's rules name (very large sets); null is what had no room
 	Snapshot         bool   // Properties came with the event, as all that the user had at Time
 	Past             bool   // Properties are of the past: they are not the user's now, changed nothing, and are in no identify
 	Login            bool   // of the webhook: the event itself named the user

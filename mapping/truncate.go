@@ -10,7 +10,8 @@ const maxText = 1024
 
 // CutTexts cuts the texts of an event that are too long, in unknown fields too, as Amplitude does when it takes one in. event
 // is the Raw of an Event, and is given back itself when there is nothing to cut. Names stay whole, and so do IDs: cut
-// ones would make one user, or one event, of several.
+// ones would make one user, or one event, of several. The receipts of a store stay whole as well, in both the places where
+// the SDKs put them without cutting them: of a part of one Amplitude could verify no revenue that is passed on to it.
 func CutTexts(event []byte) []byte {
 	if len(event) <= maxText {
 		return event
@@ -22,7 +23,7 @@ func CutTexts(event []byte) []byte {
 			continue
 		}
 		switch string(plainText(w.name)) {
-		case "user_id", "device_id", "insert_id", "uuid":
+		case "user_id", "device_id", "insert_id", "uuid", "api_properties":
 			continue
 		}
 		for start, end := w.pos-len(w.value), w.pos; start < end; {
@@ -32,8 +33,14 @@ func CutTexts(event []byte) []byte {
 			}
 			from := start + next
 			start = skipString(event, from)
+			if value := valueBehind(event[:end], start); value >= 0 {
+				if isReceipt(plainText(event[from:start])) {
+					start = skipValue(event, value)
+				}
+				continue
+			}
 			keep := from + 1 + firstCharacters(event[from+1:start-1], maxText)
-			if keep == start-1 || isName(event[start:end]) {
+			if keep == start-1 {
 				continue
 			}
 			out = append(append(out, event[copied:keep]...), '"')
@@ -46,11 +53,18 @@ func CutTexts(event []byte) []byte {
 	return append(out, event[copied:]...)
 }
 
-// isName says whether what stood before rest was the name of a member.
-func isName(rest []byte) bool {
-	rest = bytes.TrimLeft(rest, " \t\r\n")
-	return len(rest) > 0 && rest[0] == ':'
+// valueBehind is where the value of a member begins whose name ends at data[pos]; -1 when what ends there is no name.
+func valueBehind(data []byte, pos int) int {
+	w := walk{data: data, pos: pos}
+	if w.space(); w.pos >= len(data) || data[w.pos] != ':' {
+		return -1
+	}
+	w.pos++
+	w.space()
+	return w.pos
 }
+
+func isReceipt(name []byte) bool { return string(name) == "$receipt" || string(name) == "$receiptSig" }
 
 // firstCharacters is how many bytes the first n characters of the inside of a JSON text have. An escape is one
 // character, and so are the two escapes of a pair of surrogates.

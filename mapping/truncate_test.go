@@ -25,6 +25,10 @@ func TestTextsAreCutAt1024Characters(t *testing.T) {
 		{"not names", `{"` + n("x", 1030) + `":1,"p":{"` + n("y", 1030) + `" : "` + n("z", 1030) + `"}}`,
 			`{"` + n("x", 1030) + `":1,"p":{"` + n("y", 1030) + `" : "` + n("z", 1024) + `"}}`},
 		{"not IDs", `{"user_id":"` + n("x", 1030) + `","insert_id":"` + n("x", 1030) + `","uuid":"` + n("x", 1030) + `","device_id":"` + n("x", 1030) + `"}`, ""},
+		{"not the receipts of a store", `{"event_properties":{"$receipt" : "` + n("x", 3000) + `","$receiptSig":"` + n("y", 3000) + `","a":"` + n("z", 1030) + `"}}`,
+			`{"event_properties":{"$receipt" : "` + n("x", 3000) + `","$receiptSig":"` + n("y", 3000) + `","a":"` + n("z", 1024) + `"}}`},
+		{"nor those of long ago", `{"api_properties":{"special":"revenue_amount","receipt":"` + n("x", 3000) + `"}}`, ""},
+		{"a text that is called so", `{"a":["$receipt","` + n("x", 1030) + `"]}`, `{"a":["$receipt","` + n("x", 1024) + `"]}`},
 		{"many short ones", `{"a":["` + n(`xxxxxxxx","`, 500) + `"]}`, ""},
 	}
 	for _, test := range tests {

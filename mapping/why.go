@@ -215,11 +215,14 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 	}
 	for w := walkObject(v.userProperties); w.next(); {
 		name := plainText(w.name)
-		why := u.chooser.why(name)
+		why, quoted := u.chooser.why(name), u.chooser.newName(name, w.name)
 		if why == "" && isNull(w.value) {
 			why = whyNull
+			if attribute := plainText(quoted); before.find(attribute) != nil {
+				there[string(attribute)] = true
+			}
 		}
-		enter(name, u.chooser.newName(name, w.name), w.value, why)
+		enter(name, quoted, w.value, why)
 	}
 	u.chooser.eachBuiltin(v, func(name, quoted, raw []byte) { enter(name, quoted, raw, "") })
 	clears := maxAttributes
@@ -237,7 +240,7 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 	slices.SortStableFunc(before.attributes, func(a, b sentAttribute) int { return bytes.Compare(a.name, b.name) })
 	for i := range before.attributes {
 		was := &before.attributes[i]
-		if there[string(was.name)] || was.isNote() || !u.chosenAs(was.name) {
+		if there[string(was.name)] || was.isNote() || !u.chosenAs(was.name) || len(was.name) > maxAttributeName {
 			continue
 		}
 		p := PropertyWhy{Of: "user", As: string(was.name), Why: whyCleared}

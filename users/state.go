@@ -193,12 +193,11 @@ func (s *Store) mark(e entry, t *step) {
 }
 
 // carryMost bounds what a record carries of a very large set, since every event of the user carries it. It is twice what
-// Customer.io takes in one identify: of what is left out of a record nothing would be known but that it is not there, and
-// it would be cleared. As it is, such an identify is too large as a whole, and said to be.
+// Customer.io takes in one identify.
 const carryMost = 64_000
 
-// carried gives of a very large set what the rules name, the smallest values first,
-// as far as carryMost goes. What is left out counts as not set.
+// carried gives of a very large set what the rules name, the smallest values first, as far as carryMost goes. Of what is left
+// out there is null: it counts as not set, but nobody takes it for gone.
 func (s *Store) carried(project string, properties []byte) []byte {
 	type member struct {
 		name  string
@@ -212,9 +211,12 @@ func (s *Store) carried(project string, properties []byte) []byte {
 		return nil
 	})
 	slices.SortStableFunc(named, func(a, b member) int { return cmp.Compare(len(a.value), len(b.value)) })
-	out := append(s.carryBuf[:0], '{')
+	out, full := append(s.carryBuf[:0], '{'), false
 	for _, m := range named {
-		if len(out)+len(m.name)+len(m.value) > carryMost {
+		if full = full || len(out)+len(m.name)+len(m.value) > carryMost; full {
+			m.value = leftOut
+		}
+		if len(out)+len(m.name)+len(m.value) > maxPropertiesBytes {
 			break
 		}
 		if len(out) > 1 {
@@ -226,3 +228,5 @@ func (s *Store) carried(project string, properties []byte) []byte {
 	s.carryBuf = append(out, '}')
 	return s.carryBuf
 }
+
+var leftOut = []byte("null")
