@@ -59,8 +59,9 @@ type taken struct {
 // person is an identifier in a claim.
 type person struct {
 	key        string
-	sent       []byte // what it will have been sent after the parts so far
-	identified bool   // there is an identify among them
+	sent       []byte    // what it will have been sent after the parts so far
+	identified bool      // there is an identify among them
+	refused    []refusal // of that identify
 }
 
 // part is a record and its operations.

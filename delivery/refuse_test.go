@@ -166,6 +166,27 @@ func TestRefusedAttribute(t *testing.T) {
 	})
 }
 
+// What was refused stays refused where a later record of the same request has nothing to send but something to remember, a
+// property that is beyond a limit: what was in the identify is not taken for delivered.
+func TestRefusedAttributeBeforeOneThatIsLeftOut(t *testing.T) {
+	bubble(t, func(t *testing.T, dir string) {
+		box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1, Faults: faults(t, "refuse_attribute=note")})
+		h := open(t, dir, box, rules(t, func(s *mapping.Spec) { s.UserProperties = []string{"plan", "note", "big"} }), nil)
+		with := `{"plan":"pro","note":"x","big":"` + strings.Repeat("x", 2000) + `"}`
+		h.append(event{user: "ann", n: 1, properties: `{"plan":"pro","note":"x"}`}, event{user: "ann", n: 2, properties: with})
+		h.drained(time.Minute)
+		h.append(event{user: "ann", n: 3, properties: with})
+		stats := h.drained(time.Minute)
+		h.close()
+		if b := stats.Books; b.Dead != 1 || b.Delivered != 2 || stats.Tallies["property/filtered/attribute_value_too_long"].N != 1 {
+			t.Errorf("books: %+v, tallies %v", b, stats.Tallies)
+		}
+		if p, _ := box.Person("id", "ann"); string(p.Attributes["plan"]) != `"pro"` || p.Attributes["note"] != nil || p.EventCount != 3 {
+			t.Errorf("ann has plan %s, note %s, %d events", p.Attributes["plan"], p.Attributes["note"], p.EventCount)
+		}
+	})
+}
+
 // An event that v2 would refuse for its size goes by v1, and one byte less does not; a
 // request is filled to the last byte and not beyond.
 func TestLimits(t *testing.T) {

@@ -27,7 +27,9 @@ func (s *Sync) settle(t *taken) {
 		if stop = t.parts[i].waiting(); stop != nil {
 			break
 		}
-		outcomes = append(outcomes, s.outcome(&t.parts[i], tries))
+		out := s.outcome(&t.parts[i], tries)
+		t.correct(&t.parts[i], &out)
+		outcomes = append(outcomes, out)
 	}
 	switch {
 	case t.atFault:
@@ -50,6 +52,24 @@ func (s *Sync) settle(t *taken) {
 	default:
 		t.claim.Trim(len(outcomes))
 		t.claim.Settle(outcomes, 0, "")
+	}
+}
+
+// correct mends what is to be remembered of an identifier by what of it was refused
+// before, in the same claim: a record behind a refused identify was mapped as if that had
+// been accepted.
+func (t *taken) correct(p *part, out *queue.Outcome) {
+	if out.SentKey == "" {
+		return
+	}
+	who := t.person(out.SentKey)
+	for _, why := range who.refused {
+		out.Sent = mapping.Refused(out.Sent, why.Field)
+	}
+	for _, o := range p.operations {
+		if o.action == "identify" {
+			who.refused = o.refused
+		}
 	}
 }
 

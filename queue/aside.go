@@ -153,7 +153,10 @@ func (c *Consumer) moveAside(l *lane) {
 	if len(l.records) > l.taken {
 		l.aside.next = l.records[l.taken].rec.Received
 	}
-	l.records = l.records[:l.taken:l.taken]
+	clear(l.records[l.taken:]) // the lane may be here for long: its records must not stay in memory
+	if l.records = l.records[:l.taken:l.taken]; l.taken == 0 {
+		l.records, l.one[0] = nil, nil
+	}
 	c.advance()
 	c.touch()
 }
@@ -221,7 +224,7 @@ func (c *Consumer) unload(l *lane) {
 		c.side.changed[l.key] = true
 	}
 	clear(l.records)
-	l.records = nil
+	l.records, l.one[0] = nil, nil
 }
 
 // head reads the first records of a claimed lane of the side place, as many as a claim

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"weak"
 )
 
 // flowingConsumer has a small window, and a destination that takes deliveries.
@@ -426,4 +428,43 @@ func TestTheSidePlaceDoesNotOvertakeTheReader(t *testing.T) {
 		t.Errorf("and then %s", got)
 	}
 	closeAll()
+}
+
+// A lane may wait in the side place for long: memory has none of its records then, however it came there.
+func TestTheSidePlaceHasNoRecordsInMemory(t *testing.T) {
+	h, c, closeAll := flowingConsumer(t, options(quickDir(t)), 1<<20)
+	defer closeAll()
+	h.append("one:1", "two:1", "two:2", "claimed:1", "grown:1")
+	caughtUp(t, h, c)
+	claims := map[string]*Claim{}
+	for range 4 {
+		cl := mustClaim(t, c)
+		claims[cl.Lane()] = cl
+	}
+	claims["one"].Return()
+	claims["two"].Return()
+	h.append("grown:2")
+	caughtUp(t, h, c)
+	entries := map[string]weak.Pointer[entry]{}
+	c.mu.Lock()
+	for _, l := range c.lanes.byKey {
+		for _, e := range l.records {
+			entries[string(e.rec.Body)] = weak.Make(e)
+		}
+	}
+	c.mu.Unlock()
+	sideplaced(t, h, c)
+	claims["claimed"].Retry(time.Hour, "http_503")
+	claims["grown"].Retry(time.Hour, "http_503")
+	claims = nil
+	must(t, c.Flush())
+	runtime.GC()
+	for body, e := range entries {
+		if e.Value() != nil {
+			t.Errorf("%s is still in memory", body)
+		}
+	}
+	if st := mustStats(t, c); len(entries) != 6 || st.Aside.Records != 6 {
+		t.Errorf("%d records, %+v", len(entries), st.Aside)
+	}
 }

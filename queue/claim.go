@@ -62,6 +62,9 @@ func (c *Consumer) Claim(ctx context.Context) (*Claim, error) {
 		err := c.pause(ctx, next)
 		c.mu.Lock()
 		c.idle--
+		if err != nil {
+			c.passOn() // the others may not know when the next lane is due
+		}
 		c.mu.Unlock()
 		if err != nil {
 			return nil, err
@@ -293,7 +296,7 @@ func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool
 	}
 	for i, o := range outcomes {
 		c.enter(l, cl.entries[i], o)
-		l.records[i] = nil // the lane's slice may live on for long: the record must not
+		l.records[i], l.one[0] = nil, nil // the lane's memory may live on for long: the record must not
 	}
 	ended := len(outcomes)
 	c.inFlight -= ended

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 )
 
 // inBubble runs a story in virtual time; the folder is made outside of it.
@@ -202,8 +203,6 @@ func TestTwoLanesWithOneIdentifierGoOneAfterTheOther(t *testing.T) {
 	h.close(cs)
 }
 
-// Workers on few lanes and fewer identifiers, in every way to end a claim: nobody
-// waits for ever, no identifier is held twice, and each lane keeps its order.
 // Who was woken since an identifier is free has nothing left to send: the next one is.
 func TestAnIdentifierIsPassedOnByWhoIsGivenUpMeanwhile(t *testing.T) {
 	h, cs := mustOpen(t, options(t.TempDir()), "p")
@@ -253,6 +252,29 @@ func TestATryThatIsUnderWayIsHastened(t *testing.T) {
 	mustClaim(t, c).Finish(delivered(1))
 }
 
+// A lane that never runs empty does not keep the record that it began with.
+func TestABusyLaneLetsGoOfWhatHasEnded(t *testing.T) {
+	h, cs := mustOpen(t, options(quickDir(t)), "p")
+	defer h.close(cs)
+	c := cs["p"]
+	h.append("a:1")
+	cl := mustClaim(t, c)
+	c.mu.Lock()
+	first := weak.Make(c.lanes.byKey["a"].records[0])
+	c.mu.Unlock()
+	h.append("a:2")
+	caughtUp(t, h, c)
+	cl.Finish(delivered(1))
+	cl = nil
+	runtime.GC()
+	if first.Value() != nil {
+		t.Error("it is still in memory")
+	}
+	mustClaim(t, c).Finish(delivered(1))
+}
+
+// Workers on few lanes and fewer identifiers, in every way to end a claim: nobody
+// waits for ever, no identifier is held twice, and each lane keeps its order.
 func TestIdentifiersNeverDeadlock(t *testing.T) {
 	h, cs := mustOpen(t, options(t.TempDir()), "p")
 	c := cs["p"]

@@ -47,6 +47,7 @@ type logFile struct {
 	db      *bolt.DB
 	file    *os.File // of db, while it is written
 	readers int
+	kept    int  // readers that keep it open between two looks
 	known   bool // its tree was checked
 	writing bool
 	broken  bool // a commit panicked: bbolt may hold its own locks for ever
@@ -114,23 +115,31 @@ func (f *logFile) acquire() (db *bolt.DB, ok bool, err error) {
 func (f *logFile) stillOpen() (db *bolt.DB, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.gone {
+	if f.gone || f.db == nil {
 		return nil, false
 	}
 	f.readers++
 	return f.db, true
 }
 
-// keep keeps the file open for a reader that has acquired it, until another release. The
-// one that is written stays open anyway, and must not be held in the writer's way.
+// keep keeps the file open for a reader that has acquired it, until letGo, or until the
+// file is deleted: a reader that waits for long must not hold its space. The one that is
+// written stays open anyway, and must not be held in the writer's way.
 func (f *logFile) keep() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.writing {
 		return false
 	}
-	f.readers++
+	f.kept++
 	return true
+}
+
+func (f *logFile) letGo() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.kept--
+	f.closeIdle()
 }
 
 func (f *logFile) release() {
@@ -142,7 +151,7 @@ func (f *logFile) release() {
 
 // closeIdle closes a file that nobody reads or writes. The caller holds f.mu.
 func (f *logFile) closeIdle() {
-	if f.readers == 0 && !f.writing && f.db != nil {
+	if f.readers == 0 && (f.kept == 0 || f.gone) && !f.writing && f.db != nil {
 		f.db.Close() // all of it is on the disk: there is nothing that could fail to be written
 		f.db, f.file = nil, nil
 	}

@@ -21,7 +21,7 @@ type Reader struct {
 // Close lets go of the file that a reader which keeps it open reads. It may be read on.
 func (r *Reader) Close() {
 	if r.kept != nil {
-		r.kept.release()
+		r.kept.letGo()
 		r.kept = nil
 	}
 }

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -91,6 +92,49 @@ func TestEveryWaitingClaimGetsALane(t *testing.T) {
 	})
 }
 
+// One of two that wait leaves: it may be the one who was woken for what is due later. The other still gets that in time.
+func TestWhoLeavesPassesOnWhatIsDue(t *testing.T) {
+	h, cs := mustOpen(t, options(quickDir(t)), "p")
+	defer h.close(cs)
+	c := cs["p"]
+	waiting := func(n int) {
+		t.Helper()
+		eventually(t, fmt.Sprint(n, " wait"), func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.idle == n && len(c.ready) == 0
+		})
+	}
+	h.append("a:1")
+	cl := mustClaim(t, c)
+	for range 10 {
+		leaving, leave := context.WithCancel(t.Context())
+		left, got := make(chan struct{}), make(chan *Claim)
+		go func() {
+			defer close(left)
+			if cl, err := c.Claim(leaving); err == nil { // a slow machine: it was due before
+				cl.Return()
+			}
+		}()
+		waiting(1)
+		staying, stop := context.WithTimeout(t.Context(), 20*time.Second)
+		go func() {
+			cl, _ := c.Claim(staying)
+			got <- cl
+		}()
+		waiting(2)
+		cl.Retry(50*time.Millisecond, "http_503")
+		eventually(t, "one of them is woken", func() bool { return len(c.ready) == 0 })
+		leave()
+		<-left
+		cl = <-got
+		if stop(); cl == nil {
+			t.Fatal("nobody comes for what is due")
+		}
+	}
+	cl.Finish(delivered(1))
+}
+
 // A reader that keeps its file open has one at a time, and none at the end; one that is
 // deleted under its hands is as gone as for any other.
 func TestAReaderThatKeepsItsFile(t *testing.T) {
@@ -145,6 +189,9 @@ func TestAReaderThatKeepsItsFile(t *testing.T) {
 	}
 	h.log.mu.Lock()
 	h.log.drop(1)
+	if n := open(); n != 0 {
+		t.Fatalf("%d files are open after the one that is kept was deleted", n)
+	}
 	r.next = 2
 	c, err := r.Next(t.Context())
 	if err != nil || c.First < files[1].first {
