@@ -210,6 +210,7 @@ func (b *bench) afterDrain() (r Row, err error) {
 	const most = 2 * 128 << 20
 	storage := filepath.Join(l.p.dir, "storage")
 	var all, log int64
+	// Files go some moments after their last record has ended; only the disk tells.
 	for until := time.Now().Add(30 * time.Second); time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
 		log, _ = machine.Used(filepath.Join(storage, "log"))
 		if all, _ = machine.Used(storage); log <= most {

@@ -33,7 +33,7 @@ func TestNotFoundForOnePerson(t *testing.T) {
 				moved.Store(true)
 				h.append(all...)
 				h.within(time.Minute, "it is blocked", func() bool { return h.sync.Status().State == delivery.Blocked })
-				time.Sleep(time.Hour)
+				time.Sleep(time.Hour) // virtual: nothing may happen meanwhile
 				if s, b := h.sync.Status(), h.stats().Books; s.State != delivery.Blocked || s.Reason != "wrong_endpoint" || b.Pending != 5 || b.Dead != 0 {
 					t.Errorf("status %+v, books %+v", s, b)
 				}

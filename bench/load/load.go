@@ -185,7 +185,7 @@ func (s *sender) run() {
 	for k := 0; left.Add(-1) >= 0; k++ {
 		from := time.Now()
 		if every > 0 {
-			time.Sleep(next.Sub(from))
+			time.Sleep(next.Sub(from)) // the pace that was asked for
 			from, next = next, next.Add(every)
 		}
 		if now := time.Now(); !end.IsZero() && now.After(end) {
@@ -223,7 +223,7 @@ func (s *sender) run() {
 			if !p.Again || !end.IsZero() && time.Since(end) > 10*time.Second {
 				break
 			}
-			time.Sleep(20 * time.Millisecond)
+			time.Sleep(20 * time.Millisecond) // as a sender who was told to come again
 		}
 	}
 }

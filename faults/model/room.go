@@ -175,7 +175,7 @@ func (h *house) crashDelivering(s step) {
 		h.say("sync %s of history %d delivers until request %d", l.name, y.number, o.last)
 		o.begin()
 	}
-	time.Sleep(150 * time.Millisecond)
+	time.Sleep(150 * time.Millisecond) // virtual: some of their requests are answered, others are not yet
 	h.crash()
 }
 
@@ -245,6 +245,7 @@ func (o *room) RoundTrip(r *http.Request) (a *http.Response, err error) {
 func (o *room) meet(r *http.Request, body []byte) (a *http.Response, waits bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	// A violation is thrown from wherever it is seen; it must end the history and not the process, which has others.
 	defer func() {
 		if p := recover(); p != nil {
 			v, ok := p.(violation)
