@@ -91,6 +91,14 @@ func (g *gate) Resolve(w *Writer) error {
 	return g.texts.Resolve(w)
 }
 
+// commitNow does with one batch as Run does, of a log that does not run.
+func commitNow(l *Log, p *pending) error {
+	r := newResolver(l)
+	defer r.close()
+	r.take(p)
+	return r.flush()
+}
+
 func options(dir string) Options {
 	return Options{Dir: dir, RotateBytes: 64 << 20, RotateAfter: 24 * time.Hour, InFlightBytes: 64 << 20, Now: time.Now}
 }

@@ -61,6 +61,8 @@ type Log struct {
 	dir       string
 	lock      *os.File
 	in        chan *pending
+	waits     atomic.Int64  // bytes of what is in it
+	plenty    chan struct{} // that these are plentyBytes
 	inFlight  atomic.Int64
 	refused   atomic.Int64  // bytes of the last commit, when there was no space for it; else 0
 	refusedAt atomic.Int64  // when that was, ms since 1970 UTC
@@ -74,7 +76,7 @@ type Log struct {
 	backups   sync.RWMutex               // held for reading while a backup is made
 
 	limits atomic.Pointer[Options] // o, with the bounds that are in force
-	disk   diskSpace               // the committer's
+	disk   diskSpace               // the resolver's
 
 	mu       sync.Mutex
 	files    []*logFile // oldest first; the last one is written
@@ -91,12 +93,13 @@ type Log struct {
 	marksMu sync.Mutex
 	marks   []*mark // of some chunks, by sequence: for looks at how old records are
 
-	// Owned by the committer; before Run, by who opened the log.
+	// Owned by the committer, and by the resolver while that has nothing to do; before Run, by
+	// who opened the log.
 	writing  *logFile
 	mapped   int64      // the size up to which writing is never mapped anew, which would wait for readers
 	openedAt time.Time  // when the first record of the file that is written was received
 	spare    chan error // answers when the next file has been prepared; nil = not asked for
-	// Buffers of one commit, used again by the next: a chunk's records, and the values.
+	// Used again by the next commit: for a chunk's records (the resolver's), and the values.
 	writeBuf, sealBuf []byte
 }
 
@@ -157,7 +160,7 @@ func Open(o Options) (*Log, error) {
 func newLog(o Options) *Log {
 	l := &Log{
 		o: o, dir: filepath.Join(o.Dir, "log"),
-		in: make(chan *pending, waiting), gone: make(chan struct{}), end: logEnd{counts: map[string]uint64{}},
+		in: make(chan *pending, waiting), plenty: make(chan struct{}, 1), gone: make(chan struct{}), end: logEnd{counts: map[string]uint64{}},
 		turns: make(chan func()), changed: make(chan struct{}), holders: map[string]uint64{}, bounds: map[string]logBound{}, damaged: map[uint64]bool{},
 	}
 	l.limits.Store(&o)

@@ -90,7 +90,7 @@ func (m *model) crash() {
 
 func (m *model) append(project string, texts []string) {
 	b := &pending{batch: &texts_{project, texts}, done: make(chan error, 1)}
-	m.check(m.log.round(b))
+	m.check(commitNow(m.log, b))
 	m.check(<-b.done)
 	if m.log.spare != nil {
 		m.check(m.log.prepare()) // no file comes and goes while a crash copies the folder

@@ -55,7 +55,7 @@ func writePID(f *os.File) error {
 	return err
 }
 
-// diskSpace answers whether the storage may take more. It is the committer's.
+// diskSpace answers whether the storage may take more. It is the resolver's.
 type diskSpace struct {
 	dir               string
 	maxBytes, minFree int64
@@ -69,11 +69,12 @@ type diskSpace struct {
 // is added, so that a burst cannot run past the cap unseen.
 const walkFor = 250 * time.Millisecond
 
-// full says why more bytes must not be stored now; nil when they may.
-func (d *diskSpace) full(more int64) *FullError {
+// full says why more bytes must not be stored now; nil when they may. unwritten are those
+// of which it has said so before, and that are not on the disk yet.
+func (d *diskSpace) full(more, unwritten int64) *FullError {
 	if d.maxBytes > 0 {
 		if since := time.Since(d.usedAt); since > d.usedFor {
-			d.used, d.usedAt = folderBytes(d.dir), time.Now()
+			d.used, d.usedAt = folderBytes(d.dir)+unwritten, time.Now()
 		}
 		if d.used-d.spare+more > d.maxBytes {
 			return &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s used of storage.max_bytes %s",
@@ -92,7 +93,7 @@ func (d *diskSpace) full(more int64) *FullError {
 		keep, forLedgers = keep+reserveBytes, ", and "+humanize.IBytes(reserveBytes)+" are kept for what is being delivered"
 	}
 	// Twice: bbolt writes the pages around the data anew with each commit.
-	if free+d.spare-2*more < keep {
+	if free+d.spare-2*(more+unwritten) < keep {
 		return &FullError{RetryAfter: 30 * time.Second, Reason: fmt.Sprintf("%s free on the disk of storage.dir, storage.min_free is %s%s",
 			humanize.IBytes(uint64(free)), humanize.IBytes(uint64(d.minFree)), forLedgers)}
 	}

@@ -241,7 +241,7 @@ func (l *Log) Stats() LogStats {
 	for _, full := range l.overfull(size) {
 		st.Full = full.Reason
 	}
-	if full := look.full(size); full != nil {
+	if full := look.full(size, 0); full != nil {
 		st.Full = full.Reason
 	}
 	return st

@@ -238,11 +238,21 @@ func (l *Log) inTurn(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
 	select {
 	case l.turns <- func() { done <- f() }:
-		return <-done
 	case <-l.gone:
 		return ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-l.gone:
+	}
+	select {
+	case err := <-done:
+		return err
+	default:
+		return ErrClosed // what was to be stored before it could not be
 	}
 }
 
