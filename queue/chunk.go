@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/s2"
 )
@@ -46,23 +47,45 @@ type Chunk struct {
 	nonce [16]byte
 	raw   []byte // the records as recordBytes wrote them
 
-	forgotten *tombstones // those of whom Records tells nothing
-	inflated  bool        // raw was made by openChunk, for this reader alone
+	forgotten *tombstones   // those of whom Records tells nothing
+	lookers   *atomic.Int32 // how many may look at raw, and have not said done; nil = for ever
 }
 
-// inflatedMost bounds the memory of a chunk that is kept for another.
-const inflatedMost = 1 << 20
+// chunkMemoryMost bounds the memory of a chunk that is kept for another.
+const chunkMemoryMost = 1 << 20
 
-var inflated sync.Pool // of *[]byte
+var chunkMemory sync.Pool // of *[]byte, each chunkBytes or about as many
 
-// done gives the chunk's memory to the next one that is read from a file: for the one who
-// has read it, and has kept nothing that aliases it.
+// lend gives the chunk to one more who looks at it.
+func (c *Chunk) lend() *Chunk {
+	c.lookers.Add(1)
+	lent := *c
+	return &lent
+}
+
+// done lets the chunk's memory be used for another one: for the one who has looked at it,
+// and has kept nothing that aliases it. Who never says so leaves it to the garbage collector.
 func (c *Chunk) done() {
-	if c.inflated && cap(c.raw) <= inflatedMost {
+	if c.lookers != nil && c.lookers.Add(-1) == 0 && cap(c.raw) <= chunkMemoryMost {
 		raw := c.raw
-		inflated.Put(&raw)
+		chunkMemory.Put(&raw)
 	}
-	c.raw, c.Count, c.inflated = nil, 0, false
+	c.raw, c.Count, c.lookers = nil, 0, nil
+}
+
+// onlyLooker is that of a chunk that was just made.
+func onlyLooker() *atomic.Int32 {
+	n := new(atomic.Int32)
+	n.Store(1)
+	return n
+}
+
+// roomForChunk is used memory, or none.
+func roomForChunk() []byte {
+	if kept, ok := chunkMemory.Get().(*[]byte); ok {
+		return (*kept)[:cap(*kept)]
+	}
+	return nil
 }
 
 // Last is the sequence of the chunk's last record.
@@ -211,12 +234,8 @@ func openChunk(first uint64, v []byte) (*Chunk, error) {
 	if err != nil || n > maxChunkBytes || c.Count == 0 {
 		return nil, fmt.Errorf("chunk %d: length: %w", first, ErrDamaged)
 	}
-	var room []byte
-	if kept, ok := inflated.Get().(*[]byte); ok {
-		room = (*kept)[:cap(*kept)]
-	}
-	c.inflated = true
-	if c.raw, err = s2.Decode(room, d.b); err != nil {
+	c.lookers = onlyLooker()
+	if c.raw, err = s2.Decode(roomForChunk(), d.b); err != nil {
 		return nil, fmt.Errorf("chunk %d: %w: %w", first, err, ErrDamaged)
 	}
 	if err := checkRecords(c.raw, c.Count); err != nil {

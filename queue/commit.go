@@ -394,6 +394,7 @@ func (l *Log) publish(chunks []*Chunk, end logEnd) {
 	drop := 0
 	for l.kept > recentBytes && drop < len(l.recent)-1 {
 		l.kept -= int64(len(l.recent[drop].raw))
+		l.recent[drop].done()
 		l.recent[drop] = nil
 		drop++
 	}

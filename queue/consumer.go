@@ -402,9 +402,8 @@ func (c *Consumer) readOn(ctx context.Context) error {
 			return nil
 		}
 		if err == nil {
-			if err = c.take(chunk, epoch); chunk.inflated {
-				chunk.done() // what the window holds are copies
-			}
+			err = c.take(chunk, epoch)
+			chunk.done() // what the window holds are copies
 		}
 		if err != nil {
 			return err

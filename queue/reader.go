@@ -104,7 +104,7 @@ func (r *Reader) look() (c *Chunk, changed <-chan struct{}, err error) {
 		}
 		if len(l.recent) > 0 && r.next >= l.recent[0].First {
 			i := sort.Search(len(l.recent), func(i int) bool { return l.recent[i].Last() >= r.next })
-			c := l.recent[i]
+			c := l.recent[i].lend()
 			l.mu.Unlock()
 			r.Close()
 			r.next, r.gap = c.Last()+1, false

@@ -6,12 +6,12 @@ import (
 	"maps"
 )
 
-// Writer takes the records of the batches of one commit. It is the committer's.
+// Writer takes the records of the batches of one commit. It is the resolver's.
 type Writer struct {
 	next   uint64
 	counts map[string]uint64
 	open   *Chunk
-	buf    []byte // the records of the open chunk; used again for the next
+	buf    []byte // the records of the open chunk
 	bytes  int    // of all records so far
 	done   []*Chunk
 }
@@ -20,6 +20,11 @@ type Writer struct {
 func (w *Writer) Next() Place {
 	if w.open != nil && len(w.buf) >= chunkBytes {
 		w.close()
+	}
+	if w.buf == nil {
+		if w.buf = roomForChunk()[:0]; cap(w.buf) < chunkBytes {
+			w.buf = make([]byte, 0, chunkBytes+chunkBytes/16)
+		}
 	}
 	if w.open == nil {
 		w.open = &Chunk{First: w.next, Before: maps.Clone(w.counts)}
@@ -39,16 +44,22 @@ func (w *Writer) Put(r Record) {
 	w.next++
 }
 
-// close ends the open chunk. It gets its own bytes, no more than it needs: readers
-// may keep it for long.
+// close ends the open chunk. It gets the buffer, or of one that is hardly used its own
+// bytes, no more than it needs: it may be kept for long.
 func (w *Writer) close() {
-	w.open.raw = bytes.Clone(w.buf)
-	w.done, w.open, w.buf = append(w.done, w.open), nil, w.buf[:0]
+	w.open.lookers = onlyLooker()
+	if w.open.raw = w.buf; len(w.buf) < cap(w.buf)/2 {
+		w.open.raw = bytes.Clone(w.buf)
+		w.buf = w.buf[:0]
+	} else {
+		w.buf = nil
+	}
+	w.done, w.open = append(w.done, w.open), nil
 }
 
-// newWriter begins behind end; buf is one that may be used up.
+// newWriter begins behind end; buf is what another writer has left of its buffer, or nil.
 func newWriter(end logEnd, buf []byte) Writer {
-	return Writer{next: end.seq + 1, counts: maps.Clone(end.counts), buf: buf[:0]}
+	return Writer{next: end.seq + 1, counts: maps.Clone(end.counts), buf: buf}
 }
 
 func (w *Writer) finish() []*Chunk {
