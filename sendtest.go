@@ -377,7 +377,7 @@ func (d *daemon) testRecord(project string, raw []byte) (*mapping.Record, error)
 	if len(before) == 0 {
 		before = []byte("{}")
 	}
-	properties, err := mapping.ApplyOperations(before, e.UserProperties)
+	properties, err := mapping.ApplyOperations(nil, before, e.UserProperties)
 	if err != nil {
 		return nil, exit(exitUsage, fmt.Errorf("--user-properties cannot be applied: %w", err))
 	}

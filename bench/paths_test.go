@@ -55,7 +55,7 @@ func paths() []path {
 		}},
 		path{"properties changed", 1, false, func(tb testing.TB) func() {
 			return func() {
-				if _, err := mapping.ApplyOperations([]byte(`{"plan":"free","role":"admin","logins":41}`), []byte(`{"$set":{"plan":"pro"},"$add":{"logins":1}}`)); err != nil {
+				if _, err := mapping.ApplyOperations(nil, []byte(`{"plan":"free","role":"admin","logins":41}`), []byte(`{"$set":{"plan":"pro"},"$add":{"logins":1}}`)); err != nil {
 					tb.Fatal(err)
 				}
 			}

@@ -42,7 +42,7 @@ func BenchmarkApplyOperations(b *testing.B) {
 		b.Run(fmt.Sprintf("changed/%d", n+6), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := ApplyOperations(before, []byte(benchmarkIdentify)); err != nil {
+				if _, err := ApplyOperations(nil, before, []byte(benchmarkIdentify)); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -50,7 +50,7 @@ func BenchmarkApplyOperations(b *testing.B) {
 		b.Run(fmt.Sprintf("same/%d", n+6), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := ApplyOperations(before, []byte(`{"plan":"pro","$set":{"role":"admin"}}`)); err != nil {
+				if _, err := ApplyOperations(nil, before, []byte(`{"plan":"pro","$set":{"role":"admin"}}`)); err != nil {
 					b.Fatal(err)
 				}
 			}

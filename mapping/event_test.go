@@ -237,7 +237,7 @@ func FuzzParseEvent(f *testing.F) {
 		if again, problems := ParseEvent(e.Raw); problems != nil || !bytes.Equal(again.Raw, e.Raw) {
 			t.Fatalf("%q is not taken again: %v", e.Raw, problems)
 		}
-		properties, err := ApplyOperations(nil, e.UserProperties)
+		properties, err := ApplyOperations(nil, nil, e.UserProperties)
 		if err != nil || !isCheckedObject(properties) {
 			t.Fatalf("%q gives properties %q, %v", raw, properties, err)
 		}

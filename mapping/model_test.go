@@ -220,7 +220,7 @@ func TestOperationsAgainstTheModel(t *testing.T) {
 			c := change.Draw(t, "change")
 			before := string(user)
 			var err error
-			if user, err = ApplyOperations(user, []byte(c)); err != nil {
+			if user, err = ApplyOperations(nil, user, []byte(c)); err != nil {
 				t.Fatal(err)
 			}
 			modelApply(model, modelOf(c))

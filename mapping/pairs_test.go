@@ -119,7 +119,7 @@ func (p *pair) each(t *testing.T, rules *Rules, look func(record *Record, earlie
 		if e.SkipUserPropertiesSync {
 			before = nil
 		}
-		after, err := ApplyOperations(before, e.UserProperties)
+		after, err := ApplyOperations(nil, before, e.UserProperties)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -57,7 +57,8 @@ func operationOf(quoted []byte) operation {
 
 // ApplyOperations returns a user's properties after an event. properties are those before it, a JSON object or nil;
 // userProperties is the event's user_properties, nil when it had none. The result is a compact JSON object: properties
-// itself when nothing changed ("{}" for nil), else newly allocated. Properties keep their place, new ones go to the end.
+// itself when nothing changed ("{}" for nil), else appended to dst, which may be nil. Properties keep their place, new ones
+// go to the end.
 //
 // Operations are applied whatever the event's type. Where Amplitude documents nothing, this is what happens:
 //
@@ -75,12 +76,15 @@ func operationOf(quoted []byte) operation {
 //   - $remove may leave an empty list; the property then is [].
 //   - Amplitude lets a list grow to 10,000 characters and truncates it there. So the values that stand behind these in the
 //     list's JSON are left out, each as a whole; a list that is longer already, by $set, grows no more.
-func ApplyOperations(properties, userProperties []byte) ([]byte, error) {
+func ApplyOperations(dst, properties, userProperties []byte) ([]byte, error) {
 	if len(properties) == 0 {
 		properties = []byte("{}")
 	}
 	if len(userProperties) == 0 || isNull(userProperties) {
 		return properties, nil
+	}
+	if after, ok := setFew(dst, properties, userProperties); ok {
+		return after, nil
 	}
 	var arguments [operationCount][]byte
 	plain := false
@@ -117,7 +121,80 @@ func ApplyOperations(properties, userProperties []byte) ([]byte, error) {
 			}
 		}
 	}
-	return set.result(properties), nil
+	return set.result(dst, properties), nil
+}
+
+// fewSet is how many properties are set the short way.
+const fewSet = 16
+
+// setFew is ApplyOperations for the usual event, which sets some properties and does nothing else: one walk over what
+// there is. ok is false where that is not enough; then nothing has happened.
+func setFew(dst, properties, userProperties []byte) (after []byte, ok bool) {
+	var few [fewSet]property
+	set, ok := onlySet(few[:0], userProperties)
+	if !ok {
+		return nil, false
+	}
+	out := append(dst, '{')
+	w := walkObject(properties)
+	for w.next() {
+		if !asItIs(&w) {
+			return nil, false
+		}
+		value := w.value
+		for i := range set {
+			if p := &set[i]; p.value != nil && bytes.Equal(p.name, w.name) {
+				value, p.value = p.value, nil
+				break
+			}
+		}
+		out = append(append(append(appendComma(out), w.name...), ':'), value...)
+	}
+	if w.bad {
+		return nil, false
+	}
+	for _, p := range set {
+		if p.value != nil {
+			out = append(append(append(appendComma(out), p.name...), ':'), p.value...)
+		}
+	}
+	out = append(out, '}')
+	if after = out[len(dst):]; bytes.Equal(after, properties) {
+		return properties, true
+	}
+	return after, true
+}
+
+// onlySet gives what an event sets, when it does nothing else, and has no more than set has room for.
+func onlySet(set []property, userProperties []byte) (_ []property, ok bool) {
+	w := walkObject(userProperties)
+	plain := true
+	if w.next() && operationOf(w.name) == opSet && isObjectStart(w.value) {
+		userProperties, plain = w.value, false
+		if w.next() {
+			return nil, false
+		}
+	}
+	if w.bad {
+		return nil, false
+	}
+	for w = walkObject(userProperties); w.next(); {
+		if plain && operationOf(w.name) >= 0 || !asItIs(&w) || len(set) == cap(set) {
+			return nil, false
+		}
+		for i := range set {
+			if bytes.Equal(set[i].name, w.name) {
+				return nil, false
+			}
+		}
+		set = append(set, property{w.name, w.value})
+	}
+	return set, !w.bad
+}
+
+// asItIs says that a member can stand in a set of properties as it came.
+func asItIs(w *walk) bool {
+	return !isNull(w.value) && !hasSpace(w.value) && bytes.IndexByte(w.name, '\\') < 0
 }
 
 // TakeOver returns the properties of a user who logs in for the first time on a device whose anonymous properties are
@@ -141,7 +218,7 @@ func TakeOver(own, anonymous []byte) ([]byte, error) {
 	if w.bad {
 		return nil, fmt.Errorf("anonymous properties: %w", errNotObject)
 	}
-	return set.result(own), nil
+	return set.result(nil, own), nil
 }
 
 // propertySet is a user's properties while they change.
@@ -259,8 +336,8 @@ func (s *propertySet) apply(op operation, quoted, argument []byte) {
 	}
 }
 
-// result writes the set, or returns before when it says the same.
-func (s *propertySet) result(before []byte) []byte {
+// result appends the set to dst, or returns before when it says the same.
+func (s *propertySet) result(dst, before []byte) []byte {
 	out := append(s.out[:0], '{')
 	for _, p := range s.list {
 		if p.value == nil {
@@ -275,7 +352,7 @@ func (s *propertySet) result(before []byte) []byte {
 	if bytes.Equal(s.out, before) {
 		return before
 	}
-	return bytes.Clone(s.out)
+	return append(dst, s.out...)[len(dst):]
 }
 
 // add returns nil when there is nothing to add, or nothing to add it to.

@@ -16,7 +16,7 @@ func TestApplyOperations(t *testing.T) {
 			continue
 		}
 		before, change, want, why := row[0], row[1], row[2], row[3]
-		got, err := ApplyOperations([]byte(before), []byte(change))
+		got, err := ApplyOperations(nil, []byte(before), []byte(change))
 		if err != nil || string(got) != want {
 			t.Errorf("%s, then %s\n got %s (%v)\nwant %s (%s)", before, change, got, err, want, why)
 		}
@@ -26,15 +26,15 @@ func TestApplyOperations(t *testing.T) {
 func TestApplyOperationsWithNothing(t *testing.T) {
 	before := []byte(`{"a":1}`)
 	for _, change := range []string{"", "null", "{}", `{"a":1}`, `{"$unset":{"b":"-"}}`} {
-		got, err := ApplyOperations(before, []byte(change))
+		got, err := ApplyOperations(nil, before, []byte(change))
 		if err != nil || &got[0] != &before[0] {
 			t.Errorf("%q: got %s, %v, want the same bytes back", change, got, err)
 		}
 	}
-	if got, err := ApplyOperations(nil, nil); err != nil || string(got) != "{}" {
+	if got, err := ApplyOperations(nil, nil, nil); err != nil || string(got) != "{}" {
 		t.Errorf("a user nobody knows: got %s, %v", got, err)
 	}
-	if got, err := ApplyOperations(nil, []byte(`{"a":1}`)); err != nil || string(got) != `{"a":1}` {
+	if got, err := ApplyOperations(nil, nil, []byte(`{"a":1}`)); err != nil || string(got) != `{"a":1}` {
 		t.Errorf("first property: got %s, %v", got, err)
 	}
 }
@@ -42,7 +42,7 @@ func TestApplyOperationsWithNothing(t *testing.T) {
 func TestApplyOperationsNeverChangesItsInput(t *testing.T) {
 	before, change := []byte(`{"l":["a"],"n":1}`), []byte(`{"$append":{"l":["b"]},"$prepend":{"l":["c"]},"$add":{"n":1}}`)
 	b, c := bytes.Clone(before), bytes.Clone(change)
-	got, err := ApplyOperations(before, change)
+	got, err := ApplyOperations(nil, before, change)
 	if err != nil || string(got) != `{"l":["c","a","b"],"n":2}` {
 		t.Fatalf("got %s, %v", got, err)
 	}
@@ -54,10 +54,10 @@ func TestApplyOperationsNeverChangesItsInput(t *testing.T) {
 
 func TestApplyOperationsRefusesWhatIsNoObject(t *testing.T) {
 	for _, bad := range []string{`[]`, `"x"`, `{`, `{"a"`, `{"a":`, `{"a":[}`, `x`} {
-		if got, err := ApplyOperations([]byte(bad), []byte(`{"a":1}`)); err == nil {
+		if got, err := ApplyOperations(nil, []byte(bad), []byte(`{"a":1}`)); err == nil {
 			t.Errorf("properties %s: got %s", bad, got)
 		}
-		if got, err := ApplyOperations([]byte(`{}`), []byte(bad)); err == nil {
+		if got, err := ApplyOperations(nil, []byte(`{}`), []byte(bad)); err == nil {
 			t.Errorf("user_properties %s: got %s", bad, got)
 		}
 	}
@@ -78,7 +78,7 @@ func TestApplyOperationsOnManyProperties(t *testing.T) {
 	change = append(change, `,"new":3,"new2":4},"$add":{"new":1,"paa":1},"$unset":{"pab":"-"}}`...)
 	before, want = append(before, '}'), append(want, `,"new":4,"new2":4}`...)
 	want = bytes.Replace(want, []byte(`"paa":2`), []byte(`"paa":3`), 1)
-	got, err := ApplyOperations(before, change)
+	got, err := ApplyOperations(nil, before, change)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("got %s, %v\nwant %s", got, err, want)
 	}
@@ -116,7 +116,7 @@ func TestListsThatGrow(t *testing.T) {
 				}
 				return []byte(`{"l":` + l + `}`)
 			}
-			if got, err := ApplyOperations(object(test.before), []byte(test.change)); err != nil || string(got) != string(object(test.want)) {
+			if got, err := ApplyOperations(nil, object(test.before), []byte(test.change)); err != nil || string(got) != string(object(test.want)) {
 				t.Errorf("%s, %s: %d characters (%v), want %d", letter, test.name, utf8.RuneCount(got), err, utf8.RuneCountInString(test.want)+6)
 			}
 		}
@@ -153,7 +153,7 @@ func FuzzApplyOperations(f *testing.F) {
 		f.Add([]byte(row[0]), []byte(row[1]))
 	}
 	f.Fuzz(func(t *testing.T, before, change []byte) {
-		got, err := ApplyOperations(before, change)
+		got, err := ApplyOperations(nil, before, change)
 		over, overErr := TakeOver(before, change)
 		if !isCheckedObject(before) || !isCheckedObject(change) {
 			return
@@ -164,7 +164,7 @@ func FuzzApplyOperations(f *testing.F) {
 		if overErr != nil || !isCheckedObject(over) {
 			t.Errorf("%s takes over %s: got %s, %v", before, change, over, overErr)
 		}
-		if again, err := ApplyOperations(got, nil); err != nil || !bytes.Equal(again, got) {
+		if again, err := ApplyOperations(nil, got, nil); err != nil || !bytes.Equal(again, got) {
 			t.Errorf("%s changes without a reason to %s, %v", got, again, err)
 		}
 	})

@@ -7,6 +7,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"ampcio/mapping"
 	"ampcio/queue"
 )
 
@@ -76,6 +77,9 @@ type cache struct {
 	reads          *bolt.Tx
 	users, devices *bolt.Cursor
 
+	ahead   [together]hashes // of lookAhead
+	fetched uint64           // means nothing: what is read must go somewhere
+
 	hits, misses, damaged uint64
 }
 
@@ -106,8 +110,18 @@ func (c *cache) dirtyMark() uint32 { return markDirty << (c.epoch & 1) }
 // entry gives what is known of a user or device, from memory or users.db: an empty
 // entry when nothing is. The caller holds s.mu.
 func (s *Store) entry(p *project, k kind, id string) (entry, error) {
+	return s.hashedEntry(p, k, id, s.hash(p, k, id))
+}
+
+// hash is what the index finds an entry by. It leaves the entry's name in nameBuf.
+func (s *Store) hash(p *project, k kind, id string) uint32 {
 	s.nameBuf = append(append(binary.LittleEndian.AppendUint32(s.nameBuf[:0], p.number), byte(k)), id...)
-	hash := s.index.hash(s.nameBuf)
+	return s.index.hash(s.nameBuf)
+}
+
+// hashedEntry is entry for who knows the hash.
+func (s *Store) hashedEntry(p *project, k kind, id string, hash uint32) (entry, error) {
+	s.nameBuf = append(append(binary.LittleEndian.AppendUint32(s.nameBuf[:0], p.number), byte(k)), id...)
 	for at := s.index.start(hash); ; at = s.index.next(at) {
 		v := s.index.table[at]
 		if v == 0 {
@@ -135,6 +149,52 @@ func (s *Store) entry(p *project, k kind, id string) (entry, error) {
 	s.clean++
 	s.bytes += s.cost(e)
 	return e, nil
+}
+
+// hashes are those of the device and the user that an event names; 0 where it names none.
+type hashes struct{ device, user uint32 }
+
+// together is how many events are looked ahead.
+const together = 32
+
+// lookAhead gives the hashes of the first events, together at most, and has the processor
+// fetch what these will look at. A look at an entry goes through four places, each known
+// from the one before only: with many users none of them is near, and one event after the
+// other waits for each. Here the waits of all are one. What it meets may be somebody
+// else's; it is a hint.
+func (s *Store) lookAhead(p *project, events []mapping.Event) []hashes {
+	events = events[:min(len(events), together)]
+	ahead := s.ahead[:len(events)]
+	var entries [2 * together]entry
+	for i := range events {
+		ahead[i] = hashes{}
+		if id := events[i].DeviceID; id != "" {
+			ahead[i].device = s.hash(p, device, id)
+		}
+		if id := events[i].UserID; id != "" {
+			ahead[i].user = s.hash(p, user, id)
+		}
+	}
+	for i, h := range ahead {
+		entries[2*i] = entry(s.index.table[s.index.start(h.device)])
+		entries[2*i+1] = entry(s.index.table[s.index.start(h.user)])
+	}
+	var refs [2 * together]ref
+	for i, e := range entries[:2*len(ahead)] {
+		refs[i] = s.slots[e].at
+	}
+	for _, at := range refs[:2*len(ahead)] {
+		if at != 0 {
+			s.fetched += uint64(s.slab.at(at).seen())
+		}
+	}
+	for _, at := range refs[:2*len(ahead)] {
+		if at != 0 {
+			b := s.slab.at(at)
+			s.fetched += uint64(b[b.ring()-1]) + uint64(b[b.afterRing()-1])
+		}
+	}
+	return ahead
 }
 
 func (s *Store) newSlot() entry {

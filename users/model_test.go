@@ -47,7 +47,7 @@ func (m *model) properties(of string) string {
 }
 
 func applied(before string, ev *mapping.Event) string {
-	after, err := mapping.ApplyOperations([]byte(before), ev.UserProperties)
+	after, err := mapping.ApplyOperations(nil, []byte(before), ev.UserProperties)
 	if err != nil {
 		panic(err)
 	}

@@ -93,23 +93,28 @@ func (b *batch) Resolve(w *queue.Writer) error {
 	}
 	defer s.closeReads()
 	p := s.project(b.arrival.Project)
-	for i := range b.arrival.Events {
+	events := b.arrival.Events
+	var ahead []hashes
+	for i := range events {
+		if i%together == 0 {
+			ahead = s.lookAhead(p, events[i:])
+		}
 		s.evict()
-		if err := s.resolve(p, b, i, w); err != nil {
+		if err := s.resolve(p, b, i, ahead[i%together], w); err != nil {
 			return s.broke(fmt.Errorf("look into %s: %w", s.o.Path, err))
 		}
 	}
 	return nil
 }
 
-func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error) {
+func (s *Store) resolve(p *project, b *batch, i int, h hashes, w *queue.Writer) (err error) {
 	ev, a := &b.arrival.Events[i], &b.arrival
 	t := step{hour: hourOf(a.Received), login: ev.UserID}
 	happened := mapping.EventTime(ev.Time, a.Uploaded, a.Received)
 	t.at, t.dated = stepTime(a.Source, happened, a.Received)
 	userID := ev.UserID
 	if ev.DeviceID != "" {
-		if t.device, err = s.entry(p, device, ev.DeviceID); err != nil {
+		if t.device, err = s.hashedEntry(p, device, ev.DeviceID, h.device); err != nil {
 			return err
 		}
 		d := s.block(t.device)
@@ -120,7 +125,10 @@ func (s *Store) resolve(p *project, b *batch, i int, w *queue.Writer) (err error
 		}
 	}
 	if userID != "" {
-		if t.user, err = s.entry(p, user, userID); err != nil {
+		if userID != ev.UserID {
+			h.user = s.hash(p, user, userID)
+		}
+		if t.user, err = s.hashedEntry(p, user, userID, h.user); err != nil {
 			return err
 		}
 		s.block(t.user).expire(t.hour, s.unlinkedHours)
@@ -217,7 +225,7 @@ var noProperties = []byte("{}")
 
 // own gives the properties that an event carries itself.
 func (s *Store) own(ev *mapping.Event) []byte {
-	own, err := mapping.ApplyOperations(nil, ev.UserProperties)
+	own, err := mapping.ApplyOperations(nil, nil, ev.UserProperties)
 	if err != nil {
 		s.unappliable++
 		return nil

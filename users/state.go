@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"slices"
+	"unsafe"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -91,12 +92,16 @@ func (s *Store) apply(owner entry, t *step, operations []byte) {
 	if len(operations) == 0 {
 		return
 	}
-	after, err := mapping.ApplyOperations(s.block(owner).properties(), operations)
+	before := s.block(owner).properties()
+	after, err := mapping.ApplyOperations(s.propertyBuf[:0], before, operations)
 	if err != nil {
 		s.unappliable++
 		return
 	}
 	s.setProperties(owner, t, after)
+	if len(before) == 0 || unsafe.SliceData(after) != unsafe.SliceData(before) {
+		s.propertyBuf = after[:0]
+	}
 }
 
 // setProperties keeps a copy of after. That may be, or share the memory of, what the

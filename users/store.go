@@ -95,6 +95,8 @@ type Store struct {
 	carryBuf []byte
 	loginBuf []byte
 	userBuf  []byte
+	// What an event makes of a user's properties.
+	propertyBuf []byte
 	// What a record says of built-in properties.
 	builtinBuf []byte
 	cache
