@@ -70,7 +70,7 @@ type Log struct {
 	goneOnce  sync.Once
 
 	running   atomic.Bool                // Run has begun
-	turns     chan func()                // what the committer is to do between two commits
+	turns     chan func()                // what the resolver is to do between two commits
 	forgotten atomic.Pointer[tombstones] // nil = nobody
 	burying   sync.Mutex                 // held by who replaces them, and their file
 	backups   sync.RWMutex               // held for reading while a backup is made

@@ -4,7 +4,7 @@ package queue
 // body that is opaque to it. A record is complete: nothing later depends on
 // another record.
 type Record struct {
-	Seq      uint64   // position in the log, from 1, never reused; given by the committer
+	Seq      uint64   // position in the log, from 1, never reused; given by the resolver
 	Project  string   // whose consumers take it
 	Lane     string   // the ordering key, fixed at append: who the event belongs to
 	Received int64    // when it was received, ms since 1970 UTC
@@ -31,9 +31,9 @@ type Batch interface {
 	Size() int
 	// Project is whose records they all are.
 	Project() string
-	// Resolve turns the batch into records. The committer calls it once, from its own
+	// Resolve turns the batch into records. The resolver calls it once, from its own
 	// goroutine, when the batch's turn in the log has come; so calls never overlap and
 	// their order is the log's order. An error means the state needed to resolve cannot
-	// be read: the committer stops, as after a failed commit.
+	// be read: the resolver stops, as after a failed commit.
 	Resolve(w *Writer) error
 }

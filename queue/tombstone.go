@@ -23,7 +23,7 @@ import (
 // Reader gives them without lane and body (Record.Forgotten); consumers end them as
 // Discarded. Tombstones are in the file forgotten.jsonl, which is replaced as a whole:
 //
-//  1. the committer, between two commits, writes the tombstone, with the names of the
+//  1. the resolver, between two commits, writes the tombstone, with the names of the
 //     lanes and what else is needed to go on (Forgetting), and the caller clears its
 //     memory of the person in the same turn: no record is between the two;
 //  2. ledgers (Consumer.Forget) and users.db let go of the person;
@@ -179,7 +179,7 @@ func (l *Log) Unfinished() (list []Tombstone) {
 var ErrBackupRuns = errors.New("a backup is being made")
 
 // ForgetLanes writes a tombstone over all that the log has of some lanes by now, and calls
-// clear, which is to forget the person in memory: all in one turn of the committer, so
+// clear, which is to forget the person in memory: all in one turn of the resolver, so
 // that each record is of the one before or of the one after. When it returns nil the
 // tombstone is durable. The caller then sees to ledgers and users.db, and finishes it.
 func (l *Log) ForgetLanes(ctx context.Context, project string, f Forgetting, clear func(upTo uint64) error) (t Tombstone, err error) {
@@ -229,7 +229,7 @@ func (l *Log) BarBackups() (letGo func(), err error) {
 	return l.backups.Unlock, nil
 }
 
-// inTurn calls f when nothing is half stored: by the committer, or by the caller when
+// inTurn calls f when nothing is half stored: by the resolver, or by the caller when
 // nothing is being committed.
 func (l *Log) inTurn(ctx context.Context, f func() error) error {
 	if !l.running.Load() {

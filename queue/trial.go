@@ -134,7 +134,7 @@ func RecordsOf(storage string, from, to uint64, f func(Record) error) error {
 	return l.records(from, to, f)
 }
 
-// A Rehearsal lets batches resolve as the log's committer does, one after the other, and
+// A Rehearsal lets batches resolve as the log's resolver does, one after the other, and
 // stores nothing. The nonces that it gives are no random ones: 1, 2, 3 and so on.
 type Rehearsal struct {
 	after logEnd

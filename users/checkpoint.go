@@ -48,7 +48,7 @@ const (
 	// Bounds of one transaction of a checkpoint: the log's own commits share the disk.
 	writeBytes   = 1 << 20
 	writeEntries = 2048 // Store.perWrite, but in tests
-	// freezeEntries is how many entries are encoded before the committer gets its turn,
+	// freezeEntries is how many entries are encoded before the resolver gets its turn,
 	// and orderEntries how many are looked at to be sorted.
 	freezeEntries = 64
 	orderEntries  = 512
@@ -300,7 +300,7 @@ func inOrder(a, b place) int {
 	return cmp.Compare(a.prefix[1], b.prefix[1])
 }
 
-// order sorts the entries of a cut. The committer is let in between some entries.
+// order sorts the entries of a cut. The resolver is let in between some entries.
 func (s *Store) order(entries []entry) []place {
 	places := make([]place, 0, len(entries))
 	for rest := entries; len(rest) > 0; {
@@ -414,7 +414,7 @@ func (s *Store) write(c *cut) error {
 }
 
 // freezeSome encodes entries, as of the cut, for one transaction: of the next some of
-// the rest, those to be stored and those to be deleted. The committer is let in
+// the rest, those to be stored and those to be deleted. The resolver is let in
 // between a few. Nothing is settled yet: the transaction may have to be tried again.
 func (s *Store) freezeSome(rest []place, arena *[]byte) (some int, pairs, gone []pair) {
 	*arena = (*arena)[:0]

@@ -13,7 +13,7 @@ import (
 	"ampcio/queue"
 )
 
-// Forgetting a user has two parts. Forget changes what is in memory; the log's committer
+// Forgetting a user has two parts. Forget changes what is in memory; the log's resolver
 // calls it in the turn in which the tombstone becomes durable, so that every event is
 // resolved either by all that was known or by nothing. Flush brings that to users.db. A
 // crash between the two leaves entries in users.db that are as old as the tombstone, or
@@ -42,7 +42,7 @@ func OfLane(lane string) (userID, deviceID string) {
 
 // Forget forgets users and devices: properties, links, insert_ids. Devices that have come
 // to one of these users since the caller looked are forgotten, too. Nothing is being
-// resolved meanwhile: the log's committer calls it, or the log does not run.
+// resolved meanwhile: the log's resolver calls it, or the log does not run.
 func (s *Store) Forget(projectName string, lanes []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -147,7 +147,7 @@ func (s *Store) Flush(ctx context.Context) error {
 }
 
 // Devices are those that were last linked to a user. It walks over all devices, and lets
-// the committer in between.
+// the resolver in between.
 func (s *Store) Devices(ctx context.Context, projectName, userID string) ([]string, error) {
 	found := map[string]bool{}
 	for from, more := []byte(nil), true; more; {

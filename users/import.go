@@ -85,7 +85,7 @@ type lineBatch struct {
 	of    archivePart
 	ids   [][16]byte
 	size  int
-	taken Taken // the committer's until Append has returned
+	taken Taken // the resolver's until Append has returned
 }
 
 // Size implements queue.Batch.

@@ -33,10 +33,10 @@ type batch struct {
 	s       *Store
 	arrival mapping.Arrival
 	// ids are the identities of the events that have an insert_id; hashed here, in the
-	// caller's goroutine, since the committer's is the one that all requests share.
+	// caller's goroutine, since the resolver's is the one that all requests share.
 	ids        [][16]byte
 	size       int
-	duplicates int // the committer's until Append has returned
+	duplicates int // the resolver's until Append has returned
 }
 
 // eventBytes is about what an event costs in memory besides its raw bytes.
@@ -215,7 +215,7 @@ func (s *Store) sentByServer(project string, ev *mapping.Event, t *step) bool {
 }
 
 // text is b without a copy of it, for who looks at it before b changes and does not
-// keep it: two of them for each event would be most of what the committer allocates.
+// keep it: two of them for each event would be most of what the resolver allocates.
 func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // laneOfNobody is the lane of events that name neither user nor device.

@@ -30,7 +30,7 @@ type Options struct {
 	// after its last event (30 days; counted in hours).
 	UnlinkedExpiry time.Duration
 	// Carry says whether a record whose user has more than CarryBytes (16,000) of
-	// properties carries this one; nil = none. It is called by the log's committer.
+	// properties carries this one; nil = none. It is called by the log's resolver.
 	Carry      func(project, property string) bool
 	CarryBytes int
 	Now        func() time.Time // time.Now
@@ -74,7 +74,7 @@ type Store struct {
 	rewrites  chan *rewriting // to Run
 	rewriting sync.RWMutex    // held by who closes db, and for reading by who looks into it without mu
 
-	// mu is held by the committer while it resolves a batch, and by others for moments.
+	// mu is held by the log's resolver while it resolves a batch, and by others for moments.
 	mu       sync.Mutex
 	written  *sync.Cond // a checkpoint has ended, or there will be none
 	running  bool       // Run is there to write checkpoints
