@@ -180,11 +180,8 @@ func (s *Sync) part(b *batch, t *taken, i int) (p part, fits bool) {
 	var who *person
 	p, held, err := s.to.plan(&t.claim.Records()[i], repeat, func(key string) (sent []byte, held bool, err error) {
 		if who = t.person(key); who == nil {
-			if !t.claim.Hold(key) {
-				return nil, false, nil
-			}
-			sent, err := t.claim.Sent(key)
-			if err != nil {
+			sent, held, err := t.claim.HoldSent(key)
+			if err != nil || !held {
 				return nil, false, err
 			}
 			who = t.meet(key, sent)

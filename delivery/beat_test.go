@@ -13,7 +13,7 @@ import (
 func TestBeatOfAStuckLedger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var beats atomic.Int64
-		s := &Sync{o: Options{Beat: func() { beats.Add(1) }}.withDefaults(), ledger: make([]atomic.Int64, 2)}
+		s := &Sync{o: Options{Beat: func() { beats.Add(1) }}.withDefaults(), ledger: make([]atomic.Int64, 2), counter: make(chan struct{}, 2)}
 		ctx, stop := context.WithCancel(context.Background())
 		done := make(chan struct{})
 		go func() { defer close(done); s.beat(ctx) }()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 
 	"ampcio/queue"
 )
@@ -104,11 +105,13 @@ func cut(operations []*operation) int {
 // search, which may take many timeouts.
 func (s *Sync) settleDone(b *batch) {
 	s.inLedger(b.ledger, func() {
+		var done []*taken
 		for _, t := range b.taken {
 			if !t.settled && t.done() {
-				s.settle(t)
+				done = append(done, t)
 			}
 		}
+		s.settle(done...)
 	})
 }
 
@@ -127,6 +130,7 @@ func (t *taken) done() bool {
 // others, all of them would have to be searched again at each try. They are known
 // to this process only; after a restart they are found once more.
 type culprits struct {
+	some  atomic.Bool // there has been one: until then nobody is looked for
 	mu    sync.Mutex
 	lanes map[string]culprit
 }
@@ -140,6 +144,9 @@ type culprit struct {
 const maxCulprits = 10_000
 
 func (c *culprits) of(lane string) (culprit, bool) {
+	if !c.some.Load() {
+		return culprit{}, false
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	known, ok := c.lanes[lane]
@@ -151,10 +158,14 @@ func (c *culprits) convict(lane string, as culprit) {
 	defer c.mu.Unlock()
 	if _, known := c.lanes[lane]; known || len(c.lanes) < maxCulprits {
 		c.lanes[lane] = as
+		c.some.Store(true)
 	}
 }
 
 func (c *culprits) acquit(lane string) {
+	if !c.some.Load() {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.lanes, lane)
@@ -185,5 +196,6 @@ func (c *culprits) takeOver(before *culprits) {
 	defer before.mu.Unlock()
 	for lane, known := range before.lanes {
 		c.lanes[lane] = known
+		c.some.Store(true)
 	}
 }

@@ -117,7 +117,9 @@ func (s *Sync) answered(b *batch, operations []*operation, r reading, accepted i
 	n := s.gate.answered(told{pass: b.pass, reading: r, lane: laneOf(operations), suspect: suspect(operations), expected: expected})
 	if n.opened {
 		// Whoever failed because of the outage does not wait for it any longer.
-		s.source.Hasten(n.since.Truncate(time.Millisecond)) // the ledger's times are whole milliseconds
+		// The ledger's times are whole milliseconds. (Truncate would drop the monotonic clock, and a clock that was
+		// set back meanwhile would keep them waiting.)
+		s.source.Hasten(n.since.Add(-time.Millisecond))
 	}
 	return n
 }

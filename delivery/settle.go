@@ -11,11 +11,20 @@ import (
 	"ampcio/queue"
 )
 
-// settle ends a claim: the records before the first that has to wait end now, in
+// settle ends claims, each for itself.
+func (s *Sync) settle(claims ...*taken) {
+	all := make([]queue.Settlement, 0, len(claims))
+	for _, t := range claims {
+		all = append(all, s.settlement(t))
+	}
+	s.source.Settle(all...)
+}
+
+// settlement says how a claim ends: the records before the first that has to wait end now, in
 // one step with what their identifiers were sent; that one and all after it go
 // back to the head of the lane, with an attempt counted only when Customer.io (or
 // the way to it) failed.
-func (s *Sync) settle(t *taken) {
+func (s *Sync) settlement(t *taken) queue.Settlement {
 	t.settled = true
 	outcomes := make([]queue.Outcome, 0, len(t.parts))
 	var stop *operation
@@ -37,22 +46,22 @@ func (s *Sync) settle(t *taken) {
 	case len(outcomes) > 0:
 		s.culprits.acquit(t.claim.Lane())
 	}
+	end := queue.Settlement{Claim: t.claim, Outcomes: outcomes}
 	switch {
 	case stop == nil:
 		s.throttles.passed(t.claim.Lane(), len(t.parts))
-		t.claim.Settle(outcomes, 0, "")
 	case stop.verdict == retry:
 		attempt := t.claim.Attempts()
 		if len(outcomes) > 0 {
 			attempt = 0 // another record is the head now
 		}
-		t.claim.Settle(outcomes, s.o.delay(attempt, stop.answer.wait), stop.answer.reason)
+		end.Wait, end.Reason = s.o.delay(attempt, stop.answer.wait), stop.answer.reason
 	case len(outcomes) == 0:
-		t.claim.Return()
+		end.Return = true
 	default:
 		t.claim.Trim(len(outcomes))
-		t.claim.Settle(outcomes, 0, "")
 	}
+	return end
 }
 
 // correct mends what is to be remembered of an identifier by what of it was refused

@@ -27,6 +27,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -140,6 +142,7 @@ type Sync struct {
 	cut      context.Context // of requests: ends StopGrace after Run's ctx
 	inFlight atomic.Int64
 	ledger   []atomic.Int64 // per worker: since when it is in the ledger's hands (Unix ns), 0 = it is not
+	counter  chan struct{}  // how many may be: see inLedger
 
 	repeats *logbook.Book // of dead letters
 }
@@ -154,6 +157,7 @@ func New(source *queue.Consumer, rules *mapping.Rules, o Options) *Sync {
 	s.desk.turn = make(chan struct{}, 1)
 	s.desk.turn <- struct{}{}
 	s.ledger = make([]atomic.Int64, o.Concurrency)
+	s.counter = make(chan struct{}, runtime.GOMAXPROCS(0))
 	s.repeats = logbook.New(s.o.Log, s.o.Now)
 	s.door.mayRefuse = source.MayRefuse
 	s.gate = newGate(&s.o, s.client.shown)
@@ -326,13 +330,7 @@ func (s *Sync) deliver(ctx context.Context, p pass, first *queue.Claim, ledger *
 		}
 	}
 	s.inLedger(ledger, func() {
-		s.source.Together(func() {
-			for _, t := range b.taken {
-				if !t.settled {
-					s.settle(t)
-				}
-			}
-		})
+		s.settle(slices.DeleteFunc(b.taken, func(t *taken) bool { return t.settled })...)
 	})
 	if b.err != nil && b.next != nil {
 		b.next.Return()
@@ -341,7 +339,14 @@ func (s *Sync) deliver(ctx context.Context, p pass, first *queue.Claim, ledger *
 	return b.next, b.err
 }
 
+// inLedger calls f, which fills or settles a batch: work for a processor, and under one lock
+// for much of it. So there are no more at a time than there are processors. All workers at
+// once would wait for that lock for so long that Go hands it from one to the next, each of
+// whom has to be woken first, and the processors are idle meanwhile; and they would share
+// what is ready in small batches.
 func (s *Sync) inLedger(since *atomic.Int64, f func()) {
+	s.counter <- struct{}{}
+	defer func() { <-s.counter }()
 	since.Store(s.o.Now().UnixNano())
 	defer since.Store(0)
 	f()

@@ -211,7 +211,8 @@ func TestAuditAfterKills(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	var most Audit
-	for life := range lives {
+	shows := func() bool { return most.Aside > 0 && most.DeadLetters > 0 && most.Books.Rewound > 0 }
+	for life := 0; life < lives || !shows() && life < 10*lives; life++ { // what it does is left to chance
 		cmd := child(t, "busy", dir)
 		out, err := cmd.StdoutPipe()
 		must(t, err)
@@ -238,7 +239,7 @@ func TestAuditAfterKills(t *testing.T) {
 		}
 	}
 	t.Logf("up to %d in the side place, %d dead letters; %+v", most.Aside, most.DeadLetters, most.Books)
-	if most.Aside == 0 || most.DeadLetters == 0 || most.Books.Rewound == 0 {
+	if !shows() {
 		t.Error("that shows nothing")
 	}
 }

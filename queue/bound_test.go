@@ -152,7 +152,9 @@ func TestTheOldestAreGivenUpWhileAClaimIsMade(t *testing.T) {
 	if st := mustStats(t, c); st.Books.Discarded != 5-want || st.Books.Pending != want {
 		t.Errorf("of the lane that is being claimed: %+v", st.Books)
 	}
+	c.mu.Lock()
 	cl := c.claim(l)
+	c.mu.Unlock()
 	if cl == nil || uint64(len(cl.Records())) != want {
 		t.Fatal("what the claim had read is gone")
 	}

@@ -116,7 +116,7 @@ func (c *Consumer) takeChanges(roomy bool) *changes {
 		return e.over
 	})
 	if len(c.side.fresh) < before {
-		c.makeRoom() // the reader may have waited for just these to be written
+		c.room.ring() // the reader may have waited for just these to be written
 	}
 	left := c.takeFresh(ch, roomy)
 	tail, count := c.log.endOf(c.o.Project)
@@ -236,7 +236,7 @@ func (c *Consumer) written(ch *changes) {
 		}
 	}
 	if len(ch.fresh) > 0 {
-		c.makeRoom()
+		c.room.ring()
 	}
 	if c.full != "" {
 		c.full = ""

@@ -22,6 +22,7 @@ type Claim struct {
 	entries []*entry
 	records []Record
 	held    []string
+	tries   int    // of the head that had failed when it began
 	hastens uint64 // how often the consumer had been hastened when it began
 	wanted  string // the identifier that the last Hold did not get, or the lane that it waits for
 	over    bool
@@ -43,30 +44,25 @@ type Outcome struct {
 // Claim waits until the head of some lane is due and claims a run of it. The error
 // is ctx's. Safe for concurrent use.
 func (c *Consumer) Claim(ctx context.Context) (*Claim, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for {
-		c.mu.Lock()
 		l, next := c.claimLane()
-		if l == nil {
-			c.idle++
-			c.makeRoomIfCrowded()
-		} else {
-			c.passOn()
-		}
-		c.mu.Unlock()
 		if l != nil {
+			c.passOn()
 			if cl := c.claim(l); cl != nil {
 				return cl, nil
 			}
 			continue
 		}
+		c.idle++
+		c.makeRoomIfCrowded()
+		c.mu.Unlock()
 		err := c.pause(ctx, next)
 		c.mu.Lock()
 		c.idle--
 		if err != nil {
 			c.passOn() // the others may not know when the next lane is due
-		}
-		c.mu.Unlock()
-		if err != nil {
 			return nil, err
 		}
 	}
@@ -91,10 +87,10 @@ func (c *Consumer) pause(ctx context.Context, next time.Time) error {
 
 // TryClaim claims a run if one is due now, else it gives nil.
 func (c *Consumer) TryClaim() *Claim {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for {
-		c.mu.Lock()
 		l, _ := c.claimLane()
-		c.mu.Unlock()
 		if l == nil {
 			return nil
 		}
@@ -124,11 +120,9 @@ func (c *Consumer) claimLane() (l *lane, next time.Time) {
 }
 
 // claim claims a run of a lane that claimLane gave. It is nil when nothing of the lane
-// could be read.
+// could be read. The caller holds c.mu, which is let go while the side place is read.
 func (c *Consumer) claim(l *lane) *Claim {
 	cl := &Claim{c: c, lane: l}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	read := c.read // behind this the reader may find, while the lane is read, what comes before what is found of it
 	if l.aside != nil {
 		c.mu.Unlock()
@@ -166,7 +160,7 @@ func (c *Consumer) claim(l *lane) *Claim {
 		size += l.records[n].bytes()
 		n++
 	}
-	cl.hastens = c.hastens
+	cl.tries, cl.hastens = l.retry.attempts, c.hastens
 	cl.entries, cl.records = l.records[:n:n], make([]Record, n)
 	for i, e := range cl.entries {
 		cl.records[i] = e.rec
@@ -189,12 +183,8 @@ func (cl *Claim) Replay(i int) (results []byte, ok bool) {
 	return cl.entries[i].results, cl.entries[i].replay
 }
 
-// Attempts is how many tries of the head have failed so far, restarts included.
-func (cl *Claim) Attempts() int {
-	cl.c.mu.Lock()
-	defer cl.c.mu.Unlock()
-	return cl.lane.retry.attempts
-}
+// Attempts is how many tries of the head had failed when it was claimed, restarts included.
+func (cl *Claim) Attempts() int { return cl.tries }
 
 // Hold takes an identifier for this claim until it ends. False means that another
 // claim has it: then Trim before the record that needs it, or Return if that is the
@@ -202,6 +192,11 @@ func (cl *Claim) Attempts() int {
 func (cl *Claim) Hold(identifier string) bool {
 	cl.c.mu.Lock()
 	defer cl.c.mu.Unlock()
+	return cl.hold(identifier)
+}
+
+// hold is Hold; the caller holds the consumer's lock.
+func (cl *Claim) hold(identifier string) bool {
 	switch owner := cl.c.lanes.holds[identifier]; owner {
 	case cl:
 	case nil:
@@ -232,6 +227,23 @@ func (cl *Claim) Waits(lane string) bool {
 // it was never sent anything.
 func (cl *Claim) Sent(identifier string) ([]byte, error) { return cl.c.sent(identifier) }
 
+// HoldSent is Hold, and Sent where that is granted: the two are asked for together by each
+// record, from all workers, so that one look is worth a name.
+func (cl *Claim) HoldSent(identifier string) (sent []byte, held bool, err error) {
+	c := cl.c
+	c.mu.Lock()
+	if !cl.hold(identifier) {
+		c.mu.Unlock()
+		return nil, false, nil
+	}
+	sent, known, moved := c.sentInMemory(identifier)
+	c.mu.Unlock()
+	if !known {
+		sent, err = c.sentInFile(identifier, moved)
+	}
+	return sent, true, err
+}
+
 // Trim keeps the first n records, at least one, and gives the rest back to the
 // head of the lane.
 func (cl *Claim) Trim(n int) {
@@ -251,10 +263,6 @@ func (cl *Claim) giveBack(n int) {
 	cl.entries, cl.records = cl.entries[:n:n], cl.records[:n:n]
 }
 
-// Return gives everything back as it was: due at once or, after a Hold that was
-// refused, when that identifier is free.
-func (cl *Claim) Return() { cl.end(nil, retryState{}, time.Time{}, false) }
-
 // Finish ends all records, each with its outcome.
 func (cl *Claim) Finish(outcomes []Outcome) { cl.Settle(outcomes, 0, "") }
 
@@ -265,31 +273,71 @@ func (cl *Claim) Retry(wait time.Duration, reason string) { cl.Settle(nil, wait,
 // order, for the given time and reason: the first of them has failed once more. What
 // it enters is durable with the next checkpoint, all of it together.
 func (cl *Claim) Settle(outcomes []Outcome, wait time.Duration, reason string) {
-	var r retryState
-	var due time.Time
-	if len(outcomes) < len(cl.entries) {
-		due = time.Now().Add(wait) // by the monotonic clock; what is stored is the wall clock's
-		r = retryState{attempts: 1, due: cl.c.o.Now().Add(wait).UnixMilli(), delay: wait.Milliseconds(), reason: reason}
-		if len(outcomes) == 0 {
-			r.attempts += cl.Attempts()
-		}
-	}
-	cl.end(outcomes, r, due, true)
+	cl.c.Settle(Settlement{Claim: cl, Outcomes: outcomes, Wait: wait, Reason: reason})
 }
 
-func (cl *Claim) end(outcomes []Outcome, r retryState, due time.Time, tried bool) {
-	if cl.over || len(outcomes) > len(cl.entries) {
-		panic(fmt.Sprintf("claim of %d records ended with %d outcomes (ended before: %t)", len(cl.entries), len(outcomes), cl.over))
+// Return gives everything back as it was: due at once or, after a Hold that was
+// refused, when that identifier is free.
+func (cl *Claim) Return() { cl.c.Settle(Settlement{Claim: cl, Return: true}) }
+
+// Settlement is how a claim ends: as by its Settle, with these arguments, or as by its Return.
+type Settlement struct {
+	Claim    *Claim
+	Outcomes []Outcome
+	Wait     time.Duration
+	Reason   string
+	Return   bool
+}
+
+// settleTogether is how many claims end before others have their turn.
+const settleTogether = 64
+
+// Settle ends claims of the consumer, one after the other. Each stands for itself; but that
+// workers meet at the consumer's lock once for many is what their speed depends on.
+func (c *Consumer) Settle(all ...Settlement) {
+	for _, s := range all {
+		s.check()
 	}
-	for _, o := range outcomes {
+	for len(all) > 0 {
+		n := min(len(all), settleTogether)
+		c.settle(all[:n])
+		all = all[n:]
+	}
+}
+
+func (c *Consumer) settle(some []Settlement) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range some {
+		s.Claim.end(s)
+	}
+}
+
+// check says whether the claim may end so. What does not is a mistake of the program.
+func (s *Settlement) check() {
+	if cl := s.Claim; cl.over || len(s.Outcomes) > len(cl.entries) {
+		panic(fmt.Sprintf("claim of %d records ended with %d outcomes (ended before: %t)", len(cl.entries), len(s.Outcomes), cl.over))
+	}
+	for _, o := range s.Outcomes {
 		if o.Ending != Delivered && o.Ending != Filtered && o.Ending != Dead {
 			panic("a claim cannot end a record as " + o.Ending.String())
 		}
 	}
-	cl.over = true
-	c, l := cl.c, cl.lane
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	s.Claim.over = true
+}
+
+// end ends the claim. The caller holds the consumer's lock.
+func (cl *Claim) end(s Settlement) {
+	c, l, outcomes, tried := cl.c, cl.lane, s.Outcomes, !s.Return
+	var r retryState
+	var due time.Time
+	if tried && len(outcomes) < len(cl.entries) {
+		due = time.Now().Add(s.Wait) // by the monotonic clock; what is stored is the wall clock's
+		r = retryState{attempts: 1, due: c.o.Now().Add(s.Wait).UnixMilli(), delay: s.Wait.Milliseconds(), reason: s.Reason}
+		if len(outcomes) == 0 {
+			r.attempts += cl.tries
+		}
+	}
 	for len(outcomes) < len(cl.entries) && c.isForgotten(cl.entries[len(outcomes)]) {
 		outcomes = append(outcomes, discardForgotten)
 		r, due, tried = retryState{}, time.Time{}, true // what failed is not tried again

@@ -46,7 +46,6 @@ type Consumer struct {
 	ready chan struct{} // has an element when a lane may have become ready: one Claim that waits looks, and passes it on
 	woken bell          // something has ended
 	room  bell          // the window has shrunk
-	quiet int           // calls of Together: what they end is told at the end of each
 	dirty chan struct{} // has an element when there is something to write
 	haste chan struct{} // has an element when there is much to write
 	lanes lanes
@@ -437,21 +436,31 @@ func (c *Consumer) view(f func(*bolt.Tx) error) error {
 }
 
 // sent reads what an identifier was last sent.
-func (c *Consumer) sent(identifier string) (v []byte, err error) {
+func (c *Consumer) sent(identifier string) ([]byte, error) {
 	c.mu.Lock()
-	v, ok := c.sentNew[identifier]
-	if ok = ok || c.forget; !ok {
-		v, ok = c.sentWriting[identifier]
-		ok = ok || c.forgetting
-	}
-	if !ok {
-		v, ok = c.sentKnown.get(identifier)
-	}
-	moved := c.sentKnown.moved
+	v, known, moved := c.sentInMemory(identifier)
 	c.mu.Unlock()
-	if ok {
+	if known {
 		return v, nil
 	}
+	return c.sentInFile(identifier, moved)
+}
+
+// sentInMemory is sent where that is known without the file; else moved is for
+// sentInFile. The caller holds c.mu.
+func (c *Consumer) sentInMemory(identifier string) (v []byte, known bool, moved uint64) {
+	v, known = c.sentNew[identifier]
+	if known = known || c.forget; !known {
+		v, known = c.sentWriting[identifier]
+		known = known || c.forgetting
+	}
+	if !known {
+		v, known = c.sentKnown.get(identifier)
+	}
+	return v, known, c.sentKnown.moved
+}
+
+func (c *Consumer) sentInFile(identifier string, moved uint64) (v []byte, err error) {
 	err = c.view(func(tx *bolt.Tx) error {
 		k := []byte(identifier)
 		if stored := tx.Bucket(bucketSent).Get(k); stored != nil {

@@ -35,7 +35,7 @@ func (c *Consumer) setPaused(yes bool) error {
 	}
 	c.tellBound()
 	c.touch()
-	c.makeRoom()
+	c.room.ring()
 	c.wake()
 	c.mu.Unlock()
 	return c.Flush()
@@ -72,7 +72,7 @@ func (c *Consumer) Flowing(yes bool) {
 	defer c.mu.Unlock()
 	if c.flowing != yes {
 		c.flowing, c.side.idle = yes, 0
-		c.makeRoom()
+		c.room.ring()
 	}
 }
 

@@ -272,7 +272,7 @@ func (c *Consumer) goBack(p position, done []run) {
 	if c.reread != nil {
 		c.reread()
 	}
-	c.makeRoom()
+	c.room.ring()
 }
 
 // readable lists the sequences behind one that readers can still get at, in runs.

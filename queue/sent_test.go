@@ -85,11 +85,11 @@ func TestEveryWaitingClaimGetsALane(t *testing.T) {
 	for range waiting {
 		all = append(all, <-claims) // none has ended
 	}
-	cs["p"].Together(func() {
-		for _, cl := range all {
-			cl.Finish(delivered(len(cl.Records())))
-		}
-	})
+	var ends []Settlement
+	for _, cl := range all {
+		ends = append(ends, Settlement{Claim: cl, Outcomes: delivered(len(cl.Records()))})
+	}
+	cs["p"].Settle(ends...)
 }
 
 // One of two that wait leaves: it may be the one who was woken for what is due later. The other still gets that in time.

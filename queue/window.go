@@ -234,19 +234,13 @@ func (c *Consumer) advance() {
 	c.window = c.window[n:]
 	c.windowBytes -= int64(n) * slotBytes
 	c.endedSlots = max(c.endedSlots-n, 0)
-	c.makeRoom()
+	c.room.ring()
 }
 
-// makeRoom lets the reader look again whether it may go on.
-func (c *Consumer) makeRoom() {
-	if c.quiet == 0 {
-		c.room.ring()
-	}
-}
-
+// makeRoomIfCrowded lets the reader look again whether it may go on.
 func (c *Consumer) makeRoomIfCrowded() {
 	if c.crowded() {
-		c.makeRoom()
+		c.room.ring()
 	}
 }
 
@@ -269,9 +263,6 @@ func notify(c chan<- struct{}) {
 // wake lets look again who waits for something to be due, or to end: of those in Claim one,
 // who passes it on. The lane may become ready only after the call, before c.mu is let go.
 func (c *Consumer) wake() {
-	if c.quiet > 0 {
-		return
-	}
 	c.woken.ring()
 	notify(c.ready)
 }
@@ -282,24 +273,6 @@ func (c *Consumer) passOn() {
 	if len(c.lanes.ready) > 0 || len(c.lanes.waiting) > 0 {
 		notify(c.ready)
 	}
-}
-
-// Together ends many claims: who waits is told of all of it at once, at the end. f must
-// not wait for anything.
-func (c *Consumer) Together(f func()) {
-	c.mu.Lock()
-	c.quiet++
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		quiet := c.quiet - 1
-		c.quiet = 0 // somebody is always in here while there is much to do: each tells
-		c.makeRoom()
-		c.wake()
-		c.quiet = quiet
-	}()
-	f()
 }
 
 // unread counts what the consumer takes of the project's first count records and has
