@@ -200,8 +200,8 @@ func (w *worker) arrival(u, first, last int) (arrival, error) {
 // One in so many requests is of a sender who does not wait for the answer: his next one has all of it once more, with or without
 // events behind it, and is so large that the log resolves it while the first is being committed.
 const (
-	impatient  = 5
-	largeBytes = 192 << 10
+	impatient  = 6
+	largeBytes = 96 << 10 // of raw events; the log reckons at least a third more
 )
 
 // again is the request of an impatient sender behind a, up to the event last. It has the events of a over and over, which makes it
