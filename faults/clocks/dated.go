@@ -19,17 +19,17 @@ const poisoned = "Poisoned"
 
 // dated sends events of users whose clocks are wrong, and poisoned ones now and then: those that Customer.io never takes.
 type dated struct {
-	r      *rehearsal.Rehearsal
-	rng    *rand.Rand
-	events int
-	seed   uint64
-	seqs   []int // by user, of the last that was acknowledged
+	r    *rehearsal.Rehearsal
+	rng  *rand.Rand
+	seed uint64
+	next int   // the number of the next event
+	seqs []int // by user, of the last that was acknowledged
 
 	sent, poison atomic.Int64 // acknowledged; sent are all
 }
 
-func newDated(r *rehearsal.Rehearsal, events int, seed uint64) *dated {
-	return &dated{r: r, rng: rand.New(rand.NewPCG(seed, 1970)), events: events, seed: seed, seqs: make([]int, 10)}
+func newDated(r *rehearsal.Rehearsal, seed uint64) *dated {
+	return &dated{r: r, rng: rand.New(rand.NewPCG(seed, 1970)), seed: seed, seqs: make([]int, 10)}
 }
 
 func datedUser(u int) string { return fmt.Sprintf("dated-user-%d", u) }
@@ -42,8 +42,11 @@ var (
 	uploads = []string{"1970-01-01T00:00:00.001Z", "1970-01-01T00:00:01.000Z", "2100-01-01T00:00:00.000Z", "2200-01-01T00:00:00.000Z"}
 )
 
-func (d *dated) run(ctx context.Context, spread time.Duration) error {
-	for i := range d.events {
+// run sends so many events more.
+func (d *dated) run(ctx context.Context, events int, spread time.Duration) error {
+	for range events {
+		i := d.next
+		d.next++
 		u := d.rng.IntN(len(d.seqs))
 		uploaded, when, corrected := "", "", d.rng.IntN(2) == 0
 		if corrected {
@@ -78,7 +81,7 @@ func (d *dated) run(ctx context.Context, spread time.Duration) error {
 			d.poison.Add(1)
 		}
 		select {
-		case <-time.After(spread / time.Duration(d.events)):
+		case <-time.After(spread / time.Duration(events)):
 		case <-ctx.Done():
 			return ctx.Err()
 		}

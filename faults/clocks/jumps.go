@@ -56,7 +56,7 @@ func jumps(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 	defer stop()
 	var sent, datedSent error
 	senders.Go(func() { sent = s.traffic.Run(sending, time.Duration(want)*each) })
-	senders.Go(func() { datedSent = s.dated.run(sending, time.Duration(want)*each) })
+	senders.Go(func() { datedSent = s.dated.run(sending, want*6, time.Duration(want)*each) })
 
 	alertAt := c.Rand.IntN(want)
 	for ; done < want; done++ {
@@ -75,6 +75,9 @@ func jumps(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 	senders.Wait()
 	if err := errors.Join(sent, datedSent); err != nil {
 		return done, fmt.Errorf("the senders ended with %w", err)
+	}
+	if err := s.back(ctx); err != nil {
+		return done, err
 	}
 	if err := s.verdict(ctx); err != nil {
 		return done, fmt.Errorf("%w\n\tthe clock stayed near: %t", err, s.near)
@@ -111,7 +114,7 @@ func newStory(c *scoreboard.Case, want int) (s *story, err error) {
 		return nil, errors.Join(err, s.alerts.close())
 	}
 	s.traffic = rehearsal.NewTraffic(s.r, 40, want*60, c.Seed)
-	s.dated = newDated(s.r, want*6, c.Seed)
+	s.dated = newDated(s.r, c.Seed)
 	return s, nil
 }
 
@@ -182,6 +185,38 @@ func (s *story) alert(ctx context.Context) error {
 		return err
 	}
 	return errors.Join(back(), s.alerts.wait(ctx, "over"))
+}
+
+// back sets the clock back for the last time, while somebody waits for his next try: who waited by the wall clock would wait for hours
+// now. Of a jump in the middle of everything little can be said: the next one may be forward, and a start, or the end of an outage,
+// lets all try at once who wait.
+func (s *story) back(ctx context.Context) error {
+	s.r.Sandbox.SetFaults(sandbox.Faults{RefuseEvent: []string{poisoned}, Poison: usual().Poison})
+	if s.near {
+		if err := s.clock.set(2*day - s.clock.ahead); err != nil {
+			return err
+		}
+	}
+	if err := s.dated.run(ctx, 5, 0); err != nil { // what Customer.io answers of these ends the outage, if there is one
+		return err
+	}
+	for range 3 { // he may be tried while the clock is set: one of them he meets waiting
+		if err := s.until(ctx, "all is delivered but what is poisoned, which waits", func(y *admin.Sync) bool {
+			waits := uint64(0)
+			for _, w := range y.Waiting {
+				if w.Records != nil {
+					waits += *w.Records
+				}
+			}
+			return y.Gate != "" && y.Gate != "closed" && y.Books.Pending == waits
+		}); err != nil {
+			return err
+		}
+		if err := s.clock.set(-time.Hour - time.Duration(s.c.Rand.Int64N(int64(day))).Truncate(time.Second)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // status waits until the sync is in a state.

@@ -150,37 +150,106 @@ func (w *worker) send(ctx context.Context, half int) {
 	}
 	for i := 0; (w.Requests == 0 || i < w.Requests) && ctx.Err() == nil; i++ {
 		u := mine[r.IntN(len(mine))]
-		first, n := next[u], 1+r.IntN(8)
-		a := mapping.Arrival{Project: Project, Received: time.Now().UnixMilli(), Source: mapping.SourceHTTP}
-		for k := range n {
-			e, err := Event(w.Seed, u, first+k)
+		first, last := next[u], next[u]+r.IntN(8)
+		a, err := w.arrival(u, first, last)
+		if err != nil {
+			w.wrong("%v", err)
+			return
+		}
+		var second sync.WaitGroup
+		var further answer
+		if r.IntN(impatient) == 0 {
+			more, err := w.again(a, last+r.IntN(2)*r.IntN(4))
 			if err != nil {
 				w.wrong("%v", err)
 				return
 			}
-			a.Events = append(a.Events, e)
+			after := time.Duration(r.Int64N(1 << (10 + r.IntN(12)))) // a commit takes from some 10 µs in memory to some ms
+			second.Go(func() {
+				time.Sleep(after) // so that it meets the first one on its way to the disk, and not each time behind it
+				further = w.request(ctx, more)
+			})
 		}
-		w.say("sent %d %d %d", u, first, first+n-1)
-		refused := w.refused.Load()
-		_, err := w.h.Users.Append(ctx, a)
-		var full *queue.FullError
-		switch {
-		case err == nil && refused:
-			w.wrong("an event was acknowledged after an append had failed")
-		case err == nil:
-			w.say("acked %d %d %d", u, first, first+n-1)
-			next[u] = first + n
-		case errors.As(err, &full) && w.Patient:
-			time.Sleep(time.Millisecond) // as a sender does who is told to come again: nothing says when there is space
-		case errors.Is(err, queue.ErrBusy) || errors.As(err, &full):
-		default:
-			w.refused.Store(true)
-			if !errors.Is(err, queue.ErrClosed) {
-				w.h.Fail(err)
-			}
+		got := w.request(ctx, a)
+		second.Wait()
+		next[u] = max(first, got.next, further.next)
+		if got.over || further.over {
 			return
 		}
 	}
+}
+
+// arrival is a request of some events of a user, in a row.
+type arrival struct {
+	mapping.Arrival
+	user, first, last int
+}
+
+func (w *worker) arrival(u, first, last int) (arrival, error) {
+	a := arrival{mapping.Arrival{Project: Project, Received: time.Now().UnixMilli(), Source: mapping.SourceHTTP}, u, first, last}
+	for n := first; n <= last; n++ {
+		e, err := Event(w.Seed, u, n)
+		if err != nil {
+			return a, err
+		}
+		a.Events = append(a.Events, e)
+	}
+	return a, nil
+}
+
+// One in so many requests is of a sender who does not wait for the answer: his next one has all of it once more, with or without
+// events behind it, and is so large that the log resolves it while the first is being committed.
+const (
+	impatient  = 6
+	largeBytes = 96 << 10 // of raw events; the log reckons at least a third more
+)
+
+// again is the request of an impatient sender behind a, up to the event last. It has the events of a over and over, which makes it
+// large, and what is stored no larger.
+func (w *worker) again(a arrival, last int) (arrival, error) {
+	more, err := w.arrival(a.user, a.last+1, last)
+	if err != nil {
+		return more, err
+	}
+	var repeats []mapping.Event
+	for size := 0; size < largeBytes; {
+		for _, e := range a.Events {
+			repeats, size = append(repeats, e), size+len(e.Raw)
+		}
+	}
+	more.Events, more.first, more.last = append(repeats, more.Events...), a.first, last
+	return more, nil
+}
+
+// answer is what a sender knows behind a request.
+type answer struct {
+	next int  // the event to send next, if it was acknowledged
+	over bool // nothing more is accepted
+}
+
+// request sends a request, and says what was sent and acknowledged.
+func (w *worker) request(ctx context.Context, a arrival) answer {
+	w.say("sent %d %d %d", a.user, a.first, a.last)
+	refused := w.refused.Load()
+	_, err := w.h.Users.Append(ctx, a.Arrival)
+	var full *queue.FullError
+	switch {
+	case err == nil && refused:
+		w.wrong("an event was acknowledged after an append had failed")
+	case err == nil:
+		w.say("acked %d %d %d", a.user, a.first, a.last)
+		return answer{next: a.last + 1}
+	case errors.As(err, &full) && w.Patient:
+		time.Sleep(time.Millisecond) // as a sender does who is told to come again: nothing says when there is space
+	case errors.Is(err, queue.ErrBusy) || errors.As(err, &full):
+	default:
+		w.refused.Store(true)
+		if !errors.Is(err, queue.ErrClosed) {
+			w.h.Fail(err)
+		}
+		return answer{over: true}
+	}
+	return answer{}
 }
 
 // deliver is a destination that refuses some events, fails at times and does not answer at others.

@@ -16,17 +16,15 @@ type bug struct {
 var bugs = []bug{{
 	name: "answer-before-commit", trial: "kill -9",
 	what: "senders are answered before the commit",
-	file: "queue/append.go",
-	old: `	end := logEnd{w.next - 1, w.counts}
-	if err := l.commit(chunks, end); err != nil {
+	file: "queue/commit.go",
+	old: `	if len(g.chunks) > 0 {
+		if err := l.commit(g.chunks, g.end); err != nil {
 `,
-	new: `	end := logEnd{w.next - 1, w.counts}
-	if planted.Is("answer-before-commit") {
-		for _, p := range taken[:n] {
-			p.done <- nil
-		}
+	new: `	if planted.Is("answer-before-commit") {
+		g.answer(nil)
 	}
-	if err := l.commit(chunks, end); err != nil {
+	if len(g.chunks) > 0 {
+		if err := l.commit(g.chunks, g.end); err != nil {
 `,
 }, {
 	name: "log-not-synced", trial: "ext4 cuts",
@@ -75,10 +73,43 @@ var bugs = []bug{{
 }, {
 	name: "commit-error-passed-over", trial: "I/O errors",
 	what: "the process goes on after a commit that failed",
-	file: "queue/append.go",
-	old: `		if rest = rest[n:]; err != nil {
+	file: "queue/commit.go",
+	old: `	r.busy = nil
+	if err != nil {
 `,
-	new: `		if rest = rest[n:]; err != nil && !planted.Is("commit-error-passed-over") {
+	new: `	r.busy = nil
+	if err != nil && !planted.Is("commit-error-passed-over") {
+`,
+}, {
+	name: "committed-behind-a-failure", trial: "I/O errors",
+	what: "what was resolved behind a commit that failed is committed and answered all the same",
+	file: "queue/commit.go",
+	old: `		r.giveUp(ErrClosed)
+`,
+	new: `		if planted.Is("committed-behind-a-failure") && r.next != nil {
+			r.handOver()
+			<-r.committed
+			r.busy = nil
+		}
+		r.giveUp(ErrClosed)
+`,
+}, {
+	name: "duplicates-answered-at-once", trial: "crash images",
+	what: "requests that have become no record are answered before the commit that holds what they repeat",
+	file: "queue/commit.go",
+	old: `		case <-plenty:
+			if err := r.resolveWhatWaits(); err != nil {
+				return err
+			}
+`,
+	new: `		case <-plenty:
+			if err := r.resolveWhatWaits(); err != nil {
+				return err
+			}
+			if g := r.next; planted.Is("duplicates-answered-at-once") && g != nil && g.writer.bytes == 0 {
+				g.answer(nil)
+				r.next = nil
+			}
 `,
 }, {
 	name: "full-disk-forgets", trial: "disk full",
@@ -155,13 +186,13 @@ var bugs = []bug{{
 `,
 }, {
 	name: "buffer-used-again", trial: "kill -9",
-	what: "a chunk keeps the committer's buffer, which the next commit uses again",
-	file: "queue/append.go",
-	old: `	w.open.raw = bytes.Clone(w.buf)
+	what: "a chunk keeps the writer's buffer, which the next one uses again",
+	file: "queue/writer.go",
+	old: `		w.open.raw = bytes.Clone(w.buf)
 `,
-	new: `	if w.open.raw = w.buf; !planted.Is("buffer-used-again") {
-		w.open.raw = bytes.Clone(w.buf)
-	}
+	new: `		if !planted.Is("buffer-used-again") {
+			w.open.raw = bytes.Clone(w.buf)
+		}
 `,
 }, {
 	name: "settled-before-answer", trial: "destination",

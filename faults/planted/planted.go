@@ -72,7 +72,7 @@ const fewest = 10
 // enough is what each bug of a trial is found in, several times over: units of the trial. A bug that is not is a hole, and is told as one in
 // minutes and not hours.
 var enough = map[string]int{
-	"crash images": 50_000, "power cuts": 300, "ext4 cuts": 100, "I/O errors": 1000, "forgetful fsync": 750, "disk full": 100, "bit flips": 5000,
+	"crash images": 50_000, "power cuts": 300, "ext4 cuts": 100, "I/O errors": 3000, "forgetful fsync": 750, "disk full": 100, "bit flips": 5000,
 	"kill -9": 600, "destination": 500, "backlog": 60_000, "malformed requests": 50_000, "hostile senders": 35, "clocks": 100,
 	"systemd faults": 46, "socket restarts": 40, "model": 5000,
 }

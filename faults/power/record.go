@@ -17,6 +17,7 @@ import (
 
 	"ampcio-faults/child"
 	"ampcio-faults/lossy"
+	"ampcio/mapping"
 	"ampcio/queue"
 	"ampcio/users"
 )
@@ -187,7 +188,12 @@ func (r *recorder) write(ctx context.Context, w int) error {
 			n += writers
 		}
 		left -= len(numbers)
-		if err := r.append(ctx, numbers); err != nil {
+		var impatience errgroup.Group
+		if c.IntN(3) == 0 {
+			after := time.Duration(c.Int64N(int64(2 * time.Millisecond)))
+			impatience.Go(func() error { return r.repeat(ctx, numbers, after) })
+		}
+		if err := errors.Join(r.append(ctx, numbers), impatience.Wait()); err != nil {
 			return err
 		}
 		if c.IntN(8) == 0 && last != nil { // an answer was lost on the way
@@ -212,6 +218,31 @@ func (r *recorder) append(ctx context.Context, numbers []int) error {
 	if err != nil {
 		return err
 	}
+	return r.send(ctx, a, numbers)
+}
+
+// largeBytes is so much that the log resolves it while the commit before is on its way to the disk.
+const largeBytes = 192 << 10
+
+// repeat is of an impatient sender: before a request is answered it comes again, its events over and over, so that it is large and
+// becomes no record.
+func (r *recorder) repeat(ctx context.Context, numbers []int, after time.Duration) error {
+	a, err := arrivalOf(r.Seed, time.Now().UnixMilli(), numbers)
+	if err != nil {
+		return err
+	}
+	once := a.Events
+	for size := 0; size < largeBytes; {
+		for _, e := range once {
+			a.Events, size = append(a.Events, e), size+len(e.Raw)
+		}
+	}
+	time.Sleep(after) // so that it mostly meets the commit of the first, which takes some ms on this disk
+	return r.send(ctx, a, numbers)
+}
+
+// send appends an arrival of these events.
+func (r *recorder) send(ctx context.Context, a mapping.Arrival, numbers []int) error {
 	if err := r.say("put", numbers...); err != nil {
 		return err
 	}
