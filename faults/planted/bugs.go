@@ -289,14 +289,14 @@ var bugs = []bug{{
 	name: "batch-cut-short", trial: "hostile senders",
 	what: "the last event of a larger request is not stored",
 	file: "users/resolve.go",
-	old: `	for i := range b.arrival.Events {
-		s.evict()
+	old: `		s.evict()
+		if err := s.resolve(p, b, i, ahead[i%together], w); err != nil {
 `,
-	new: `	for i := range b.arrival.Events {
-		if planted.Is("batch-cut-short") && i >= 20 && i == len(b.arrival.Events)-1 {
+	new: `		if planted.Is("batch-cut-short") && i >= 20 && i == len(b.arrival.Events)-1 {
 			break
 		}
 		s.evict()
+		if err := s.resolve(p, b, i, ahead[i%together], w); err != nil {
 `,
 }, {
 	name: "file-deleted-early", trial: "backlog",
