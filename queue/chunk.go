@@ -92,7 +92,7 @@ func roomForChunk() []byte {
 func (c *Chunk) Last() uint64 { return c.First + uint64(c.Count) - 1 }
 
 // Records calls f for each record, in order, and ends early with f's error. The
-// slices of a record alias the chunk and stay valid; they must not be changed. Of who is
+// slices of a record alias the chunk and stay valid until done; they must not be changed. Of who is
 // forgotten it tells nothing but that there is a record. Safe for concurrent use.
 func (c *Chunk) Records(f func(Record) error) error {
 	if c.forgotten == nil {

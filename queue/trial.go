@@ -139,6 +139,7 @@ func RecordsOf(storage string, from, to uint64, f func(Record) error) error {
 type Rehearsal struct {
 	after logEnd
 	taken uint64
+	buf   []byte // the writer's
 }
 
 // Take gives the records that a batch resolves to, as they would stand in the log.
@@ -146,7 +147,7 @@ func (h *Rehearsal) Take(b Batch) (records []Record, err error) {
 	if h.after.counts == nil {
 		h.after.counts = map[string]uint64{}
 	}
-	w := newWriter(h.after, nil)
+	w := newWriter(h.after, h.buf)
 	w.Next()
 	h.taken++
 	w.open.nonce = [16]byte{}
@@ -159,6 +160,6 @@ func (h *Rehearsal) Take(b Batch) (records []Record, err error) {
 			return nil, err
 		}
 	}
-	h.after = logEnd{seq: w.next - 1, counts: w.counts}
+	h.after, h.buf = logEnd{seq: w.next - 1, counts: w.counts}, w.buf
 	return records, nil
 }
