@@ -117,8 +117,7 @@ func (s *Sync) answered(b *batch, operations []*operation, r reading, accepted i
 	n := s.gate.answered(told{pass: b.pass, reading: r, lane: laneOf(operations), suspect: suspect(operations), expected: expected})
 	if n.opened {
 		// Whoever failed because of the outage does not wait for it any longer.
-		// The ledger's times are whole milliseconds. (Truncate would drop the monotonic clock, and a clock that was
-		// set back meanwhile would keep them waiting.)
+		// By the monotonic clock, so that one which was set back meanwhile does not keep them waiting.
 		s.source.Hasten(n.since.Add(-time.Millisecond))
 	}
 	return n

@@ -339,11 +339,12 @@ func (s *Sync) deliver(ctx context.Context, p pass, first *queue.Claim, ledger *
 	return b.next, b.err
 }
 
-// inLedger calls f, which fills or settles a batch: work for a processor, and under one lock
+// inLedger calls f, which fills or settles a batch: mostly work for a processor, and under one lock
 // for much of it. So there are no more at a time than there are processors. All workers at
 // once would wait for that lock for so long that Go hands it from one to the next, each of
 // whom has to be woken first, and the processors are idle meanwhile; and they would share
-// what is ready in small batches.
+// what is ready in small batches. What it reads of files, of people not heard of for long and of
+// who waits aside, is read by as many at a time, which a disk takes well.
 func (s *Sync) inLedger(since *atomic.Int64, f func()) {
 	s.counter <- struct{}{}
 	defer func() { <-s.counter }()

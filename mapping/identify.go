@@ -173,7 +173,7 @@ func Refused(earlier []byte, field string) []byte {
 			continue // it was not taken: it is told of again when something comes from that device
 		case a.state == sentDevice:
 			a.hash = deviceRefused
-		case a.state == sentLeftOut, a.state == sentRefused:
+		case a.state == sentLeftOut, a.state == sentRefused, a.state == sentUnsure: // not in this identify
 		case !named || i == culprit:
 			a.state = sentRefused
 		default:
@@ -251,6 +251,11 @@ func (u *userRules) decide(s *scratch, id Identifier, earlier []byte) (op Operat
 	if u.chooser.isEmpty() {
 		if before.known && device == "" {
 			return Operation{}, nil, reasonUnchanged, nil
+		}
+		for _, was := range before.attributes {
+			if !was.isNote() {
+				after.keepUnchosen(was)
+			}
 		}
 		u.keepDevices(before, after)
 		s.attributes = u.appendDevice(s.attributes[:0], after, device)
@@ -353,7 +358,9 @@ func (u *userRules) collect(s *scratch, room int, device string) (values, clears
 	for i := range before.attributes {
 		was := &before.attributes[i]
 		switch {
-		case was.seen || was.isNote() || !u.chosenAs(was.name):
+		case was.seen || was.isNote():
+		case !u.chosenAs(was.name):
+			after.keepUnchosen(*was)
 		case len(was.name) > maxAttributeName: // of a program that looked at no limits: Customer.io never took it
 		case was.state == sentCleared, was.hash == clearedHash && was.state != sentUnsure:
 			// It is empty already; and a refused clear is not repeated.
@@ -377,6 +384,19 @@ func (u *userRules) collect(s *scratch, room int, device string) (values, clears
 	}
 	s.attributes = attributes
 	return values, clears, changed, nil
+}
+
+// keepUnchosen remembers an attribute of which the rules say nothing any more. It stays at Customer.io; should they choose
+// it again, it is to be sent, or cleared if the person has lost it meanwhile: somebody else may have changed it, so it
+// is not known what is there.
+func (s *sent) keepUnchosen(was sentAttribute) {
+	if was.state == sentCleared || len(s.attributes) >= maxAttributes {
+		return
+	}
+	if was.state != sentRefused {
+		was.state = sentUnsure
+	}
+	s.attributes = append(s.attributes, was)
 }
 
 var anonymousName = []byte(`"anonymous_id"`)

@@ -224,6 +224,38 @@ func TestPropertiesThatWereNotCarried(t *testing.T) {
 	}
 }
 
+// What the rules choose no more stays at Customer.io. When they choose it again it is sent, or cleared if the person has lost it.
+func TestPropertyThatIsChosenAgain(t *testing.T) {
+	all := compiled(t, nil)
+	one := compiled(t, func(s *Spec) { s.UserProperties = []string{"plan"} })
+	none := compiled(t, func(s *Spec) { s.UserProperties = nil })
+	keeps := compiled(t, func(s *Spec) { s.OnUnset = "keep" })
+	type step struct {
+		rules            *Rules
+		properties, want string
+	}
+	for name, steps := range map[string][]step{
+		"gone meanwhile":         {{all, `{"plan":1,"spent":2}`, `map[plan:1 spent:2]`}, {one, `{"plan":3,"spent":2}`, `map[plan:3]`}, {all, `{}`, `map[plan:"" spent:""]`}, {all, `{}`, `map[]`}},
+		"gone, and nothing new":  {{all, `{"plan":1,"spent":2}`, `map[plan:1 spent:2]`}, {one, `{"plan":1}`, `map[]`}, {all, `{"plan":1}`, `map[plan:1 spent:""]`}},
+		"the same":               {{all, `{"plan":1,"spent":2}`, `map[plan:1 spent:2]`}, {one, `{"plan":3,"spent":2}`, `map[plan:3]`}, {all, `{"plan":3,"spent":2}`, `map[plan:3 spent:2]`}, {all, `{"plan":3,"spent":2}`, `map[]`}},
+		"another value":          {{all, `{"plan":1,"spent":2}`, `map[plan:1 spent:2]`}, {one, `{"plan":3,"spent":2}`, `map[plan:3]`}, {all, `{"plan":3,"spent":4}`, `map[plan:3 spent:4]`}},
+		"cleared before":         {{all, `{"plan":1,"spent":2}`, `map[plan:1 spent:2]`}, {all, `{"plan":1}`, `map[plan:1 spent:""]`}, {one, `{"plan":3}`, `map[plan:3]`}, {all, `{"plan":3}`, `map[]`}},
+		"no property was chosen": {{all, `{"plan":1}`, `map[plan:1]`}, {none, `{"plan":1}`, `map[]`}, {all, `{}`, `map[plan:""]`}},
+		"on_unset keeps it":      {{all, `{"plan":1,"spent":2}`, `map[plan:1 spent:2]`}, {one, `{"plan":3}`, `map[plan:3]`}, {keeps, `{"plan":3}`, `map[]`}},
+	} {
+		var earlier []byte
+		for i, step := range steps {
+			attributes, d := userUpdate(t, step.rules, step.properties, earlier)
+			if got := fmt.Sprint(attributes); got != step.want {
+				t.Errorf("%s, step %d: sent %s, want %s", name, i, got, step.want)
+			}
+			if d.Sent != nil {
+				earlier = d.Sent
+			}
+		}
+	}
+}
+
 func leftOut(t *testing.T, d Decision, within bool, reason string) {
 	t.Helper()
 	switch {

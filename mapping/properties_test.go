@@ -148,6 +148,34 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
+// The short way for events that only set gives what the general one does, whatever dst has already.
+func FuzzSetFew(f *testing.F) {
+	for _, seed := range [][2]string{
+		{`{"a":1,"b":"x"}`, `{"$set":{"a":2,"c":[1, 2]}}`}, {`{}`, `{"a":1}`}, {`{"a":null}`, `{"a":1}`}, {`{"a":1}`, `{"$set":{}}`}, {`{"a":1}`, `{"$set":null}`},
+		{`{"a":1}`, `{"b":1,"$set":{"a":2}}`}, {`{"a":1}`, `{"\u0061":2}`}, {`{"a":1}`, `{"a":2,"a":3}`}, {`{"a":1}`, `{"$other":2}`}, {`{"a":1}`, `{"":2}`},
+	} {
+		f.Add([]byte(seed[0]), []byte(seed[1]))
+	}
+	f.Fuzz(func(t *testing.T, properties, userProperties []byte) {
+		if !isCheckedObject(properties) || !isCheckedObject(userProperties) {
+			return
+		}
+		prefix := []byte("before")
+		few, ok := setFew(prefix, properties, userProperties)
+		if !ok {
+			return
+		}
+		// An operation that does nothing sends the same the general way.
+		general, err := ApplyOperations(prefix, properties, append([]byte(`{"$add":{},`), userProperties[1:]...))
+		if string(userProperties) == "{}" {
+			general, err = ApplyOperations(prefix, properties, []byte(`{"$add":{}}`))
+		}
+		if err != nil || string(few) != string(general) || string(prefix) != "before" {
+			t.Errorf("%s after %s: the short way gives %s, the general %s (%v)", properties, userProperties, few, general, err)
+		}
+	})
+}
+
 func FuzzApplyOperations(f *testing.F) {
 	for _, row := range readTables(f, "operations.md") {
 		f.Add([]byte(row[0]), []byte(row[1]))

@@ -66,7 +66,7 @@ func (c *Chunk) lend() *Chunk {
 // done lets the chunk's memory be used for another one: for the one who has looked at it,
 // and has kept nothing that aliases it. Who never says so leaves it to the garbage collector.
 func (c *Chunk) done() {
-	if c.lookers != nil && c.lookers.Add(-1) == 0 && cap(c.raw) <= chunkMemoryMost {
+	if c.lookers != nil && c.lookers.Add(-1) == 0 && cap(c.raw) >= chunkBytes && cap(c.raw) <= chunkMemoryMost {
 		raw := c.raw
 		chunkMemory.Put(&raw)
 	}

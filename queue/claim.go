@@ -315,7 +315,7 @@ func (c *Consumer) settle(some []Settlement) {
 
 // check says whether the claim may end so. What does not is a mistake of the program.
 func (s *Settlement) check() {
-	if cl := s.Claim; cl.over || len(s.Outcomes) > len(cl.entries) {
+	if cl := s.Claim; cl.over || len(s.Outcomes) > len(cl.entries) || s.Return && len(s.Outcomes) > 0 {
 		panic(fmt.Sprintf("claim of %d records ended with %d outcomes (ended before: %t)", len(cl.entries), len(s.Outcomes), cl.over))
 	}
 	for _, o := range s.Outcomes {

@@ -178,7 +178,10 @@ func (r *resolver) ended(err error) error {
 	}
 	r.l.beat()
 	if r.ticked {
-		return r.tick()
+		if err := r.tick(); err != nil {
+			r.giveUp(ErrClosed)
+			return err
+		}
 	}
 	return nil
 }
@@ -221,8 +224,8 @@ func (r *resolver) flush() error {
 // finish commits all that was taken, and all that waits.
 func (r *resolver) finish() error {
 	for {
-		if err := r.flush(); err != nil || !r.take(nil) {
-			return err
+		if err := r.flush(); err != nil || !r.take(nil) && len(r.l.in) == 0 {
+			return err // what take takes and refuses is no reason to end
 		}
 	}
 }
@@ -240,9 +243,11 @@ func (r *resolver) resolveWhatWaits() error {
 func (r *resolver) resolveTaken() error {
 	for len(r.taken) > 0 && !r.next.full() {
 		if r.next == nil {
-			end := r.l.end
+			var end logEnd
 			if r.busy != nil {
 				end = r.busy.end
+			} else {
+				end = r.l.end // nobody moves it now
 			}
 			r.next = &group{writer: newWriter(end, r.l.writeBuf)}
 		}
@@ -290,7 +295,7 @@ func (r *resolver) take(first *pending) bool {
 		return false
 	}
 	// Before anything is resolved: resolving moves the state of users.
-	if taken, size = l.withoutOverfull(taken, size); len(taken) == 0 {
+	if taken, size = l.withoutOverfull(taken, size, r.unwritten()); len(taken) == 0 {
 		return false
 	}
 	limits := l.limits.Load()
@@ -321,8 +326,8 @@ func (r *resolver) unwritten() (n int64) {
 
 // withoutOverfull refuses the batches of projects of which a consumer has too much
 // pending, and gives the others.
-func (l *Log) withoutOverfull(taken []*pending, size int64) ([]*pending, int64) {
-	full := l.overfull(size)
+func (l *Log) withoutOverfull(taken []*pending, size, unwritten int64) ([]*pending, int64) {
+	full := l.overfull(size + unwritten)
 	if len(full) == 0 {
 		return taken, size
 	}
@@ -389,11 +394,11 @@ func (l *Log) publish(chunks []*Chunk, end logEnd) {
 	l.end = end
 	for _, c := range chunks {
 		l.recent = append(l.recent, c)
-		l.kept += int64(len(c.raw))
+		l.kept += int64(cap(c.raw))
 	}
 	drop := 0
 	for l.kept > recentBytes && drop < len(l.recent)-1 {
-		l.kept -= int64(len(l.recent[drop].raw))
+		l.kept -= int64(cap(l.recent[drop].raw))
 		l.recent[drop].done()
 		l.recent[drop] = nil
 		drop++

@@ -25,7 +25,7 @@ type Options struct {
 	// InFlightBytes bounds what Append holds in memory; beyond it, ErrBusy.
 	InFlightBytes int64
 	Now           func() time.Time
-	// Beat, if set, is called whenever the committer has shown that it is alive: after
+	// Beat, if set, is called whenever resolver and committer have shown that they are alive: after
 	// each commit, and about once a second when there is nothing to commit.
 	Beat func()
 }
@@ -82,7 +82,7 @@ type Log struct {
 	files    []*logFile // oldest first; the last one is written
 	end      logEnd     // as of the last commit
 	recent   []*Chunk   // the newest chunks, oldest first, up to recentBytes
-	kept     int64      // raw bytes in recent
+	kept     int64      // bytes of memory in recent
 	changed  chan struct{}
 	holders  map[string]uint64
 	bounds   map[string]logBound // by holder

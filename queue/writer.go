@@ -44,8 +44,8 @@ func (w *Writer) Put(r Record) {
 	w.next++
 }
 
-// close ends the open chunk. It gets the buffer, or of one that is hardly used its own
-// bytes, no more than it needs: it may be kept for long.
+// close ends the open chunk. It gets the buffer, or, where that is hardly used, bytes of its
+// own and no more than it needs: it may be kept for long.
 func (w *Writer) close() {
 	w.open.lookers = onlyLooker()
 	if w.open.raw = w.buf; len(w.buf) < cap(w.buf)/2 {

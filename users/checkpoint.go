@@ -258,7 +258,7 @@ func (s *Store) takeCut() {
 
 // makeRoom is called before a batch is resolved. When changes hold much memory it
 // sees to it that a checkpoint begins, and when they hold all of it, it waits for the
-// one that runs; but never for the log to commit, since that is who calls, nor for a
+// one that runs; but never for the log to commit, which the caller may have to hand over first, nor for a
 // full disk, which the log sees to. The caller holds s.mu.
 func (s *Store) makeRoom() error {
 	if s.running && s.cutting == nil && s.resolved-s.lastCut >= s.mostReplay {

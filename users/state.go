@@ -99,7 +99,8 @@ func (s *Store) apply(owner entry, t *step, operations []byte) {
 		return
 	}
 	s.setProperties(owner, t, after)
-	if len(before) == 0 || unsafe.SliceData(after) != unsafe.SliceData(before) {
+	// One that has grown is the next event's; but one huge event must not set its size for ever.
+	if own := unsafe.SliceData(after) != unsafe.SliceData(before); own && cap(after) > cap(s.propertyBuf) && cap(after) <= 2*maxPropertiesBytes {
 		s.propertyBuf = after[:0]
 	}
 }

@@ -17,8 +17,8 @@ import (
 // Options of a Store. Zero values stand for the defaults named.
 type Options struct {
 	Path string // users.db
-	// CacheBytes bounds what is held in memory (64 MiB). What one transaction of the log
-	// changes is held in any case, and may exceed it.
+	// CacheBytes bounds what is held in memory (64 MiB). What two transactions of the log
+	// change is held in any case, and may exceed it.
 	CacheBytes int64
 	// A checkpoint starts when CheckpointBytes of memory are held by changes (half of
 	// CacheBytes); else at the earliest after CheckpointEvery (1 s), when it is small
