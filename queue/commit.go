@@ -172,18 +172,16 @@ func (r *resolver) handOver() {
 // not stored; who is in it hears that.
 func (r *resolver) ended(err error) error {
 	r.busy = nil
-	if err != nil {
-		r.giveUp(ErrClosed)
-		return err
-	}
-	r.l.beat()
-	if r.ticked {
-		if err := r.tick(); err != nil {
-			r.giveUp(ErrClosed)
-			return err
+	if err == nil {
+		r.l.beat()
+		if r.ticked {
+			err = r.tick()
 		}
 	}
-	return nil
+	if err != nil {
+		r.giveUp(ErrClosed)
+	}
+	return err
 }
 
 // tick does what is to be done about once a second, when the committer is free.
