@@ -75,10 +75,13 @@ var bugs = []bug{{
 	what: "the process goes on after a commit that failed",
 	file: "queue/commit.go",
 	old: `	r.busy = nil
-	if err != nil {
+	if err == nil {
 `,
 	new: `	r.busy = nil
-	if err != nil && !planted.Is("commit-error-passed-over") {
+	if planted.Is("commit-error-passed-over") {
+		err = nil
+	}
+	if err == nil {
 `,
 }, {
 	name: "committed-behind-a-failure", trial: "I/O errors",
