@@ -176,10 +176,18 @@ func TestBoundOfWhatIsUnderWay(t *testing.T) {
 	d.setBound("a holder", logBound{name: "p", project: "app", most: commitBytes + 2*plentyBytes})
 	d.resolved("first", "a:1")
 	d.resolved("second", "a:2")
-	third := batch("a:3")
+	third := newGate("a:3")
 	third.size = 2 * plentyBytes
-	if err := d.Append(context.Background(), third); !isFull(err) {
-		t.Errorf("beyond max_pending_bytes, before the disk has any of it: %v", err)
+	close(third.open)
+	answer := make(chan error, 1)
+	go func() { answer <- d.Append(context.Background(), third) }()
+	select {
+	case err := <-answer:
+		if !isFull(err) {
+			t.Errorf("beyond max_pending_bytes, before the disk has any of it: %v", err)
+		}
+	case <-third.reached:
+		t.Error("what is beyond max_pending_bytes was taken, since the disk has nothing of it yet")
 	}
 	must(t, d.held.Rollback())
 	d.answered("first", nil)
