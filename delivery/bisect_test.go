@@ -198,7 +198,7 @@ func TestHangingUser(t *testing.T) {
 				h.within(time.Hour, "all others are delivered", func() bool { return h.stats().Books.Pending == waiting })
 				for n := range 60 { // others get through until each that hangs is known, or it would be the destination that fails
 					h.append(event{user: "meanwhile", n: n + 1})
-					time.Sleep(time.Minute)
+					time.Sleep(time.Minute) // virtual: an hour of good traffic
 				}
 				for i := range 600 { // one every three seconds
 					h.append(event{user: fmt.Sprintf("good-%d", i%50), n: i/50 + 1})

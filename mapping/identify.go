@@ -390,8 +390,8 @@ func (u *userRules) collect(s *scratch, room int, device string) (values, clears
 // it again, it is to be sent, or cleared if the person has lost it meanwhile: somebody else may have changed it, so it
 // is not known what is there.
 func (s *sent) keepUnchosen(was sentAttribute) {
-	if was.state == sentCleared || len(s.attributes) >= maxAttributes {
-		return
+	if was.state == sentCleared || len(was.name) > maxAttributeName || len(s.attributes) >= maxAttributes {
+		return // nothing of it is there; or memory would grow
 	}
 	if was.state != sentRefused {
 		was.state = sentUnsure
