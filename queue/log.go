@@ -192,7 +192,8 @@ func makeFolders(storage string, below ...string) error {
 }
 
 func (l *Log) open() error {
-	if err := newestFormat(l.dir); err != nil {
+	whole, err := newestFormat(l.dir)
+	if err != nil {
 		return err
 	}
 	ledgers, err := peekLedgers(l.o.Dir)
@@ -221,6 +222,10 @@ func (l *Log) open() error {
 	if l.files, err = listLog(l.dir); err != nil {
 		return fmt.Errorf("list log: %w", err)
 	}
+	if n := len(l.files); n > 0 && whole != nil {
+		now, err := os.Stat(l.files[n-1].path)
+		l.files[n-1].known = err == nil && os.SameFile(now, whole)
+	}
 	l.end = l.storedEnd(len(l.files))
 	if len(l.files) > 0 {
 		if err := l.openNewest(); err != nil {
@@ -238,20 +243,21 @@ func (l *Log) open() error {
 }
 
 // newestFormat looks whether a later version has written the newest file, before
-// anything in the folder is touched. Whatever else is wrong shows later.
-func newestFormat(dir string) error {
+// anything in the folder is touched. Whatever else is wrong shows later. A file that it
+// has found whole it gives back: that need not be looked at again.
+func newestFormat(dir string) (whole os.FileInfo, err error) {
 	files, err := listLog(dir)
 	if err != nil || len(files) == 0 {
-		return err
+		return nil, err
 	}
 	newest := files[len(files)-1]
-	if _, _, err = newest.acquire(); err == nil {
-		newest.release()
+	if _, _, err = newest.acquire(); errors.Is(err, ErrNewerFormat) {
+		return nil, err
+	} else if err != nil {
+		return nil, nil
 	}
-	if errors.Is(err, ErrNewerFormat) {
-		return err
-	}
-	return nil
+	newest.release()
+	return os.Stat(newest.path)
 }
 
 // storedEnd gives the end of the log as the newest of the first n files that can

@@ -182,7 +182,7 @@ func compare(m Manifest, found []ManifestFile) error {
 // knownFormats says whether this version can read what it would have to. What is
 // damaged was so when it was backed up: the next start sees to it.
 func knownFormats(dir string) error {
-	if err := newestFormat(filepath.Join(dir, "log")); err != nil {
+	if _, err := newestFormat(filepath.Join(dir, "log")); err != nil {
 		return err
 	}
 	if _, _, err := readTombstones(filepath.Join(dir, tombstoneFile)); err != nil {

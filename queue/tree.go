@@ -27,6 +27,10 @@ const (
 // second where nothing is cached.
 const checkedPages = 4096
 
+// nearPages is how far apart pages may stand that are fetched as one: what is between them costs less than another
+// request to the disk.
+const nearPages = 8
+
 // checkTree looks at a file's pages for what bbolt could not be stopped from, once it
 // has the file: a page below itself sends it round in circles; one that claims to be
 // millions long makes it free them all; an element that points out of its page has it
@@ -60,6 +64,7 @@ type tree struct {
 	size int64 // of the file
 	meta metaPage
 	used map[uint64]bool // pages met, by number
+	buf  []byte          // of the page that was read last, unless somebody has taken it
 	// entry, if set, is called by check for what it meets in the top-level buckets.
 	entry func(bucket string, k, v []byte) error
 }
@@ -81,12 +86,16 @@ type element struct {
 }
 
 // page reads a page's header and elements, and gives the bytes it has read: of one that
-// takes more pages the first. What elements point at lies within the page.
+// takes more pages the first. They are good until the next page is read (buf). What elements
+// point at lies within the page.
 func (t *tree) page(id uint64) (branch bool, es []element, b []byte, err error) {
 	if id < 2 || id >= uint64(t.meta.pages) {
 		return false, nil, nil, fmt.Errorf("page %d of %d: %w", id, t.meta.pages, ErrDamaged)
 	}
-	b = make([]byte, t.meta.pageSize)
+	if t.buf == nil {
+		t.buf = make([]byte, t.meta.pageSize)
+	}
+	b = t.buf
 	if n, err := t.f.ReadAt(b, int64(id)*t.meta.pageSize); n < len(b) {
 		return false, nil, nil, fmt.Errorf("page %d: %w: %w", id, err, ErrDamaged)
 	}
@@ -122,7 +131,10 @@ func (t *tree) checkKeys(p place, es []element, b []byte) error {
 			return fmt.Errorf("page %d: its element %d stands in the wrong place: %w", p.id, i, ErrDamaged)
 		}
 		end = e.at + e.key + e.val
-		k, v, err := t.part(p, e, b)
+		if t.entry == nil && e.at+e.key+e.val > int64(len(b)) {
+			e.val = 0 // nobody looks at it
+		}
+		k, v, err := t.part(e, p.id, b)
 		if err != nil {
 			return err
 		}
@@ -139,16 +151,22 @@ func (t *tree) checkKeys(p place, es []element, b []byte) error {
 	return nil
 }
 
-// part gives the key of an element of a page of which b is the begin, and of a leaf's, which
-// no branch has, the value.
-func (t *tree) part(p place, e element, b []byte) (k, v []byte, err error) {
+// readAhead has the disk fetch the pages of a level, given by ascending number, while the first of them are looked at:
+// where nothing is cached, each would be waited for by itself.
+func (t *tree) readAhead(level []place) {
+	for i, j := 0, 0; i < len(level); i = j {
+		for j = i + 1; j < len(level) && level[j].id-level[j-1].id <= nearPages; j++ {
+		}
+		readAhead(t.f, int64(level[i].id)*t.meta.pageSize, int64(level[j-1].id-level[i].id+1)*t.meta.pageSize)
+	}
+}
+
+// part gives key and value of an element of a page, of which b is the begin.
+func (t *tree) part(e element, id uint64, b []byte) (k, v []byte, err error) {
 	if end := e.at + e.key + e.val; end <= int64(len(b)) {
 		return b[e.at : e.at+e.key], b[e.at+e.key : end], nil
 	}
-	if t.entry == nil {
-		e.val = 0
-	}
-	return t.read(p.id, e)
+	return t.read(id, e)
 }
 
 // elements reads those of a page of size bytes, of which b is the begin.
@@ -161,6 +179,7 @@ func elements(b []byte, size int64) (branch bool, es []element, err error) {
 	if flags != pageBranch && flags != pageLeaf || first > int64(len(b)) {
 		return false, nil, fmt.Errorf("flags %#x, %d elements: %w", flags, count, ErrDamaged)
 	}
+	es = make([]element, 0, count)
 	for i := range count {
 		begin := boltPageHeader + 16*i
 		field := func(n int64) int64 { return int64(binary.NativeEndian.Uint32(b[begin+4*n:])) }
@@ -217,58 +236,83 @@ func (t *tree) check() (whole bool, err error) {
 	level := []place{{id: t.meta.root}}
 	for seen := 0; len(level) > 0; {
 		var next []place
+		t.readAhead(level[max(0, len(level)-(checkedPages-seen)):])
 		for _, p := range slices.Backward(level) {
 			if seen++; seen > checkedPages {
 				return false, nil
 			}
-			branch, es, b, err := t.page(p.id)
-			if err == nil {
-				err = t.checkKeys(p, es, b)
-			}
+			below, more, err := t.checkPage(p, next)
 			if err != nil {
 				return false, err
 			}
-			if n := len(es); n > 0 && t.entry != nil { // large values are read: their pages count
-				seen += int((es[n-1].at + es[n-1].key + es[n-1].val) / t.meta.pageSize)
-			}
-			for _, e := range es {
-				if branch {
-					k, _, err := t.read(p.id, element{at: e.at, key: e.key})
-					if err != nil {
-						return false, err
-					}
-					next = append(next, place{e.child, k, p.bucket})
-				}
-				if !e.bucket {
-					continue
-				}
-				k, v, err := t.read(p.id, e)
-				if err != nil {
-					return false, err
-				}
-				below := place{id: p.id, bucket: p.bucket}
-				if p.bucket == "" {
-					below.bucket = string(k)
-				}
-				root, inline, err := bucket(v)
-				if err == nil && root == 0 {
-					var es []element
-					if _, es, err = elements(inline, int64(len(inline))); err == nil {
-						err = t.checkKeys(below, es, inline)
-					}
-				}
-				if err != nil {
-					return false, err
-				}
-				if below.id = root; root != 0 {
-					next = append(next, below)
-				}
+			next = below
+			seen += more
+			if len(next) > 4*checkedPages { // of those that will not be seen one says so
+				next = newestLast(next)[len(next)-checkedPages-1:]
 			}
 		}
-		slices.SortFunc(next, func(a, b place) int { return cmp.Compare(a.id, b.id) }) // pages are written in order: the last are about the newest
-		level = next
+		level = newestLast(next)
 	}
 	return true, nil
+}
+
+// newestLast sorts: pages are written in order, so the last are about the newest.
+func newestLast(pages []place) []place {
+	slices.SortFunc(pages, func(a, b place) int { return cmp.Compare(a.id, b.id) })
+	return pages
+}
+
+// checkPage checks one page, and adds the places below it to next. more is how many pages
+// its large values take, which are read, too.
+func (t *tree) checkPage(p place, next []place) (below []place, more int, err error) {
+	branch, es, b, err := t.page(p.id)
+	if err == nil {
+		err = t.checkKeys(p, es, b)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	if n := len(es); n > 0 && t.entry != nil {
+		more = int((es[n-1].at + es[n-1].key + es[n-1].val) / t.meta.pageSize)
+	}
+	if branch {
+		t.buf = nil // the keys of the pages below stand in it
+		for _, e := range es {
+			k, _, err := t.part(e, p.id, b)
+			if err != nil {
+				return nil, 0, err
+			}
+			next = append(next, place{e.child, k, p.bucket})
+		}
+		return next, more, nil
+	}
+	for _, e := range es {
+		if !e.bucket {
+			continue
+		}
+		k, v, err := t.part(e, p.id, b)
+		if err != nil {
+			return nil, 0, err
+		}
+		in := place{id: p.id, bucket: p.bucket}
+		if p.bucket == "" {
+			in.bucket = string(k)
+		}
+		root, inline, err := bucket(v)
+		if err == nil && root == 0 {
+			var es []element
+			if _, es, err = elements(inline, int64(len(inline))); err == nil {
+				err = t.checkKeys(in, es, inline)
+			}
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		if in.id = root; root != 0 {
+			next = append(next, in)
+		}
+	}
+	return next, more, nil
 }
 
 // each calls f for what can be read below a page, in order; buckets are given by their
