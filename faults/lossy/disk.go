@@ -116,7 +116,7 @@ func (d *Disk) Apply(o Op) {
 		f := d.files[o.Node]
 		if !o.Forgets && len(f.loose) > 0 {
 			if f.shared {
-				f.safe.Data, f.shared = slices.Clone(f.safe.Data), false
+				f.safe.Data, f.shared = copyOf(f.safe.Data, 0), false
 			}
 			for _, l := range f.loose {
 				f.safe = l.on(f.safe)

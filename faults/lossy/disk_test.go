@@ -174,3 +174,38 @@ func TestAnImageGoesToAFolderAndComesBack(t *testing.T) {
 		t.Errorf("%d bytes were read of a sparse file", n)
 	}
 }
+
+// TestALifeThatIsDoneLeavesItsImages: what gets its memory changes none of them.
+func TestALifeThatIsDoneLeavesItsImages(t *testing.T) {
+	const size = 2 * spareBytes
+	fill := func(b byte) []byte { return bytes.Repeat([]byte{b}, size) }
+	im := Image{Files: map[string]Content{"disk": {Data: fill('a'), Size: size}}}
+	life := func(b byte) (synced, loose Image) {
+		l := &Life{cut: make(chan struct{}), disk: NewDisk(false)}
+		l.disk.From(im)
+		id, _, _ := l.disk.Lookup(Root, "disk")
+		l.disk.Apply(Op{Kind: Write, Node: id, Data: fill(b)})
+		l.disk.Apply(Op{Kind: Sync, Node: id})
+		synced = l.Image(nil, DropAll, 0)
+		l.disk.Apply(Op{Kind: Write, Node: id, Data: []byte("x")})
+		loose = l.Image(nil, KeepAll, 0)
+		l.Done()
+		return synced, loose
+	}
+	is := func(im Image, begin string, rest byte) {
+		t.Helper()
+		if want := append([]byte(begin), fill(rest)[len(begin):]...); !bytes.Equal(im.Files["disk"].Data, want) {
+			t.Errorf("an image begins with %q, not with %q and %q", im.Files["disk"].Data[:8], begin, rest)
+		}
+	}
+	synced, loose := life('b')
+	im = im.Instead(synced)
+	for range mostSpare {
+		life('c')
+	}
+	is(im, "", 'b')
+	is(loose, "x", 'b')
+	if len(spare.list) == 0 {
+		t.Error("no memory is used again")
+	}
+}

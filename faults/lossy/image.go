@@ -98,7 +98,7 @@ func (d *Disk) Image(r *rand.Rand, way Way, survive float64) Image {
 			im.Files[path] = f.safe
 			return
 		}
-		c := Content{append(make([]byte, 0, len(f.now.Data)), f.safe.Data...), f.safe.Size}
+		c := Content{copyOf(f.safe.Data, len(f.now.Data)), f.safe.Size}
 		for _, l := range f.loose {
 			c = survivor(c, l, way, until, survive, keeps, r)
 		}
@@ -264,7 +264,7 @@ func (d *Disk) From(im Image) {
 	for _, p := range slices.Sorted(maps.Keys(im.Files)) {
 		f, c := d.files[put(p, Create)], im.Files[p]
 		f.safe, f.shared = c, true
-		f.now = Content{slices.Clone(c.Data), c.Size}
+		f.now = Content{copyOf(c.Data, 0), c.Size}
 	}
 	d.keepNames(func(loose) bool { return true })
 }

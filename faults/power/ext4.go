@@ -53,7 +53,9 @@ func ext4(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		for way == lossy.Torn || way == lossy.Sectors {
 			way, survive = lossy.AnyWay(c.Rand) // half a superblock can't be mounted: ext4 asks of a disk that blocks are whole
 		}
-		im = l.Image(c.Rand, way, survive)
+		next := l.Image(c.Rand, way, survive)
+		l.Done()
+		im = im.Instead(next)
 		again, err := verifyExt4(ctx, c, story, im)
 		if err != nil {
 			return n, fmt.Errorf("cut %d, %v, chance %v: %w", n, way, survive, err)
