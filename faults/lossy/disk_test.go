@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -207,5 +208,46 @@ func TestALifeThatIsDoneLeavesItsImages(t *testing.T) {
 	is(loose, "x", 'b')
 	if len(spare.list) == 0 {
 		t.Error("no memory is used again")
+	}
+}
+
+// TestTheListOfNamesIsThatOfTheDisk: images are the same whether the list of names is that of the image before or a new one.
+func TestTheListOfNamesIsThatOfTheDisk(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	d, next, again := NewDisk(true), uint64(Root), 0
+	names := []string{"a", "b", "c"}
+	for range 2000 {
+		switch name, to := names[r.IntN(3)], names[r.IntN(3)]; r.IntN(6) {
+		case 0:
+			if next++; d.Names(Root)[name] == 0 {
+				d.Apply(Op{Kind: Create, Node: Root, Name: name, Child: next})
+			}
+		case 1:
+			if id := d.Names(Root)[name]; id != 0 {
+				d.Apply(Op{Kind: Remove, Node: Root, Name: name, Child: id})
+			}
+		case 2:
+			if id := d.Names(Root)[name]; id != 0 && name != to {
+				d.Apply(Op{Kind: Rename, Node: Root, Name: name, To: Root, New: to, Child: id})
+			}
+		case 3:
+			if id := d.Names(Root)[name]; id != 0 {
+				d.Apply(Op{Kind: Write, Node: id, Data: []byte(name)})
+			}
+		default:
+			d.Apply(Op{Kind: SyncDir, Node: Root})
+		}
+		if d.listed != nil {
+			again++
+		}
+		seed := r.Uint64()
+		last := d.Image(rand.New(rand.NewPCG(seed, 0)), Writes, 0.5)
+		d.listed = nil
+		if fresh := d.Image(rand.New(rand.NewPCG(seed, 0)), Writes, 0.5); !reflect.DeepEqual(last, fresh) {
+			t.Fatalf("%v, and with a new list %v", last, fresh)
+		}
+	}
+	if again < 100 {
+		t.Errorf("a list was used again only %d times", again)
 	}
 }
