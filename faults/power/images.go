@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 
 	"ampcio-faults/lossy"
 	"ampcio-faults/scoreboard"
@@ -19,6 +20,7 @@ const livesOfAStory = 3
 
 // images records what ampcio's packages do to a disk, and looks at what a loss of power at any moment would have left.
 func images(ctx context.Context, c *scoreboard.Case) (n int, err error) {
+	defer debug.SetGCPercent(debug.SetGCPercent(300)) // the heap is small, and what is looked at soon forgotten
 	m, err := lossy.NewMount(filepath.Join(c.Dir, "m"))
 	if err != nil {
 		return 0, err
