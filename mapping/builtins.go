@@ -279,7 +279,7 @@ func PackBuiltins(object []byte) ([]byte, error) {
 	var s builtinSet
 	w := walkObject(object)
 	for w.next() {
-		number := builtinNumber(plainText(w.name))
+		number := builtinNumber(w.nameText())
 		if number == noBuiltin {
 			return nil, fmt.Errorf("%s is no built-in property of a user", w.name)
 		}

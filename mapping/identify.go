@@ -339,7 +339,7 @@ func (u *userRules) collect(s *scratch, room int, device string) (values, clears
 	}
 	w := walkObject(v.userProperties)
 	for w.next() {
-		name := plainText(w.name)
+		name := w.nameText()
 		if !u.chooser.chooses(name) {
 			continue
 		}

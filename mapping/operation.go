@@ -101,7 +101,7 @@ func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule, byV1
 	if !(e.properties.isEmpty() && rule.properties.isEmpty()) && isObjectStart(v.eventProperties) {
 		w := walkObject(v.eventProperties)
 		for w.next() {
-			name := plainText(w.name)
+			name := w.nameText()
 			if !e.properties.chooses(name) && !rule.properties.chooses(name) {
 				continue
 			}
@@ -123,7 +123,7 @@ func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule, byV1
 	if !e.user.isEmpty() {
 		w := walkObject(v.userProperties)
 		for w.next() {
-			name := plainText(w.name)
+			name := w.nameText()
 			if isNull(w.value) || !e.user.chooses(name) {
 				continue
 			}

@@ -183,7 +183,7 @@ func (v *view) open(r *Record) error {
 			continue
 		}
 		var field *[]byte
-		switch string(plainText(w.name)) {
+		switch string(w.nameText()) {
 		case "event_type":
 			v.event = plainText(w.value)
 		case "$skip_user_properties_sync":
@@ -219,7 +219,7 @@ func (v *view) open(r *Record) error {
 		case "uuid":
 			field = &v.uuid
 		default:
-			if number := builtinNumber(plainText(w.name)); number != noBuiltin {
+			if number := builtinNumber(w.nameText()); number != noBuiltin {
 				v.known.set(number, w.value)
 			}
 		}
@@ -423,7 +423,7 @@ func member(object, name []byte) []byte {
 		return nil
 	}
 	for w := walkObject(object); w.next(); {
-		if bytes.Equal(plainText(w.name), name) {
+		if bytes.Equal(w.nameText(), name) {
 			return w.value
 		}
 	}
