@@ -316,7 +316,8 @@ func (s *Sync) deliver(ctx context.Context, p pass, first *queue.Claim, ledger *
 		first.Return()
 		return nil, nil
 	}
-	b := &batch{pass: p, ledger: ledger}
+	b := newBatch(p, ledger)
+	defer b.end()
 	s.inLedger(ledger, func() { s.fill(b, first) })
 	if len(b.taken) == 0 {
 		return nil, b.err

@@ -27,6 +27,9 @@ func NewRoom(bytes int) *Room { return &Room{bytes: make([]byte, 0, bytes)} }
 // Len is how much is written, for Cut.
 func (r *Room) Len() int { return len(r.bytes) }
 
+// Cap is how many bytes of memory it has.
+func (r *Room) Cap() int { return cap(r.bytes) }
+
 // Cut forgets what was written behind the first n bytes: it must not be used any more.
 func (r *Room) Cut(n int) { r.bytes = r.bytes[:n] }
 
