@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -313,6 +314,7 @@ func (ch *changes) write(tx *bolt.Tx) error {
 }
 
 func putSent(b *bolt.Bucket, sent map[string][]byte) error {
+	var key, sealed []byte
 	for _, k := range sortedKeys(sent) {
 		if sent[k] == nil { // forgotten
 			if err := b.Delete([]byte(k)); err != nil {
@@ -320,7 +322,15 @@ func putSent(b *bolt.Bucket, sent map[string][]byte) error {
 			}
 			continue
 		}
-		if err := put(b, []byte(k), append([]byte(nil), sent[k]...)); err != nil {
+		// bbolt copies keys, and keeps values until the transaction ends.
+		start := len(sealed)
+		if cap(sealed)-start < len(sent[k])+sealBytes {
+			sealed, start = make([]byte, 0, max(64<<10, len(sent[k])+sealBytes)), 0
+		}
+		key = append(key[:0], k...)
+		sealed = append(sealed, sent[k]...)
+		sealed = binary.BigEndian.AppendUint32(sealed, sealSum(key, sent[k]))
+		if err := b.Put(key, sealed[start:len(sealed):len(sealed)]); err != nil {
 			return err
 		}
 	}

@@ -308,9 +308,17 @@ func (c *Consumer) Settle(all ...Settlement) {
 func (c *Consumer) settle(some []Settlement) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	now, changed := c.o.Now().UnixMilli(), false
+	var counts tallying
 	for _, s := range some {
-		s.Claim.end(s)
+		changed = s.Claim.end(s, now, &counts) || changed
 	}
+	counts.enter(c, now)
+	c.advance()
+	if changed {
+		c.touch()
+	}
+	c.wake()
 }
 
 // check says whether the claim may end so. What does not is a mistake of the program.
@@ -326,8 +334,9 @@ func (s *Settlement) check() {
 	s.Claim.over = true
 }
 
-// end ends the claim. The caller holds the consumer's lock.
-func (cl *Claim) end(s Settlement) {
+// end ends the claim, and says whether there is something to write. The caller holds the consumer's lock, enters the counts
+// and moves the low-water mark.
+func (cl *Claim) end(s Settlement, now int64, counts *tallying) (changed bool) {
 	c, l, outcomes, tried := cl.c, cl.lane, s.Outcomes, !s.Return
 	var r retryState
 	var due time.Time
@@ -343,7 +352,7 @@ func (cl *Claim) end(s Settlement) {
 		r, due, tried = retryState{}, time.Time{}, true // what failed is not tried again
 	}
 	for i, o := range outcomes {
-		c.enter(l, cl.entries[i], o)
+		c.enterAt(l, cl.entries[i], o, now, counts)
 		l.records[i], l.one[0] = nil, nil // the lane's memory may live on for long: the record must not
 	}
 	ended := len(outcomes)
@@ -371,12 +380,8 @@ func (cl *Claim) end(s Settlement) {
 	case r.attempts >= asideTries && c.flowing && c.delivered > l.others:
 		c.moveAside(l)
 	}
-	c.advance()
-	if ended > 0 || tried {
-		c.touch()
-	}
 	c.lanes.letGo(cl.held)
 	c.lanes.passTurn(l, cl.held)
 	c.lanes.schedule(l)
-	c.wake()
+	return ended > 0 || tried
 }
