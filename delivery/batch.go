@@ -249,7 +249,7 @@ type earlier interface {
 // sentTo implements earlier.
 func (t *taken) sentTo(key string) (sent []byte, held bool, err error) {
 	if t.who = t.person(key); t.who == nil {
-		sent, held, err := t.claim.HoldSent(key)
+		sent, held, err := t.claim.HoldSent(key, t.memory.ahead)
 		if err != nil || !held {
 			return nil, false, err
 		}
@@ -276,6 +276,19 @@ func (t *taken) meet(key string, sent []byte) *person {
 	}
 	t.others[key] = &person{key: key, sent: sent}
 	return t.others[key]
+}
+
+// keyOf is the key of a record's identifier as plan will find it, as a rule: "" where there is none.
+func (s *Sync) keyOf(q *queue.Record) string {
+	r := mapping.Record{Project: q.Project}
+	if r.DecodeBody(q.Body) != nil {
+		return ""
+	}
+	id, reason := s.rules.Identifier(&r)
+	if reason != "" {
+		return ""
+	}
+	return id.Key()
 }
 
 // plan maps one record to its operations: the one place that makes them. before gives

@@ -16,6 +16,7 @@ import (
 type memory struct {
 	room   *mapping.Room  // nil = bodies stand for themselves
 	record mapping.Record // that plan reads into
+	ahead  func(*queue.Record) string
 
 	operationSlab slab[operation]
 	listSlab      slab[*operation]
@@ -28,8 +29,9 @@ type memory struct {
 }
 
 // newBatch is one of used memory; end gives it back.
-func newBatch(p pass, ledger *atomic.Int64) *batch {
+func (s *Sync) newBatch(p pass, ledger *atomic.Int64) *batch {
 	m := memories.Get().(*memory)
+	m.ahead = s.ahead
 	return &batch{memory: m, pass: p, ledger: ledger, operations: m.operations, taken: m.taken}
 }
 
@@ -81,7 +83,7 @@ func (m *memory) release() {
 	clear(m.operations)
 	clear(m.taken)
 	m.operations, m.taken = m.operations[:0], m.taken[:0]
-	m.record = mapping.Record{}
+	m.record, m.ahead = mapping.Record{}, nil
 	memories.Put(m)
 }
 

@@ -143,7 +143,10 @@ func (c *Consumer) takeChanges(roomy bool) *changes {
 			}
 		}
 	}
-	c.sentNew, c.sentWriting = map[string][]byte{}, ch.sent
+	c.sentNew, c.sentWriting, c.sentSpare = c.sentSpare, ch.sent, nil
+	if c.sentNew == nil {
+		c.sentNew = map[string][]byte{}
+	}
 	c.sentKnown.moved++
 	c.forget, c.forgetting = false, ch.forget
 	c.deadNew, c.deadGone, c.deadGoing = map[uint64][]byte{}, map[uint64]bool{}, ch.deadGone
@@ -222,6 +225,10 @@ func (c *Consumer) written(ch *changes) {
 	defer c.mu.Unlock()
 	c.sentKnown.written(ch.sent, ch.forget)
 	c.sentWriting, c.forgetting, c.deadGoing, c.side.going = nil, false, nil, nil
+	if len(ch.sent) < sentSpareMost {
+		clear(ch.sent)
+		c.sentSpare = ch.sent
+	}
 	c.durable = ch.counted
 	inFile := map[string]map[*entry]bool{}
 	for _, e := range ch.fresh {

@@ -26,6 +26,10 @@ type Claim struct {
 	hastens uint64 // how often the consumer had been hastened when it began
 	wanted  string // the identifier that the last Hold did not get, or the lane that it waits for
 	over    bool
+
+	// Memory of records and held, as long as that is enough: most claims are of one record.
+	oneRecord [1]Record
+	oneHeld   [1]string
 }
 
 // Outcome is how a record ends.
@@ -161,7 +165,10 @@ func (c *Consumer) claim(l *lane) *Claim {
 		n++
 	}
 	cl.tries, cl.hastens = l.retry.attempts, c.hastens
-	cl.entries, cl.records = l.records[:n:n], make([]Record, n)
+	cl.entries, cl.records, cl.held = l.records[:n:n], cl.oneRecord[:], cl.oneHeld[:0]
+	if n > 1 {
+		cl.records = make([]Record, n)
+	}
 	for i, e := range cl.entries {
 		cl.records[i] = e.rec
 		c.tellFollowers(&e.rec, Step{Kind: StepClaimed})
@@ -228,19 +235,31 @@ func (cl *Claim) Waits(lane string) bool {
 func (cl *Claim) Sent(identifier string) ([]byte, error) { return cl.c.sent(identifier) }
 
 // HoldSent is Hold, and Sent where that is granted: the two are asked for together by each
-// record, from all workers, so that one look is worth a name.
-func (cl *Claim) HoldSent(identifier string) (sent []byte, held bool, err error) {
+// record, from all workers, so that one look is worth a name. ahead, when not nil, gives the identifier that a record will
+// be asked for, or "": where the file has to be looked at, those of the next lanes are looked for in the same transaction.
+func (cl *Claim) HoldSent(identifier string, ahead func(*Record) string) (sent []byte, held bool, err error) {
 	c := cl.c
 	c.mu.Lock()
 	if !cl.hold(identifier) {
 		c.mu.Unlock()
 		return nil, false, nil
 	}
-	sent, known, moved := c.sentInMemory(identifier)
-	c.mu.Unlock()
-	if !known {
-		sent, err = c.sentInFile(identifier, moved)
+	sent, known, _ := c.sentInMemory(identifier)
+	var next []Record
+	if !known && ahead != nil {
+		next = c.lanes.next(sentTogether)
 	}
+	c.mu.Unlock()
+	if known {
+		return sent, true, nil
+	}
+	wanted := append(make([]string, 0, 1+len(next)), identifier)
+	for i := range next {
+		if other := ahead(&next[i]); other != "" && other != identifier {
+			wanted = append(wanted, other)
+		}
+	}
+	sent, err = c.sent(wanted...)
 	return sent, true, err
 }
 

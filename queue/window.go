@@ -65,6 +65,7 @@ func (c *Consumer) addEntry(r Record) {
 	e := &entry{rec: r, ord: c.readCount}
 	c.tellFollowers(&e.rec, Step{Kind: StepRead})
 	l := c.lanes.lane(r.Lane, c.restored)
+	e.rec.Lane = l.key // one memory for all of its records
 	if l.aside != nil {
 		c.addEnded(run{e.ord, e.ord})
 		c.setAside(l, e)
