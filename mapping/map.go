@@ -217,7 +217,8 @@ func (s *scratch) release() {
 	if cap(s.own.bytes) > 256<<10 || cap(s.attributes) > 256<<10 || cap(s.after.attributes) > 4096 {
 		return // one huge record must not set the pool's size
 	}
-	s.view, s.leftOut, s.room, s.own.operations = view{}, nil, nil, [2]Operation{}
+	s.view.release()
+	s.leftOut, s.room, s.own.operations = nil, nil, [2]Operation{}
 	s.before.reset()
 	s.after.reset()
 	s.names.reset()

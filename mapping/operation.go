@@ -144,8 +144,8 @@ func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule, byV1
 	dst = append(dst, `,"attributes":`...)
 	data := len(dst)
 	dst = append(dst, '{')
-	if !(e.properties.isEmpty() && rule.properties.isEmpty()) && isObjectStart(v.eventProperties) {
-		w := walkObject(v.eventProperties)
+	if !(e.properties.isEmpty() && rule.properties.isEmpty()) && isObjectStart(v.field(fieldEventProperties)) {
+		w := walkObject(v.field(fieldEventProperties))
 		for w.next() {
 			name := w.nameText()
 			if !e.properties.chooses(name) && !rule.properties.chooses(name) {
@@ -248,7 +248,7 @@ func (v *view) asView() (action string, name []byte) {
 }
 
 func (v *view) viewName(property string) []byte {
-	name := valueOf(member(v.eventProperties, []byte(property))).text
+	name := valueOf(member(v.field(fieldEventProperties), []byte(property))).text
 	if name = eventName(name); len(name) == 0 || len(name) > maxEventName {
 		return nil
 	}

@@ -155,8 +155,8 @@ func (e *eventRules) explain(v *view, rule *selectRule) (list []PropertyWhy) {
 		}
 		list = append(list, p)
 	}
-	if isObjectStart(v.eventProperties) {
-		for w := walkObject(v.eventProperties); w.next(); {
+	if isObjectStart(v.field(fieldEventProperties)) {
+		for w := walkObject(v.field(fieldEventProperties)); w.next(); {
 			name := w.nameText()
 			why := e.properties.why(name)
 			if why != "" && rule.properties.chooses(name) {
