@@ -149,10 +149,18 @@ func elements(operations []*operation) []byte {
 	if size < 0 {
 		return nil
 	}
-	first, last := operations[0], operations[len(operations)-1]
-	if room := first.room(); room != nil {
-		if run := room.Run(first.body, last.body, size); run != nil {
-			return run
+	if room := operations[0].room(); room != nil {
+		first := room.Place(operations[0].body)
+		next := first
+		for _, o := range operations {
+			if next < 0 || room.Place(o.body) != next {
+				next = -1
+				break
+			}
+			next += len(o.body) + 1
+		}
+		if next >= 0 {
+			return room.Run(first, size)
 		}
 	}
 	body := make([]byte, 0, size)

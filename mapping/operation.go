@@ -33,18 +33,11 @@ func (r *Room) Cap() int { return cap(r.bytes) }
 // Cut forgets what was written behind the first n bytes: it must not be used any more.
 func (r *Room) Cut(n int) { r.bytes = r.bytes[:n] }
 
-// Run gives what stands in the Room from the begin of one operation's body to the end of another's, as the elements of a
-// batch. It is nil when they do not both stand there, or between them something else than the given number of bytes.
-func (r *Room) Run(first, last []byte, size int) []byte {
-	from := r.placeOf(first)
-	if from < 0 || r.placeOf(last) != from+size-len(last) {
-		return nil
-	}
-	return r.bytes[from : from+size : from+size]
-}
+// Run gives what stands in the Room from a place on, so many bytes: the bodies that have their places there, and commas between.
+func (r *Room) Run(from, size int) []byte { return r.bytes[from : from+size : from+size] }
 
-// placeOf says where a body begins, or -1: all that stands in one piece of memory has its end in common.
-func (r *Room) placeOf(body []byte) int {
+// Place says where a body stands, or -1 when that is not here: all that stands in one piece of memory has its end in common.
+func (r *Room) Place(body []byte) int {
 	at := cap(r.bytes) - cap(body)
 	if len(body) == 0 || at < 0 || at+len(body) > len(r.bytes) || &r.bytes[at] != &body[0] {
 		return -1
