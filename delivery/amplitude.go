@@ -58,7 +58,7 @@ func newAmplitude(s *Sync) *amplitude {
 	return a
 }
 
-func (a *amplitude) plan(q *queue.Record, repeat *again, _ func(string) ([]byte, bool, error)) (p part, held bool, err error) {
+func (a *amplitude) plan(_ *memory, q *queue.Record, repeat *again, _ earlier) (p part, held bool, err error) {
 	p.seq, p.again = q.Seq, repeat
 	r := mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
 	if err := r.DecodeBody(q.Body); err != nil {
@@ -181,7 +181,7 @@ func (a *amplitude) postAs(ctx context.Context, as *relayed, operations []*opera
 	if len(body) > maxRelayBytes {
 		path = "/batch"
 	}
-	return a.s.client.do(withOrigins(ctx, operations), http.MethodPost, path, body)
+	return a.s.client.do(withOrigins(ctx, operations), http.MethodPost, path, content{body})
 }
 
 // ask sends an event that is none under each of the keys. Amplitude takes a request whole

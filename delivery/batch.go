@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +19,7 @@ const maxBatchRecords = 4096
 // the operations that these map to, which will be one request (more when parts of
 // it are refused). Used by one goroutine.
 type batch struct {
+	memory     *memory
 	pass       pass
 	ledger     *atomic.Int64
 	taken      []*taken
@@ -44,10 +44,12 @@ type batch struct {
 
 // taken is a claim and what became of its records.
 type taken struct {
+	memory  *memory // of its batch
 	claim   *queue.Claim
 	parts   []part
 	first   person             // the first identifier, which is the only one as a rule; the claim holds them all
 	others  map[string]*person // by identifier key
+	who     *person            // of the record that was looked at last
 	stopped bool               // one operation must wait: none after it may be sent in this batch
 	settled bool
 
@@ -86,6 +88,14 @@ type operation struct {
 	verdict verdict
 	refused []refusal // of refused
 	answer  *reading  // of retry and forbidden
+}
+
+// room is where the operation's body may stand.
+func (o *operation) room() *mapping.Room {
+	if o.of == nil {
+		return nil
+	}
+	return o.of.memory.room
 }
 
 // fill adds claims to the batch until it is full or no lane is due; first may be
@@ -147,12 +157,13 @@ func (s *Sync) fill(b *batch, first *queue.Claim) {
 // add maps the records of a claim, as many as fit; the rest goes back to the head
 // of its lane, or all of it, and then add returns nil.
 func (s *Sync) add(b *batch, claim *queue.Claim) *taken {
-	t := &taken{claim: claim, failedBefore: claim.Attempts() > 0}
+	t := b.memory.takenSlab.one()
+	*t = taken{memory: b.memory, claim: claim, failedBefore: claim.Attempts() > 0}
 	if most := s.throttles.most(claim.Lane()); most < len(claim.Records()) {
 		claim.Trim(most)
 	}
 	records := claim.Records()
-	t.parts = make([]part, 0, min(len(records), 64))
+	t.parts = b.memory.partSlab.take(min(len(records), 64))[:0]
 	for i := range records {
 		p, fits := s.part(b, t, i)
 		if !fits {
@@ -177,17 +188,15 @@ func (s *Sync) part(b *batch, t *taken, i int) (p part, fits bool) {
 	if results, ok := t.claim.Replay(i); ok {
 		repeat = readResults(results)
 	}
-	var who *person
-	p, held, err := s.to.plan(&t.claim.Records()[i], repeat, func(key string) (sent []byte, held bool, err error) {
-		if who = t.person(key); who == nil {
-			sent, held, err := t.claim.HoldSent(key)
-			if err != nil || !held {
-				return nil, false, err
-			}
-			who = t.meet(key, sent)
+	written := b.memory.room.Len()
+	defer func() {
+		if !fits {
+			b.memory.room.Cut(written)
 		}
-		return who.sent, true, nil
-	})
+	}()
+	t.who = nil
+	p, held, err := s.to.plan(b.memory, &t.claim.Records()[i], repeat, t)
+	who := t.who
 	switch {
 	case err != nil:
 		b.err = err
@@ -232,6 +241,23 @@ func (s *Sync) part(b *batch, t *taken, i int) (p part, fits bool) {
 	return p, true
 }
 
+// earlier knows what identifiers were sent before, and says where that is not to be had now (held).
+type earlier interface {
+	sentTo(key string) (sent []byte, held bool, err error)
+}
+
+// sentTo implements earlier.
+func (t *taken) sentTo(key string) (sent []byte, held bool, err error) {
+	if t.who = t.person(key); t.who == nil {
+		sent, held, err := t.claim.HoldSent(key, t.memory.ahead)
+		if err != nil || !held {
+			return nil, false, err
+		}
+		t.who = t.meet(key, sent)
+	}
+	return t.who.sent, true, nil
+}
+
 // person is the one of an identifier that the claim holds; nil = it does not yet.
 func (t *taken) person(key string) *person {
 	if t.first.key == key {
@@ -252,17 +278,25 @@ func (t *taken) meet(key string, sent []byte) *person {
 	return t.others[key]
 }
 
-// plan maps one record to its operations: the one place that makes them. earlier gives
+// keyOf is the key of a record's identifier as plan will find it, as a rule: "" where there is none.
+func (s *Sync) keyOf(q *queue.Record) string {
+	r := mapping.Record{Project: q.Project}
+	if r.DecodeBody(q.Body) != nil {
+		return ""
+	}
+	id, reason := s.rules.Identifier(&r)
+	if reason != "" {
+		return ""
+	}
+	return id.Key()
+}
+
+// plan maps one record to its operations: the one place that makes them. before gives
 // what an identifier was sent before, or says that it is not to be had now (held); an
 // error is the ledger's.
-func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (sent []byte, held bool, err error)) (p part, held bool, err error) {
+func (s *Sync) plan(m *memory, q *queue.Record, repeat *again, before earlier) (p part, held bool, err error) {
 	p.seq, p.again = q.Seq, repeat
-	memory := planned.Get().(*mapping.Record)
-	defer func() {
-		*memory = mapping.Record{} // what is kept of a record does not alias it
-		planned.Put(memory)
-	}()
-	r := memory
+	r := &m.record
 	*r = mapping.Record{Seq: q.Seq, Project: q.Project, ID: q.ID, Received: q.Received}
 	if err := r.DecodeBody(q.Body); err != nil {
 		p.unreadable = &refusal{Reason: "unreadable_record", Message: clip(err.Error())}
@@ -290,13 +324,16 @@ func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (se
 		}
 	} else {
 		p.key = id.Key()
-		sent, held, failed := earlier(p.key)
+		sent, held, failed := before.sentTo(p.key)
 		if failed != nil || !held {
 			return p, false, failed
 		}
-		if p.again != nil {
+		switch {
+		case p.again != nil:
 			p.decision, err = p.again.decide(s.rules, r, now, id, sent)
-		} else {
+		case m.room != nil:
+			p.decision, err = s.rules.MapInto(m.room, r, id, sent)
+		default:
 			p.decision, err = s.rules.Map(r, id, sent)
 		}
 	}
@@ -309,24 +346,22 @@ func (s *Sync) plan(q *queue.Record, repeat *again, earlier func(key string) (se
 		withoutEvent(&p.decision)
 	}
 	n := len(p.decision.Operations)
-	if n > 0 {
-		p.operations = make([]*operation, 0, n)
-	}
-	ops := make([]operation, n)
+	ops := m.operationSlab.take(n)
+	p.operations = m.listSlab.take(n)
 	for i := range p.decision.Operations {
 		o := &p.decision.Operations[i]
 		op := &ops[i]
 		*op = operation{action: o.Action, body: o.Body, path: o.Path(), origin: origin{r.Seq, r.Received, cmp.Or(r.UserID, r.DeviceID)}}
-		p.operations = append(p.operations, op)
+		p.operations[i] = op
 		if why := s.unsendable(o, late); why != nil {
 			op.verdict, op.refused, op.body = refused, []refusal{*why}, nil
 		}
 	}
+	if m.room != nil {
+		p.decision.Operations = nil // the next record's
+	}
 	return p, true, nil
 }
-
-// planned are records that plan reads into: they would be a third of what it allocates.
-var planned = sync.Pool{New: func() any { return new(mapping.Record) }}
 
 // unsendable is why an operation is refused without being sent; nil when it is not.
 func (s *Sync) unsendable(o *mapping.Operation, late bool) *refusal {

@@ -1,7 +1,6 @@
 package delivery
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -132,54 +131,82 @@ func (c *client) send(ctx context.Context, operations []*operation) answer {
 }
 
 // request is that of one operation that goes alone, or of a batch.
-func request(operations []*operation) (path string, body []byte) {
+func request(operations []*operation) (path string, body content) {
 	if len(operations) == 1 && operations[0].path != "" {
-		return operations[0].path, operations[0].body
+		return operations[0].path, content{operations[0].body}
 	}
-	return batchPath, batchBody(operations)
+	return batchPath, content{[]byte(batchOpen), elements(operations), []byte(batchClose)}
 }
 
 const batchPath = "/api/v2/batch"
 
-func batchBody(operations []*operation) []byte {
-	size := len(batchOpen) + len(batchClose)
+// elements are those of a batch: where they stand already, in the room of their batch, as they do unless it is divided.
+func elements(operations []*operation) []byte {
+	size := len(operations) - 1
 	for _, o := range operations {
-		size += len(o.body) + 1
+		size += len(o.body)
+	}
+	if size < 0 {
+		return nil
+	}
+	if room := operations[0].room(); room != nil {
+		first := room.Place(operations[0].body)
+		next := first
+		for _, o := range operations {
+			if next < 0 || room.Place(o.body) != next {
+				next = -1
+				break
+			}
+			next += len(o.body) + 1
+		}
+		if next >= 0 {
+			return room.Run(first, size)
+		}
 	}
 	body := make([]byte, 0, size)
-	body = append(body, batchOpen...)
 	for i, o := range operations {
 		if i > 0 {
 			body = append(body, ',')
 		}
 		body = append(body, o.body...)
 	}
-	return append(body, batchClose...)
+	return body
 }
 
 // region asks for the account's region with the account's credentials.
 func (c *client) region(ctx context.Context) answer {
-	return c.do(ctx, http.MethodGet, "/api/v1/accounts/region", nil)
+	return c.do(ctx, http.MethodGet, "/api/v1/accounts/region", content{})
 }
 
-func (c *client) do(ctx context.Context, method, path string, body []byte) (a answer) {
+func (c *client) do(ctx context.Context, method, path string, sent content) (a answer) {
 	a.began = c.now()
 	defer func() { a.took = c.now().Sub(a.began) }()
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	var content io.Reader
-	if body != nil {
-		content = bytes.NewReader(body)
-	}
-	request, err := http.NewRequestWithContext(ctx, method, c.base+path, content)
+	request, err := http.NewRequestWithContext(ctx, method, c.base+path, nil)
 	if err != nil {
 		a.err = fmt.Errorf("make request: %w", err)
 		return a
 	}
+	if size := sent.len(); size > 0 {
+		var bodies []*body
+		request.ContentLength = int64(size)
+		request.GetBody = func() (io.ReadCloser, error) {
+			b := &body{parts: sent}
+			bodies = append(bodies, b)
+			return b, nil
+		}
+		request.Body, _ = request.GetBody()
+		defer func() {
+			for _, b := range bodies { // the transport may still be sending, when it was answered before the end
+				b.Close()
+			}
+		}()
+	}
 	if c.relay == nil {
 		request.SetBasicAuth(c.site, c.key)
 	}
-	if body != nil {
+	if request.Body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
 	request.Header.Set("User-Agent", c.agent)

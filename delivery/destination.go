@@ -14,7 +14,7 @@ import (
 // request, and what the answers mean.
 type destination interface {
 	// plan maps one record to its operations; Sync.plan says how.
-	plan(q *queue.Record, repeat *again, earlier func(key string) (sent []byte, held bool, err error)) (p part, held bool, err error)
+	plan(m *memory, q *queue.Record, repeat *again, before earlier) (p part, held bool, err error)
 	// fits tells whether so many operations, with so many bytes and as many commas, may be
 	// one request.
 	fits(operations, bytes int) bool
@@ -57,8 +57,8 @@ func (s *Sync) newDestination() destination {
 // customerIO is Customer.io's Track API.
 type customerIO struct{ s *Sync }
 
-func (c customerIO) plan(q *queue.Record, repeat *again, earlier func(string) ([]byte, bool, error)) (part, bool, error) {
-	return c.s.plan(q, repeat, earlier)
+func (c customerIO) plan(m *memory, q *queue.Record, repeat *again, before earlier) (part, bool, error) {
+	return c.s.plan(m, q, repeat, before)
 }
 
 func (c customerIO) fits(operations, bytes int) bool {

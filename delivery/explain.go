@@ -35,7 +35,7 @@ func withOrigins(ctx context.Context, operations []*operation) context.Context {
 }
 
 // Origins lists, in their order, the operations of a request that a Sync hands to its
-// Transport, by the context of the request; none for a request without any.
+// Transport, by the context of the request; none for a request without any. They are good until RoundTrip returns.
 func Origins(ctx context.Context) []Origin {
 	operations, _ := ctx.Value(originsKey{}).([]*operation)
 	list := make([]Origin, len(operations))
@@ -79,6 +79,14 @@ type PlannedRequest struct {
 	Body         []byte
 }
 
+// alone is what was sent before to identifiers that nobody else holds.
+type alone func(key string) ([]byte, error)
+
+func (f alone) sentTo(key string) (sent []byte, held bool, err error) {
+	sent, err = f(key)
+	return sent, err == nil, err
+}
+
 // Explain makes of a record what a Sync with these rules and options would, by the same
 // code, and sends nothing. earlier gives what an identifier was sent before. replayed is
 // of a dead letter that is tried again: what was answered the last time, else nil.
@@ -88,10 +96,7 @@ func Explain(rules *mapping.Rules, o Options, q *queue.Record, replayed []byte, 
 	if replayed != nil {
 		repeat = readResults(replayed)
 	}
-	p, _, err := s.plan(q, repeat, func(key string) ([]byte, bool, error) {
-		sent, err := earlier(key)
-		return sent, err == nil, err
-	})
+	p, _, err := s.plan(new(memory), q, repeat, alone(earlier))
 	if err != nil {
 		return Plan{}, err
 	}
@@ -102,7 +107,7 @@ func Explain(rules *mapping.Rules, o Options, q *queue.Record, replayed []byte, 
 				op.verdict = delivered
 			}
 		}
-		end := s.outcome(&p, "")
+		end := s.outcome(new(memory), &p, "")
 		out.verdict, out.reason, out.sent = end.Ending.String(), end.Reason, end.Sent
 		if end.Ending == queue.Delivered {
 			out.verdict = "sent"
@@ -126,7 +131,7 @@ func Explain(rules *mapping.Rules, o Options, q *queue.Record, replayed []byte, 
 		now, then := together(sending)
 		for _, one := range s.requests(now) {
 			path, body := request(one)
-			out.Requests = append(out.Requests, PlannedRequest{http.MethodPost, path, body})
+			out.Requests = append(out.Requests, PlannedRequest{http.MethodPost, path, body.whole()})
 		}
 		sending = then
 	}

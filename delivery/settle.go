@@ -26,7 +26,7 @@ func (s *Sync) settle(claims ...*taken) {
 // the way to it) failed.
 func (s *Sync) settlement(t *taken) queue.Settlement {
 	t.settled = true
-	outcomes := make([]queue.Outcome, 0, len(t.parts))
+	outcomes := t.memory.outcomeSlab.take(len(t.parts))[:0]
 	var stop *operation
 	tries := "record/first_try"
 	if t.claim.Attempts() > 0 {
@@ -36,7 +36,7 @@ func (s *Sync) settlement(t *taken) queue.Settlement {
 		if stop = t.parts[i].waiting(); stop != nil {
 			break
 		}
-		out := s.outcome(&t.parts[i], tries)
+		out := s.outcome(t.memory, &t.parts[i], tries)
 		t.correct(&t.parts[i], &out)
 		outcomes = append(outcomes, out)
 	}
@@ -94,7 +94,7 @@ func (p *part) waiting() *operation {
 
 // outcome says how a record ended whose operations all have a final verdict; tries
 // is the tally for one that was delivered.
-func (s *Sync) outcome(p *part, tries string) queue.Outcome {
+func (s *Sync) outcome(m *memory, p *part, tries string) queue.Outcome {
 	if p.unreadable != nil {
 		s.buried(p, p.unreadable.Reason)
 		return queue.Outcome{
@@ -152,17 +152,11 @@ func (s *Sync) outcome(p *part, tries string) queue.Outcome {
 	if d.Sent != nil && out.SentKey == "" && d.UserReason != "" { // there is no identify, but something new to remember
 		out.SentKey, out.Sent = p.key, d.Sent
 	}
-	out.Tallies = make([]queue.Tally, 0, 3+len(d.LeftOut))
-	for _, one := range d.LeftOut {
-		out.Tallies = append(out.Tallies, queue.Tally{Key: "property/filtered/" + one.Reason, Example: clipExample(one.Name)})
-	}
-	if event != "" {
-		out.Tallies = append(out.Tallies, queue.Tally{Key: event, Example: clipExample(d.EventType)})
-	}
-	if user != "" {
-		out.Tallies = append(out.Tallies, queue.Tally{Key: user})
-	}
 
+	alike := tallied{event: event, user: user}
+	if event != "" {
+		alike.example = clipExample(d.EventType)
+	}
 	switch {
 	case out.Reason != "":
 		out.Ending = queue.Dead
@@ -180,7 +174,15 @@ func (s *Sync) outcome(p *part, tries string) queue.Outcome {
 		}
 	default:
 		out.Ending = queue.Delivered
-		out.Tallies = append(out.Tallies, queue.Tally{Key: tries})
+		alike.tries = tries
+	}
+	out.Tallies = m.talliesOf(alike)
+	if len(d.LeftOut) > 0 {
+		own := make([]queue.Tally, 0, len(d.LeftOut)+len(out.Tallies))
+		for _, one := range d.LeftOut {
+			own = append(own, queue.Tally{Key: "property/filtered/" + one.Reason, Example: clipExample(one.Name)})
+		}
+		out.Tallies = append(own, out.Tallies...)
 	}
 	return out
 }

@@ -141,8 +141,9 @@ type Sync struct {
 	ended    chan struct{}   // closed when Run has
 	cut      context.Context // of requests: ends StopGrace after Run's ctx
 	inFlight atomic.Int64
-	ledger   []atomic.Int64 // per worker: since when it is in the ledger's hands (Unix ns), 0 = it is not
-	counter  chan struct{}  // how many may be: see inLedger
+	ledger   []atomic.Int64             // per worker: since when it is in the ledger's hands (Unix ns), 0 = it is not
+	counter  chan struct{}              // how many may be: see inLedger
+	ahead    func(*queue.Record) string // the identifier that a record will be asked for, "" = none; nil = nobody asks
 
 	repeats *logbook.Book // of dead letters
 }
@@ -159,6 +160,9 @@ func New(source *queue.Consumer, rules *mapping.Rules, o Options) *Sync {
 	s.ledger = make([]atomic.Int64, o.Concurrency)
 	s.counter = make(chan struct{}, runtime.GOMAXPROCS(0))
 	s.repeats = logbook.New(s.o.Log, s.o.Now)
+	if rules != nil {
+		s.ahead = s.keyOf
+	}
 	s.door.mayRefuse = source.MayRefuse
 	s.gate = newGate(&s.o, s.client.shown)
 	s.flow.tell = source.Flowing
@@ -316,7 +320,8 @@ func (s *Sync) deliver(ctx context.Context, p pass, first *queue.Claim, ledger *
 		first.Return()
 		return nil, nil
 	}
-	b := &batch{pass: p, ledger: ledger}
+	b := s.newBatch(p, ledger)
+	defer b.end()
 	s.inLedger(ledger, func() { s.fill(b, first) })
 	if len(b.taken) == 0 {
 		return nil, b.err

@@ -125,6 +125,35 @@ func BenchmarkMap(b *testing.B) {
 	})
 }
 
+// BenchmarkMapAll is what most people begin with: all properties of both, of which one of the user's changes with each event.
+func BenchmarkMapAll(b *testing.B) {
+	rules, err := Compile(Spec{
+		Identifier: "user_id", SendEvents: true, SendUsers: true, Select: []SelectSpec{{Event: []string{"*"}}},
+		EventProperties: []string{"*"}, UserProperties: []string{"*"},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	record := Record{ID: EventID("app", "device", "d", "i"), Received: 1795432948999, UserID: "user-000000001", DeviceID: "dev-000000001",
+		Time: 1795432948281, Properties: []byte(`{"logins":10000001,"plan":"premium"}`), Raw: []byte(`{"user_id":"user-000000001","device_id":"dev-000000001",` +
+			`"event_type":"Product Viewed","time":1795432948281,"insert_id":"00000000000000000000aaaa","session_id":1700000012345,"app_version":"4.12.3",` +
+			`"platform":"iOS","os_name":"ios","os_version":"17.4.1","device_brand":"Apple","device_model":"iPhone15,2","country":"Germany","city":"Berlin",` +
+			`"language":"de","ip":"203.0.113.7","user_properties":{"plan":"premium","logins":10000001},"event_properties":{"seq":1000000000001,` +
+			`"sent":1795432948281000,"product_id":"sku-0012345","category":"amber","price":17.42,"currency":"EUR","position":4,"in_stock":true,` +
+			`"city":"Osaka","p0":"basin-cedar 123456","p1":"delta-ember 123","x":"abcdefghijklmnopqrstuvwxyz"}}`)}
+	before := record
+	before.Properties = []byte(`{"logins":10000000,"plan":"premium"}`)
+	id, _ := rules.Identifier(&record)
+	first, err := rules.Map(&before, id, nil)
+	if err != nil || len(first.Operations) != 2 {
+		b.Fatal(err, first)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		_, _ = rules.Map(&record, id, first.Sent) // it was right before
+	}
+}
+
 func BenchmarkEventID(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {

@@ -122,6 +122,18 @@ func (s *builtinSet) read(packed []byte) bool {
 	return true
 }
 
+// isPacked says whether read could read it.
+func isPacked(packed []byte) bool {
+	for before := 0; len(packed) > 0; {
+		length, n := binary.Uvarint(packed[1:])
+		if n <= 0 || int(packed[0]) <= before || length == 0 || length > uint64(len(packed)-1-n) {
+			return false
+		}
+		packed, before = packed[1+n+int(length):], int(packed[0])
+	}
+	return true
+}
+
 func (s *builtinSet) pack(dst []byte) []byte {
 	for number, value := range s {
 		if value != nil {
@@ -279,7 +291,7 @@ func PackBuiltins(object []byte) ([]byte, error) {
 	var s builtinSet
 	w := walkObject(object)
 	for w.next() {
-		number := builtinNumber(plainText(w.name))
+		number := builtinNumber(w.nameText())
 		if number == noBuiltin {
 			return nil, fmt.Errorf("%s is no built-in property of a user", w.name)
 		}

@@ -1,27 +1,33 @@
 package mapping
 
 import (
+	"bytes"
 	"slices"
-	"strings"
 )
 
 // Names that mean something to Customer.io. A * never chooses them; a rule that names one, in a list or as the key of a
 // rename, is consent.
 
 // reservedInEvents override a campaign's To, From and Reply-To when they stand in event data.
-var reservedInEvents = map[string]bool{"recipient": true, "from_address": true, "reply_to": true}
+func reservedInEvents(name []byte) bool {
+	switch string(name) {
+	case "recipient", "from_address", "reply_to":
+		return true
+	}
+	return false
+}
 
 // reservedForPeople are identifiers, instructions and attributes that Customer.io keeps itself. So is everything that
 // begins with cio_.
-var reservedForPeople = map[string]bool{
-	"id": true, "email": true, "phone": true, "anonymous_id": true, "created_at": true, "_timestamp": true, "_update": true,
-	"unsubscribed": true, "_created_in_customerio_at": true, "timezone": true, "timezone_valid": true,
-	"mobile_ad_id": true, "email_sha256": true, "mobile_ad_id_sha256": true,
-	"recipient": true, "from_address": true, "reply_to": true,
-}
-
-func isReservedForPeople(name string) bool {
-	return reservedForPeople[name] || strings.HasPrefix(name, "cio_")
+func reservedForPeople(name []byte) bool {
+	switch string(name) {
+	case "id", "email", "phone", "anonymous_id", "created_at", "_timestamp", "_update",
+		"unsubscribed", "_created_in_customerio_at", "timezone", "timezone_valid",
+		"mobile_ad_id", "email_sha256", "mobile_ad_id_sha256",
+		"recipient", "from_address", "reply_to":
+		return true
+	}
+	return bytes.HasPrefix(name, []byte("cio_"))
 }
 
 // chooser is a list of property names and * globs with its exclusions and new names.
@@ -31,11 +37,11 @@ type chooser struct {
 	exclude  map[string]bool
 	excluded []glob
 	rename   map[string][]byte // new names, quoted
-	reserved func(name string) bool
+	reserved func(name []byte) bool
 	builtins []string // the names that are built-in properties of a user too; a * chooses none of these
 }
 
-func newChooser(names, exclude []string, rename map[string]string, reserved func(string) bool) chooser {
+func newChooser(names, exclude []string, rename map[string]string, reserved func([]byte) bool) chooser {
 	c := chooser{rename: make(map[string][]byte, len(rename)), reserved: reserved}
 	c.names, c.globs = split(names)
 	c.exclude, c.excluded = split(exclude)
@@ -80,12 +86,15 @@ func (c *chooser) isEmpty() bool { return len(c.names) == 0 && len(c.globs) == 0
 
 // chooses decides one property by its name, as it comes from the device.
 func (c *chooser) chooses(name []byte) bool {
-	chosen := c.names[string(name)]
+	// Looking into an empty map costs as much as comparing two names.
+	chosen := len(c.names) > 0 && c.names[string(name)]
 	if !chosen && matchesAny(c.globs, name) {
-		_, renamed := c.rename[string(name)]
-		chosen = renamed || !c.reserved(string(name))
+		chosen = !c.reserved(name)
+		if !chosen && len(c.rename) > 0 {
+			_, chosen = c.rename[string(name)]
+		}
 	}
-	return chosen && !c.exclude[string(name)] && !matchesAny(c.excluded, name)
+	return chosen && (len(c.exclude) == 0 || !c.exclude[string(name)]) && !matchesAny(c.excluded, name)
 }
 
 // mentions reports whether the list names a property, whatever is excluded or reserved.

@@ -352,7 +352,7 @@ func hasMembers(object []byte) bool {
 func withoutMember(object []byte, name string) []byte {
 	out := append(make([]byte, 0, len(object)), '{')
 	for w := walkObject(object); w.next(); {
-		if bytes.Equal(plainText(w.name), []byte(name)) {
+		if bytes.Equal(w.nameText(), []byte(name)) {
 			continue
 		}
 		if len(out) > 1 {

@@ -60,6 +60,18 @@ func newIdentifier(v value, kind string) (Identifier, string) {
 	default:
 		return Identifier{}, reasonNotText
 	}
+	return textIdentifier(s, kind)
+}
+
+// fieldIdentifier is that of a record's own field, of which "" is absent.
+func fieldIdentifier(s, kind string) (Identifier, string) {
+	if s == "" {
+		return Identifier{}, reasonNoIdentifier
+	}
+	return textIdentifier(s, kind)
+}
+
+func textIdentifier(s, kind string) (Identifier, string) {
 	if kind == "auto" {
 		switch {
 		case looksLikeEmail(s):

@@ -116,7 +116,10 @@ func (s *sent) read(data []byte) error {
 }
 
 func (s *sent) encode() []byte {
-	slices.SortFunc(s.attributes, func(a, b sentAttribute) int { return bytes.Compare(a.name, b.name) })
+	byName := func(a, b sentAttribute) int { return bytes.Compare(a.name, b.name) }
+	if !slices.IsSortedFunc(s.attributes, byName) {
+		slices.SortFunc(s.attributes, byName)
+	}
 	size := 1 + binary.MaxVarintLen64
 	version := byte(sentVersion)
 	for _, a := range s.attributes {
@@ -339,7 +342,7 @@ func (u *userRules) collect(s *scratch, room int, device string) (values, clears
 	}
 	w := walkObject(v.userProperties)
 	for w.next() {
-		name := plainText(w.name)
+		name := w.nameText()
 		if !u.chooser.chooses(name) {
 			continue
 		}

@@ -3,6 +3,7 @@ package mapping
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
 
 	"github.com/oklog/ulid/v2"
 )
@@ -37,6 +38,13 @@ func PlaceID(nonce [16]byte, index int) [16]byte {
 // ULID writes an identity in the 26 characters that Customer.io wants for an event's id. All 128 bits are ours: the part
 // that is elsewhere a time says nothing here.
 func ULID(id [16]byte) string { return ulid.ULID(id).String() }
+
+func appendULID(dst []byte, id [16]byte) []byte {
+	dst = slices.Grow(dst, ulid.EncodedSize)
+	end := len(dst) + ulid.EncodedSize
+	_ = ulid.ULID(id).MarshalTextTo(dst[len(dst):end]) // it has the one size that is right
+	return dst[:end]
+}
 
 func appendPart(dst []byte, part string) []byte {
 	dst = binary.BigEndian.AppendUint32(dst, uint32(len(part)))

@@ -2,9 +2,11 @@ package mapping
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"slices"
 	"sync"
 	"unicode/utf8"
@@ -139,6 +141,7 @@ type walk struct {
 	close byte   // '}' or ']'
 	name  []byte // of a member: quoted, as it stands
 	value []byte // without surrounding space
+	plain bool   // the name is ASCII without an escape
 	bad   bool   // the bytes were damaged; the walk has ended early
 }
 
@@ -159,49 +162,55 @@ func newWalk(data []byte, open, closing byte) walk {
 }
 
 func (w *walk) space() {
-	for w.pos < len(w.data) && isSpace(w.data[w.pos]) {
-		w.pos++
-	}
+	w.pos = spaceEnd(w.data, w.pos)
 }
 
 func (w *walk) next() bool {
-	w.space()
-	if w.pos >= len(w.data) {
+	data, i := w.data, spaceEnd(w.data, w.pos)
+	if i >= len(data) {
 		return w.fail()
 	}
-	switch c := w.data[w.pos]; {
+	switch c := data[i]; {
 	case c == w.close:
+		w.pos = i
 		return false
 	case w.value != nil: // a member or element came before
 		if c != ',' {
 			return w.fail()
 		}
-		w.pos++
-		if w.space(); w.pos >= len(w.data) {
+		if i = spaceEnd(data, i+1); i >= len(data) {
 			return w.fail()
 		}
 	}
 	if w.close == '}' {
-		end := skipValue(w.data, w.pos)
-		if end < 0 || w.data[w.pos] != '"' {
+		if data[i] != '"' {
 			return w.fail()
 		}
-		w.name = w.data[w.pos:end]
-		w.pos = end
-		w.space()
-		if w.pos >= len(w.data) || w.data[w.pos] != ':' {
+		end, plain := stringEnd(data, i)
+		if end < 0 {
 			return w.fail()
 		}
-		w.pos++
-		w.space()
+		w.name, w.plain = data[i:end], plain
+		if i = spaceEnd(data, end); i >= len(data) || data[i] != ':' {
+			return w.fail()
+		}
+		i = spaceEnd(data, i+1)
 	}
-	end := skipValue(w.data, w.pos)
+	end := skipValue(data, i)
 	if end < 0 {
 		return w.fail()
 	}
-	w.value = w.data[w.pos:end]
+	w.value = data[i:end]
 	w.pos = end
 	return true
+}
+
+// nameText is the text of the member's name: of most it stands in the data.
+func (w *walk) nameText() []byte {
+	if w.plain {
+		return w.name[1 : len(w.name)-1]
+	}
+	return plainText(w.name)
 }
 
 func (w *walk) fail() bool {
@@ -259,21 +268,41 @@ func skipValue(data []byte, pos int) int {
 
 // skipString returns the place after the closing quote of the string that opens at data[pos], or -1.
 func skipString(data []byte, pos int) int {
-	for i := pos + 1; i < len(data); {
-		n := bytes.IndexByte(data[i:], '"')
-		if n < 0 {
-			return -1
+	end, _ := stringEnd(data, pos)
+	return end
+}
+
+// stringEnd is skipString, and says whether the string is ASCII without an escape. It goes over eight bytes at a time.
+func stringEnd(data []byte, pos int) (end int, plain bool) {
+	plain = true
+	i := pos + 1
+	for i < len(data) {
+		if i+8 <= len(data) {
+			x := binary.LittleEndian.Uint64(data[i:])
+			quote, escape := x^(ones*'"'), x^(ones*'\\')
+			// A byte below the first that is meant is never hit: only a hit borrows from the next.
+			hits := ((quote-ones)&^quote | (escape-ones)&^escape) & highs
+			if hits == 0 {
+				plain = plain && x&highs == 0
+				i += 8
+				continue
+			}
+			n := bits.TrailingZeros64(hits) / 8
+			plain = plain && x&highs&(1<<(8*n)-1) == 0
+			i += n
 		}
-		backslashes := 0
-		for j := i + n - 1; j >= i && data[j] == '\\'; j-- {
-			backslashes++
-		}
-		i += n + 1
-		if backslashes%2 == 0 {
-			return i
+		switch c := data[i]; {
+		case c == '"':
+			return i + 1, plain
+		case c == '\\':
+			plain = false
+			i += 2
+		default: // one of the last seven bytes
+			plain = plain && c < utf8.RuneSelf
+			i++
 		}
 	}
-	return -1
+	return -1, false
 }
 
 func isSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\r' || c == '\t' }
@@ -452,7 +481,7 @@ func appendEqualityKey(dst, value []byte) []byte {
 	case '{':
 		var members [][]byte
 		for w := walkObject(value); w.next(); {
-			member := append(appendQuoted(nil, plainText(w.name)), ':')
+			member := append(appendQuoted(nil, w.nameText()), ':')
 			members = append(members, appendEqualityKey(member, w.value))
 		}
 		slices.SortFunc(members, bytes.Compare)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 )
@@ -105,5 +106,33 @@ func TestCompact(t *testing.T) {
 	in := []byte(`{"a":[1]}`)
 	if got := compact(in); !bytes.Equal(got, in) || &got[0] != &in[0] {
 		t.Error("what is compact is not copied")
+	}
+}
+
+// A string's end is found eight bytes at a time; here each byte by itself says the same, wherever the string begins.
+func TestStringEnd(t *testing.T) {
+	alphabet := []string{`a`, `"`, `\\`, `\"`, `\u00fc`, "ü", "\xff", " ", `bcdefgh`, `ijklmnopqrstuvwx`, "\x01", `!`, `[`}
+	random := rand.New(rand.NewPCG(3, 1))
+	for range 200_000 {
+		b := []byte(`{"x":"`)[random.IntN(6):]
+		from := len(b) - 1
+		for range random.IntN(8) {
+			b = append(b, alphabet[random.IntN(len(alphabet))]...)
+		}
+		end, plain := -1, true
+		for i := from + 1; i < len(b) && end < 0; i++ {
+			switch {
+			case b[i] == '"':
+				end = i + 1
+			case b[i] == '\\':
+				plain = false
+				i++
+			case b[i] >= 0x80:
+				plain = false
+			}
+		}
+		if gotEnd, got := stringEnd(b, from); gotEnd != end || end > 0 && got != plain {
+			t.Fatalf("%q from %d: end %d, plain %t, want %d, %t", b, from, gotEnd, got, end, plain)
+		}
 	}
 }

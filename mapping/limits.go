@@ -100,7 +100,7 @@ func appendV1(dst []byte, action string, name []byte, id [16]byte, seconds int64
 	if action != "event" {
 		dst = append(append(append(dst, `,"type":"`...), action...), '"')
 	}
-	dst = append(append(dst, `,"id":"`...), ULID(id)...)
+	dst = appendULID(append(dst, `,"id":"`...), id)
 	dst = strconv.AppendInt(append(dst, `","timestamp":`...), seconds, 10)
 	if anonymous != "" {
 		dst = appendQuoted(append(dst, `,"anonymous_id":`...), anonymous)

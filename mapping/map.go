@@ -1,6 +1,7 @@
 package mapping
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"sync"
@@ -18,9 +19,9 @@ func (r *Rules) Identifier(record *Record) (Identifier, string) {
 	case pathBuiltin:
 		switch string(r.identifier.name) {
 		case "user_id":
-			return newIdentifier(textValue(record.UserID), r.identifierKind)
+			return fieldIdentifier(record.UserID, r.identifierKind)
 		case "device_id":
-			return newIdentifier(textValue(record.DeviceID), r.identifierKind)
+			return fieldIdentifier(record.DeviceID, r.identifierKind)
 		}
 	}
 	var v view
@@ -48,12 +49,35 @@ type Decision struct {
 func (r *Rules) Map(record *Record, id Identifier, earlier []byte) (Decision, error) {
 	s := scratches.Get().(*scratch)
 	defer s.release()
+	s.own.Cut(0)
+	d, err := r.decide(s, &s.own, record, id, earlier)
+	for i := range d.Operations {
+		d.Operations[i].Body = bytes.Clone(d.Operations[i].Body)
+	}
+	d.Operations = slices.Clone(d.Operations)
+	return d, err
+}
+
+// MapInto is Map, but the operations' bodies are written into the room, and the list of them is good until its next use. What
+// is not in d.Operations is not in the room either.
+func (r *Rules) MapInto(room *Room, record *Record, id Identifier, earlier []byte) (d Decision, err error) {
+	s := scratches.Get().(*scratch)
+	defer s.release()
+	before := room.Len()
+	if d, err = r.decide(s, room, record, id, earlier); err != nil {
+		room.Cut(before)
+	}
+	return d, err
+}
+
+func (r *Rules) decide(s *scratch, room *Room, record *Record, id Identifier, earlier []byte) (Decision, error) {
 	v := &s.view
+	s.room = room
 	if err := v.open(record); err != nil {
 		return Decision{}, fmt.Errorf("read the stored event: %w", err)
 	}
-	d := Decision{EventType: string(v.event)}
-	var operations [2]Operation
+	d := Decision{EventType: r.types.of(v.event)}
+	operations := &room.operations
 	n := 0
 	identify, sent, reason, err := r.users.decide(s, id, earlier)
 	if err != nil {
@@ -73,7 +97,7 @@ func (r *Rules) Map(record *Record, id Identifier, earlier []byte) (Decision, er
 	}
 	if n > 0 {
 		refuseIdentifier(operations[:n], id)
-		d.Operations = slices.Clone(operations[:n])
+		d.Operations = operations[:n]
 	}
 	return d, nil
 }
@@ -85,9 +109,11 @@ func (r *Rules) Map(record *Record, id Identifier, earlier []byte) (Decision, er
 func (r *Rules) NoIdentifier(record *Record, reason string) Decision {
 	s := scratches.Get().(*scratch)
 	defer s.release()
+	s.own.Cut(0)
 	v := &s.view
+	s.room = &s.own
 	err := v.open(record)
-	d := Decision{EventReason: reason, UserReason: reason, EventType: string(v.event)}
+	d := Decision{EventReason: reason, UserReason: reason, EventType: r.types.of(v.event)}
 	if !r.users.send {
 		d.UserReason = reasonUsersOff
 	}
@@ -105,6 +131,7 @@ func (r *Rules) NoIdentifier(record *Record, reason string) Decision {
 	case r.sendsAs(record, reason):
 		device := Identifier{kindAnonymous, record.DeviceID}
 		op, err = r.events.operation(s, device, rule, !r.anonymousByV2)
+		op.Body = bytes.Clone(op.Body)
 	default:
 		return d
 	}
@@ -179,17 +206,19 @@ type scratch struct {
 	before, after sent
 	names         nameSet
 	attributes    []byte
-	body          []byte
+	room          *Room     // of this call
+	own           Room      // for who brings none
 	leftOut       []LeftOut // handed out: not kept
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 func (s *scratch) release() {
-	if cap(s.body) > 256<<10 || cap(s.attributes) > 256<<10 || cap(s.after.attributes) > 4096 {
+	if cap(s.own.bytes) > 256<<10 || cap(s.attributes) > 256<<10 || cap(s.after.attributes) > 4096 {
 		return // one huge record must not set the pool's size
 	}
-	s.view, s.leftOut = view{}, nil
+	s.view.release()
+	s.leftOut, s.room, s.own.operations = nil, nil, [2]Operation{}
 	s.before.reset()
 	s.after.reset()
 	s.names.reset()

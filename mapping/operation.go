@@ -3,14 +3,52 @@ package mapping
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 )
 
 // Operation is one operation for Customer.io's Track API: an element of a v2 batch unless Apart says otherwise.
 type Operation struct {
 	Action string // "identify", "event", "page" or "screen"
-	Body   []byte // compact JSON
+	Body   []byte // compact JSON; it may have capacity, which is others'
 	Apart  *Apart // nil as a rule
+}
+
+// Room is where operations are written one behind the other, as they stand in a batch: with a comma behind each. It is for
+// one goroutine; the zero Room is empty.
+type Room struct {
+	bytes      []byte
+	operations [2]Operation // of the last decision
+}
+
+// NewRoom gives one whose operations stay where they are until they are more than so many bytes.
+func NewRoom(bytes int) *Room { return &Room{bytes: make([]byte, 0, bytes)} }
+
+// Len is how much is written, for Cut.
+func (r *Room) Len() int { return len(r.bytes) }
+
+// Cap is how many bytes of memory it has.
+func (r *Room) Cap() int { return cap(r.bytes) }
+
+// Cut forgets what was written behind the first n bytes: it must not be used any more.
+func (r *Room) Cut(n int) { r.bytes = r.bytes[:n] }
+
+// Run gives what stands in the Room from a place on, so many bytes: the bodies that have their places there, and commas between.
+func (r *Room) Run(from, size int) []byte { return r.bytes[from : from+size : from+size] }
+
+// Place says where a body stands, or -1 when that is not here: all that stands in one piece of memory has its end in common.
+func (r *Room) Place(body []byte) int {
+	at := cap(r.bytes) - cap(body)
+	if len(body) == 0 || at < 0 || at+len(body) > len(r.bytes) || &r.bytes[at] != &body[0] {
+		return -1
+	}
+	return at
+}
+
+// end takes dst, to which an operation was written from start on, for what is in the Room, and gives the operation's body.
+func (r *Room) end(start int, dst []byte) []byte {
+	r.bytes = append(dst, ',')
+	return r.bytes[start:len(dst)]
 }
 
 // Path is where the operation goes, alone, instead of into a batch; "" = into a batch.
@@ -43,13 +81,13 @@ func appendHead(dst []byte, action string, id Identifier) []byte {
 
 // identify writes an identify. attributes are members without their braces; seconds is unix time.
 func (s *scratch) identify(id Identifier, seconds int64, attributes []byte) Operation {
-	dst := appendHead(s.body[:0], "identify", id)
+	start := s.room.Len()
+	dst := appendHead(s.room.bytes, "identify", id)
 	dst = append(dst, `,"timestamp":`...)
 	dst = strconv.AppendInt(dst, seconds, 10)
 	dst = append(dst, `,"attributes":{`...)
 	dst = append(dst, attributes...)
-	s.body = append(dst, "}}"...)
-	op := Operation{Action: "identify", Body: bytes.Clone(s.body)}
+	op := Operation{Action: "identify", Body: s.room.end(start, append(dst, "}}"...))}
 	if len(op.Body) > maxOperation {
 		op.refuse(reasonTooLarge, fmt.Sprintf("%d bytes; Customer.io takes %d", len(op.Body), maxOperation))
 	}
@@ -88,20 +126,21 @@ func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule, byV1
 		name = []byte(rule.name)
 	}
 	name = eventName(name)
-	dst := appendHead(s.body[:0], action, id)
+	start := s.room.Len()
+	dst := appendHead(s.room.bytes, action, id)
 	dst = append(dst, `,"name":`...)
 	dst = appendQuoted(dst, name)
 	dst = append(dst, `,"id":"`...)
-	dst = append(dst, ULID(v.record.ID)...)
+	dst = appendULID(dst, v.record.ID)
 	dst = append(dst, `","timestamp":`...)
 	dst = strconv.AppendInt(dst, v.record.Time/1000, 10)
 	dst = append(dst, `,"attributes":`...)
 	data := len(dst)
 	dst = append(dst, '{')
-	if !(e.properties.isEmpty() && rule.properties.isEmpty()) && isObjectStart(v.eventProperties) {
-		w := walkObject(v.eventProperties)
+	if !(e.properties.isEmpty() && rule.properties.isEmpty()) && isObjectStart(v.field(fieldEventProperties)) {
+		w := walkObject(v.field(fieldEventProperties))
 		for w.next() {
-			name := plainText(w.name)
+			name := w.nameText()
 			if !e.properties.chooses(name) && !rule.properties.chooses(name) {
 				continue
 			}
@@ -123,7 +162,7 @@ func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule, byV1
 	if !e.user.isEmpty() {
 		w := walkObject(v.userProperties)
 		for w.next() {
-			name := plainText(w.name)
+			name := w.nameText()
 			if isNull(w.value) || !e.user.chooses(name) {
 				continue
 			}
@@ -142,11 +181,14 @@ func (e *eventRules) operation(s *scratch, id Identifier, rule *selectRule, byV1
 			}
 		})
 	}
-	s.body = append(dst, "}}"...)
-	if byV1 || len(s.body) > maxOperation {
-		return v.byV1(action, name, id, s.body[data:len(s.body)-1]), nil
+	dst = append(dst, "}}"...)
+	if byV1 || len(dst)-start > maxOperation {
+		if s.room == &s.own {
+			s.own.bytes = dst[:start] // its memory, for release to see
+		}
+		return v.byV1(action, name, id, dst[data:len(dst)-1]), nil
 	}
-	op := Operation{Action: action, Body: bytes.Clone(s.body)}
+	op := Operation{Action: action, Body: s.room.end(start, dst)}
 	op.checkName(name)
 	return op, nil
 }
@@ -199,7 +241,7 @@ func (v *view) asView() (action string, name []byte) {
 }
 
 func (v *view) viewName(property string) []byte {
-	name := valueOf(member(v.eventProperties, []byte(property))).text
+	name := valueOf(member(v.field(fieldEventProperties), []byte(property))).text
 	if name = eventName(name); len(name) == 0 || len(name) > maxEventName {
 		return nil
 	}
@@ -220,11 +262,13 @@ func appendComma(dst []byte) []byte {
 type nameSet struct {
 	few  [][]byte
 	many map[string]bool
+	// marks has a bit for each name of few: where a name's is not there, it is new. Most are.
+	marks uint64
 }
 
 func (s *nameSet) reset() {
 	clear(s.few)
-	s.few, s.many = s.few[:0], nil
+	s.few, s.many, s.marks = s.few[:0], nil, 0
 }
 
 // add reports whether the name was new.
@@ -236,11 +280,12 @@ func (s *nameSet) add(quoted []byte) bool {
 		s.many[string(quoted)] = true
 		return true
 	}
-	for _, n := range s.few {
-		if bytes.Equal(n, quoted) {
-			return false
-		}
+	key := nameKey(quoted)
+	mark := uint64(1) << (key * 0x9e3779b97f4a7c15 >> 58)
+	if s.marks&mark != 0 && slices.ContainsFunc(s.few, func(n []byte) bool { return bytes.Equal(n, quoted) }) {
+		return false
 	}
+	s.marks |= mark
 	if s.few = append(s.few, quoted); len(s.few) > indexAfter {
 		s.many = make(map[string]bool, 2*len(s.few))
 		for _, n := range s.few {

@@ -153,97 +153,152 @@ func (v value) appendJSON(dst []byte) []byte {
 	return appendCompact(dst, v.raw)
 }
 
-// view is one record opened for reading: its event's top-level fields that anything here reads, raw. A nil field is
-// absent or null.
+// view is one record opened for reading: where its event's top-level fields stand that anything here reads. It is made anew
+// for each record, so it holds places in the event instead of slices: without pointers in it that costs the garbage
+// collector nothing.
 type view struct {
 	record         *Record
 	event          []byte // event_type, decoded
 	userProperties []byte // the record's
+	skipSync       bool
 
-	eventProperties, apiProperties     []byte
-	known                              builtinSet // built-in properties of the user after the event
-	library, sessionID                 []byte
-	price, quantity, revenue, currency []byte
-	productID, productIDSwift          []byte
-	revenueType, revenueTypeSwift      []byte
-	insertID, uuid                     []byte
-	skipSync                           bool
+	fields [fieldCount]place
+	said   [builtinCount]place // built-in properties of the user, by the event
+	known  builtinSet          // those after the event, once somebody has asked (builtinsKnown)
+	asked  bool
 }
+
+// place is a value in the raw event; the zero place is of one that is absent or null.
+type place struct{ from, to int32 }
+
+const (
+	fieldEventProperties = iota
+	fieldAPIProperties
+	fieldVersionName
+	fieldLibrary
+	fieldSessionID
+	fieldPrice
+	fieldQuantity
+	fieldRevenue
+	fieldCurrency
+	fieldProductID
+	fieldProductIDSwift
+	fieldRevenueType
+	fieldRevenueTypeSwift
+	fieldInsertID
+	fieldUUID
+	fieldCount
+)
 
 // open reads a record's raw event once. An error means that the stored bytes are damaged.
 func (v *view) open(r *Record) error {
-	*v = view{record: r, userProperties: r.Properties}
+	v.record, v.event, v.userProperties, v.skipSync, v.asked = r, nil, r.Properties, false, false
+	v.fields, v.said = [fieldCount]place{}, [builtinCount]place{}
 	if len(r.Properties) == 0 {
 		v.userProperties = []byte("{}")
 	}
-	var versionName []byte
+	if len(r.Raw) > mostOutlined {
+		return errMalformed // none that was ever stored: places would not be told
+	}
 	w := walkObject(r.Raw)
 	for w.next() {
 		if isNull(w.value) {
 			continue
 		}
-		var field *[]byte
-		switch string(plainText(w.name)) {
+		field := fieldCount
+		switch name := w.nameText(); string(name) {
 		case "event_type":
 			v.event = plainText(w.value)
 		case "$skip_user_properties_sync":
 			v.skipSync = w.value[0] == 't'
 		case "event_properties":
-			field = &v.eventProperties
+			field = fieldEventProperties
 		case "api_properties": // legacy SDKs put price and quantity there
-			field = &v.apiProperties
+			field = fieldAPIProperties
 		case "version_name":
-			field = &versionName
+			field = fieldVersionName
 		case "library":
-			field = &v.library
+			field = fieldLibrary
 		case "session_id":
-			field = &v.sessionID
+			field = fieldSessionID
 		case "price":
-			field = &v.price
+			field = fieldPrice
 		case "quantity":
-			field = &v.quantity
+			field = fieldQuantity
 		case "revenue":
-			field = &v.revenue
+			field = fieldRevenue
 		case "currency":
-			field = &v.currency
+			field = fieldCurrency
 		case "productId":
-			field = &v.productID
+			field = fieldProductID
 		case "product_id":
-			field = &v.productIDSwift
+			field = fieldProductIDSwift
 		case "revenueType":
-			field = &v.revenueType
+			field = fieldRevenueType
 		case "revenue_type":
-			field = &v.revenueTypeSwift
+			field = fieldRevenueTypeSwift
 		case "insert_id":
-			field = &v.insertID
+			field = fieldInsertID
 		case "uuid":
-			field = &v.uuid
+			field = fieldUUID
 		default:
-			if number := builtinNumber(plainText(w.name)); number != noBuiltin {
-				v.known.set(number, w.value)
+			if number := builtinNumber(name); number != noBuiltin {
+				v.said[number] = place{int32(w.pos - len(w.value)), int32(w.pos)}
 			}
 		}
-		if field != nil {
-			*field = w.value
+		if field < fieldCount {
+			v.fields[field] = place{int32(w.pos - len(w.value)), int32(w.pos)}
 		}
 	}
-	if v.known[builtinVersion] == nil && versionName != nil {
-		v.known.set(builtinVersion, versionName)
-	}
-	if r.Builtins != nil {
-		v.known = builtinSet{}
-	}
-	if !v.known.read(r.Builtins) || !v.known.read(r.Beside) {
+	if !isPacked(r.Builtins) || !isPacked(r.Beside) {
 		return errMalformed
 	}
 	return w.err()
+}
+
+// value gives what stands at a place; nil = nothing does.
+func (v *view) value(p place) []byte {
+	if p.to == 0 {
+		return nil
+	}
+	return v.record.Raw[p.from:p.to:p.to]
+}
+
+func (v *view) field(f int) []byte { return v.value(v.fields[f]) }
+
+// builtinsKnown are the built-in properties of the user after the event.
+func (v *view) builtinsKnown() *builtinSet {
+	if v.asked {
+		return &v.known
+	}
+	v.known, v.asked = builtinSet{}, true
+	if v.record.Builtins == nil {
+		for number, p := range v.said {
+			if p.to > 0 {
+				v.known.set(number, v.value(p))
+			}
+		}
+		if version := v.field(fieldVersionName); v.known[builtinVersion] == nil && version != nil {
+			v.known.set(builtinVersion, version)
+		}
+	}
+	_ = v.known.read(v.record.Builtins) && v.known.read(v.record.Beside) // of a damaged record, what could be read
+	return &v.known
+}
+
+// release lets go of the record.
+func (v *view) release() {
+	v.record, v.event, v.userProperties = nil, nil, nil
+	if v.asked {
+		v.known, v.asked = builtinSet{}, false
+	}
 }
 
 // at reads a path.
 func (v *view) at(p path) value {
 	switch p.kind {
 	case pathEvent:
-		return valueOf(member(v.eventProperties, p.name))
+		return valueOf(member(v.field(fieldEventProperties), p.name))
 	case pathUser:
 		return v.ofUser(p.name)
 	}
@@ -287,40 +342,42 @@ func (v *view) builtin(name string) value {
 	case "os":
 		return v.os()
 	case "device":
-		return firstFilled(v.known[builtinModel], v.known[builtinBrand], v.known[builtinManufacturer])
+		known := v.builtinsKnown()
+		return firstFilled(known[builtinModel], known[builtinBrand], known[builtinManufacturer])
 	case "library":
 		return v.libraryText()
 	case "session_id":
-		if string(v.sessionID) == "-1" {
+		if string(v.field(fieldSessionID)) == "-1" {
 			return value{}
 		}
-		return filled(v.sessionID)
+		return filled(v.field(fieldSessionID))
 	case "price":
-		return v.sale(v.price, "price")
+		return v.sale(v.field(fieldPrice), "price")
 	case "quantity":
-		return v.sale(v.quantity, "quantity")
+		return v.sale(v.field(fieldQuantity), "quantity")
 	case "currency":
-		return v.sale(v.currency, "currency")
+		return v.sale(v.field(fieldCurrency), "currency")
 	case "productId":
-		if v.productID == nil {
-			return v.sale(v.productIDSwift, "productId")
+		if v.field(fieldProductID) == nil {
+			return v.sale(v.field(fieldProductIDSwift), "productId")
 		}
-		return v.sale(v.productID, "productId")
+		return v.sale(v.field(fieldProductID), "productId")
 	case "revenueType":
-		if v.revenueType == nil {
-			return v.sale(v.revenueTypeSwift, "revenueType")
+		if v.field(fieldRevenueType) == nil {
+			return v.sale(v.field(fieldRevenueTypeSwift), "revenueType")
 		}
-		return v.sale(v.revenueType, "revenueType")
+		return v.sale(v.field(fieldRevenueType), "revenueType")
 	case "revenue":
 		return v.revenueValue()
 	case "insert_id":
-		return firstFilled(v.insertID, v.uuid)
+		return firstFilled(v.field(fieldInsertID), v.field(fieldUUID))
 	}
-	return valueOf(v.known[builtinNumber([]byte(name))])
+	return valueOf(v.builtinsKnown()[builtinNumber([]byte(name))])
 }
 
 func (v *view) os() value {
-	name, version := valueOf(v.known[builtinOSName]), valueOf(v.known[builtinOSVersion])
+	known := v.builtinsKnown()
+	name, version := valueOf(known[builtinOSName]), valueOf(known[builtinOSVersion])
 	switch {
 	case name.kind != text:
 		return version
@@ -331,10 +388,11 @@ func (v *view) os() value {
 }
 
 func (v *view) libraryText() value {
-	if len(v.library) == 0 || v.library[0] != '{' {
-		return filled(v.library)
+	library := v.field(fieldLibrary)
+	if len(library) == 0 || library[0] != '{' {
+		return filled(library)
 	}
-	name, version := filled(member(v.library, []byte("name"))), filled(member(v.library, []byte("version")))
+	name, version := filled(member(library, []byte("name"))), filled(member(library, []byte("version")))
 	if name.kind != text || version.kind != text {
 		return name
 	}
@@ -345,20 +403,20 @@ func (v *view) sale(own []byte, name string) value {
 	if own != nil {
 		return filled(own)
 	}
-	if found := filled(member(v.eventProperties, []byte("$"+name))); found.isSet() {
+	if found := filled(member(v.field(fieldEventProperties), []byte("$"+name))); found.isSet() {
 		return found
 	}
-	return filled(member(v.apiProperties, []byte(name)))
+	return filled(member(v.field(fieldAPIProperties), []byte(name)))
 }
 
 func (v *view) revenueValue() value {
-	if earned := times(filled(v.price), filled(v.quantity)); earned.isSet() {
+	if earned := times(filled(v.field(fieldPrice)), filled(v.field(fieldQuantity))); earned.isSet() {
 		return earned
 	}
-	if own := filled(v.revenue); own.isSet() {
+	if own := filled(v.field(fieldRevenue)); own.isSet() {
 		return own
 	}
-	property := func(name string) value { return filled(member(v.eventProperties, []byte(name))) }
+	property := func(name string) value { return filled(member(v.field(fieldEventProperties), []byte(name))) }
 	price, quantity, stated := property("$price"), property("$quantity"), property("$revenue")
 	if isZero(quantity) {
 		quantity = value{}
@@ -369,7 +427,7 @@ func (v *view) revenueValue() value {
 	if stated.isSet() {
 		return stated
 	}
-	property = func(name string) value { return filled(member(v.apiProperties, []byte(name))) }
+	property = func(name string) value { return filled(member(v.field(fieldAPIProperties), []byte(name))) }
 	if earned := times(property("price"), property("quantity")); earned.isSet() {
 		return earned
 	}
@@ -423,7 +481,7 @@ func member(object, name []byte) []byte {
 		return nil
 	}
 	for w := walkObject(object); w.next(); {
-		if bytes.Equal(plainText(w.name), name) {
+		if bytes.Equal(w.nameText(), name) {
 			return w.value
 		}
 	}

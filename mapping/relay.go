@@ -71,7 +71,7 @@ func (r *Record) relay(mark string, corrected bool) (RelayedEvent, error) {
 	named, timed, marked := false, false, mark == ""
 	w := walkObject(raw)
 	for w.next() {
-		switch string(plainText(w.name)) {
+		switch string(w.nameText()) {
 		case "event_type":
 			out.Type = string(plainText(w.value))
 		case "insert_id":
@@ -172,7 +172,7 @@ func withMark(properties []byte, mark string) ([]byte, error) {
 	out := make([]byte, 0, len(properties)+len(mark)+16)
 	w := walkObject(properties)
 	for w.next() {
-		if bytes.Equal(plainText(w.name), []byte(mark)) {
+		if bytes.Equal(w.nameText(), []byte(mark)) {
 			out = append(append(out, properties[:w.pos-len(w.value)]...), "true"...)
 			return append(out, properties[w.pos:]...), nil
 		}

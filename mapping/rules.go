@@ -58,6 +58,7 @@ type Rules struct {
 	users          userRules
 	anonymous      string // filter, send or dead_letter
 	anonymousByV2  bool
+	types          *fewTexts // of events
 }
 
 type selectRule struct {
@@ -71,7 +72,7 @@ type selectRule struct {
 // Compile checks a Spec. The error joins all mistakes, each a *SpecError, in the order of the keys.
 func Compile(spec Spec) (*Rules, error) {
 	c := compiler{}
-	r := &Rules{}
+	r := &Rules{types: new(fewTexts)}
 	var message string
 	if spec.Identifier == "" {
 		c.fail("identifier", `is required: the path of the value by which Customer.io knows a person, such as "user_id" or "user.email"`)
@@ -87,9 +88,8 @@ func Compile(spec Spec) (*Rules, error) {
 	c.names("events.user_properties", spec.EventUserProperties)
 	c.names("events.exclude", spec.EventExclude)
 	c.renames("events.rename", spec.EventRename, spec.EventProperties, spec.EventUserProperties)
-	isReservedInEvents := func(name string) bool { return reservedInEvents[name] }
 	choose := func(names []string) chooser {
-		return newChooser(names, spec.EventExclude, spec.EventRename, isReservedInEvents)
+		return newChooser(names, spec.EventExclude, spec.EventRename, reservedInEvents)
 	}
 	r.events = eventRules{
 		send:       spec.SendEvents,
@@ -108,7 +108,7 @@ func Compile(spec Spec) (*Rules, error) {
 	c.renames("users.rename", spec.UserRename, spec.UserProperties)
 	r.users = userRules{
 		send:    spec.SendUsers,
-		chooser: newChooser(spec.UserProperties, spec.UserExclude, spec.UserRename, isReservedForPeople),
+		chooser: newChooser(spec.UserProperties, spec.UserExclude, spec.UserRename, reservedForPeople),
 		sources: make(map[string][]string),
 		toUnix:  c.converts(spec.UserConvert),
 		asText:  r.events.asText,

@@ -22,7 +22,7 @@ func CutTexts(event []byte) []byte {
 		if len(w.value) <= maxText {
 			continue
 		}
-		switch string(plainText(w.name)) {
+		switch string(w.nameText()) {
 		case "user_id", "device_id", "insert_id", "uuid", "api_properties":
 			continue
 		}

@@ -155,9 +155,9 @@ func (e *eventRules) explain(v *view, rule *selectRule) (list []PropertyWhy) {
 		}
 		list = append(list, p)
 	}
-	if isObjectStart(v.eventProperties) {
-		for w := walkObject(v.eventProperties); w.next(); {
-			name := plainText(w.name)
+	if isObjectStart(v.field(fieldEventProperties)) {
+		for w := walkObject(v.field(fieldEventProperties)); w.next(); {
+			name := w.nameText()
 			why := e.properties.why(name)
 			if why != "" && rule.properties.chooses(name) {
 				why = ""
@@ -171,7 +171,7 @@ func (e *eventRules) explain(v *view, rule *selectRule) (list []PropertyWhy) {
 		}
 	}
 	for w := walkObject(v.userProperties); !e.user.isEmpty() && w.next(); {
-		name := plainText(w.name)
+		name := w.nameText()
 		why := e.user.why(name)
 		if why == "" && isNull(w.value) {
 			why = whyNull
@@ -214,7 +214,7 @@ func (u *userRules) explain(v *view, earlier []byte) (list []PropertyWhy) {
 		list = append(list, p)
 	}
 	for w := walkObject(v.userProperties); w.next(); {
-		name := plainText(w.name)
+		name := w.nameText()
 		why, quoted := u.chooser.why(name), u.chooser.newName(name, w.name)
 		if why == "" && isNull(w.value) {
 			why = whyNull

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -142,7 +143,10 @@ func (c *Consumer) takeChanges(roomy bool) *changes {
 			}
 		}
 	}
-	c.sentNew, c.sentWriting = map[string][]byte{}, ch.sent
+	c.sentNew, c.sentWriting, c.sentSpare = c.sentSpare, ch.sent, nil
+	if c.sentNew == nil {
+		c.sentNew = map[string][]byte{}
+	}
 	c.sentKnown.moved++
 	c.forget, c.forgetting = false, ch.forget
 	c.deadNew, c.deadGone, c.deadGoing = map[uint64][]byte{}, map[uint64]bool{}, ch.deadGone
@@ -221,6 +225,10 @@ func (c *Consumer) written(ch *changes) {
 	defer c.mu.Unlock()
 	c.sentKnown.written(ch.sent, ch.forget)
 	c.sentWriting, c.forgetting, c.deadGoing, c.side.going = nil, false, nil, nil
+	if len(ch.sent) < sentSpareMost {
+		clear(ch.sent)
+		c.sentSpare = ch.sent
+	}
 	c.durable = ch.counted
 	inFile := map[string]map[*entry]bool{}
 	for _, e := range ch.fresh {
@@ -313,6 +321,7 @@ func (ch *changes) write(tx *bolt.Tx) error {
 }
 
 func putSent(b *bolt.Bucket, sent map[string][]byte) error {
+	var key, sealed []byte
 	for _, k := range sortedKeys(sent) {
 		if sent[k] == nil { // forgotten
 			if err := b.Delete([]byte(k)); err != nil {
@@ -320,7 +329,15 @@ func putSent(b *bolt.Bucket, sent map[string][]byte) error {
 			}
 			continue
 		}
-		if err := put(b, []byte(k), append([]byte(nil), sent[k]...)); err != nil {
+		// bbolt copies keys, and keeps values until the transaction ends.
+		start := len(sealed)
+		if cap(sealed)-start < len(sent[k])+sealBytes {
+			sealed, start = make([]byte, 0, max(64<<10, len(sent[k])+sealBytes)), 0
+		}
+		key = append(key[:0], k...)
+		sealed = append(sealed, sent[k]...)
+		sealed = binary.BigEndian.AppendUint32(sealed, sealSum(key, sent[k]))
+		if err := b.Put(key, sealed[start:len(sealed):len(sealed)]); err != nil {
 			return err
 		}
 	}

@@ -26,6 +26,10 @@ type Claim struct {
 	hastens uint64 // how often the consumer had been hastened when it began
 	wanted  string // the identifier that the last Hold did not get, or the lane that it waits for
 	over    bool
+
+	// Memory of records and held, as long as that is enough: most claims are of one record.
+	oneRecord [1]Record
+	oneHeld   [1]string
 }
 
 // Outcome is how a record ends.
@@ -161,7 +165,10 @@ func (c *Consumer) claim(l *lane) *Claim {
 		n++
 	}
 	cl.tries, cl.hastens = l.retry.attempts, c.hastens
-	cl.entries, cl.records = l.records[:n:n], make([]Record, n)
+	cl.entries, cl.records, cl.held = l.records[:n:n], cl.oneRecord[:], cl.oneHeld[:0]
+	if n > 1 {
+		cl.records = make([]Record, n)
+	}
 	for i, e := range cl.entries {
 		cl.records[i] = e.rec
 		c.tellFollowers(&e.rec, Step{Kind: StepClaimed})
@@ -228,19 +235,31 @@ func (cl *Claim) Waits(lane string) bool {
 func (cl *Claim) Sent(identifier string) ([]byte, error) { return cl.c.sent(identifier) }
 
 // HoldSent is Hold, and Sent where that is granted: the two are asked for together by each
-// record, from all workers, so that one look is worth a name.
-func (cl *Claim) HoldSent(identifier string) (sent []byte, held bool, err error) {
+// record, from all workers, so that one look is worth a name. ahead, when not nil, gives the identifier that a record will
+// be asked for, or "": where the file has to be looked at, those of the next lanes are looked for in the same transaction.
+func (cl *Claim) HoldSent(identifier string, ahead func(*Record) string) (sent []byte, held bool, err error) {
 	c := cl.c
 	c.mu.Lock()
 	if !cl.hold(identifier) {
 		c.mu.Unlock()
 		return nil, false, nil
 	}
-	sent, known, moved := c.sentInMemory(identifier)
-	c.mu.Unlock()
-	if !known {
-		sent, err = c.sentInFile(identifier, moved)
+	sent, known, _ := c.sentInMemory(identifier)
+	var next []Record
+	if !known && ahead != nil {
+		next = c.lanes.next(sentTogether)
 	}
+	c.mu.Unlock()
+	if known {
+		return sent, true, nil
+	}
+	wanted := append(make([]string, 0, 1+len(next)), identifier)
+	for i := range next {
+		if other := ahead(&next[i]); other != "" && other != identifier {
+			wanted = append(wanted, other)
+		}
+	}
+	sent, err = c.sent(wanted...)
 	return sent, true, err
 }
 
@@ -308,9 +327,17 @@ func (c *Consumer) Settle(all ...Settlement) {
 func (c *Consumer) settle(some []Settlement) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	now, changed := c.o.Now().UnixMilli(), false
+	var counts tallying
 	for _, s := range some {
-		s.Claim.end(s)
+		changed = s.Claim.end(s, now, &counts) || changed
 	}
+	counts.enter(c, now)
+	c.advance()
+	if changed {
+		c.touch()
+	}
+	c.wake()
 }
 
 // check says whether the claim may end so. What does not is a mistake of the program.
@@ -326,8 +353,9 @@ func (s *Settlement) check() {
 	s.Claim.over = true
 }
 
-// end ends the claim. The caller holds the consumer's lock.
-func (cl *Claim) end(s Settlement) {
+// end ends the claim, and says whether there is something to write. The caller holds the consumer's lock, enters the counts
+// and moves the low-water mark.
+func (cl *Claim) end(s Settlement, now int64, counts *tallying) (changed bool) {
 	c, l, outcomes, tried := cl.c, cl.lane, s.Outcomes, !s.Return
 	var r retryState
 	var due time.Time
@@ -343,7 +371,7 @@ func (cl *Claim) end(s Settlement) {
 		r, due, tried = retryState{}, time.Time{}, true // what failed is not tried again
 	}
 	for i, o := range outcomes {
-		c.enter(l, cl.entries[i], o)
+		c.enterAt(l, cl.entries[i], o, now, counts)
 		l.records[i], l.one[0] = nil, nil // the lane's memory may live on for long: the record must not
 	}
 	ended := len(outcomes)
@@ -371,12 +399,8 @@ func (cl *Claim) end(s Settlement) {
 	case r.attempts >= asideTries && c.flowing && c.delivered > l.others:
 		c.moveAside(l)
 	}
-	c.advance()
-	if ended > 0 || tried {
-		c.touch()
-	}
 	c.lanes.letGo(cl.held)
 	c.lanes.passTurn(l, cl.held)
 	c.lanes.schedule(l)
-	c.wake()
+	return ended > 0 || tried
 }

@@ -1,10 +1,12 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -84,6 +86,7 @@ type Consumer struct {
 	changedBytes int64
 	sentNew      map[string][]byte
 	sentWriting  map[string][]byte // what the running checkpoint writes
+	sentSpare    map[string][]byte // memory for sentNew, while a checkpoint runs
 	sentKnown    sentCache         // what the file has of those that were asked for of late
 	full         string            // why the last checkpoint found no space; then nothing is claimed
 	// What identifiers were sent before sentNew, or before sentWriting, counts no more.
@@ -435,15 +438,23 @@ func (c *Consumer) view(f func(*bolt.Tx) error) error {
 	return Guard(func() error { return c.db.View(f) })
 }
 
-// sent reads what an identifier was last sent.
-func (c *Consumer) sent(identifier string) ([]byte, error) {
+// sent reads what the first of some identifiers was last sent, and where the file has to be looked at for that, what the
+// others were is known from then on too.
+func (c *Consumer) sent(wanted ...string) ([]byte, error) {
 	c.mu.Lock()
-	v, known, moved := c.sentInMemory(identifier)
+	v, known, moved := c.sentInMemory(wanted[0])
+	if !known {
+		for i := len(wanted) - 1; i > 0; i-- {
+			if _, known, _ := c.sentInMemory(wanted[i]); known {
+				wanted = slices.Delete(wanted, i, i+1)
+			}
+		}
+	}
 	c.mu.Unlock()
 	if known {
 		return v, nil
 	}
-	return c.sentInFile(identifier, moved)
+	return c.sentInFile(wanted, moved)
 }
 
 // sentInMemory is sent where that is known without the file; else moved is for
@@ -460,13 +471,22 @@ func (c *Consumer) sentInMemory(identifier string) (v []byte, known bool, moved 
 	return v, known, c.sentKnown.moved
 }
 
-func (c *Consumer) sentInFile(identifier string, moved uint64) (v []byte, err error) {
+// sentInFile looks up all that is wanted, in the order of the file, and gives the first of it.
+func (c *Consumer) sentInFile(wanted []string, moved uint64) (v []byte, err error) {
+	first := wanted[0]
+	found := make(map[string][]byte, len(wanted))
+	slices.Sort(wanted)
 	err = c.view(func(tx *bolt.Tx) error {
-		k := []byte(identifier)
-		if stored := tx.Bucket(bucketSent).Get(k); stored != nil {
-			if whole, err := unseal(k, stored); err == nil {
-				v = append([]byte(nil), whole...)
-			} // else: taken as never sent; an identify is sent once more
+		cur := tx.Bucket(bucketSent).Cursor()
+		var key []byte
+		for _, identifier := range wanted {
+			key = append(key[:0], identifier...)
+			found[identifier] = nil
+			if k, stored := cur.Seek(key); bytes.Equal(k, key) {
+				if whole, err := unseal(key, stored); err == nil {
+					found[identifier] = append([]byte(nil), whole...)
+				} // else: taken as never sent; an identify is sent once more
+			}
 		}
 		return nil
 	})
@@ -479,10 +499,12 @@ func (c *Consumer) sentInFile(identifier string, moved uint64) (v []byte, err er
 	}
 	c.mu.Lock()
 	if moved == c.sentKnown.moved { // else it may be older than what the file has by now
-		c.sentKnown.put(identifier, v)
+		for identifier, v := range found {
+			c.sentKnown.put(identifier, v)
+		}
 	}
 	c.mu.Unlock()
-	return v, nil
+	return found[first], nil
 }
 
 // SetAside tells of the ledger that was found damaged at open; nil when it was not.

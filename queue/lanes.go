@@ -191,6 +191,16 @@ func (ls *lanes) take() *lane {
 	return l
 }
 
+// next gives the first records of the lanes that are claimed next, of up to so many.
+func (ls *lanes) next(most int) (records []Record) {
+	for _, l := range ls.ready[:min(most, len(ls.ready))] {
+		if len(l.records) > 0 {
+			records = append(records, l.records[0].rec)
+		}
+	}
+	return records
+}
+
 // drop forgets a lane that is empty and not claimed. Where it stands among the ready or
 // parked it is dropped when its turn comes.
 func (ls *lanes) drop(l *lane) {
@@ -216,6 +226,9 @@ func (ls *lanes) letGo(held []string) {
 // next is woken when that one's claim ends. Lanes that wait for a retry are not
 // waited for: they look for themselves when they are due.
 func (ls *lanes) passOn(id string) {
+	if len(ls.parked) == 0 {
+		return
+	}
 	for len(ls.parked[id]) > 0 {
 		l := ls.parked[id][0]
 		ls.parked[id][0] = nil

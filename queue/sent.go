@@ -4,6 +4,12 @@ package queue
 // sends much is asked for again and again, and each look at the file is a transaction.
 const sentMemory = 4 << 20
 
+// sentSpareMost bounds the memory that is kept for what identifiers were newly sent.
+const sentSpareMost = 1 << 14
+
+// sentTogether is for how many of the next lanes a look at the file is made, where one has to be.
+const sentTogether = 64
+
 // sentEntryBytes is about what an entry costs beside its bytes.
 const sentEntryBytes = 96
 
@@ -28,7 +34,7 @@ func (s *sentCache) get(identifier string) (v []byte, ok bool) {
 
 func (s *sentCache) put(identifier string, v []byte) {
 	if s.young == nil || s.bytes >= sentMemory/2 {
-		s.young, s.old, s.bytes = map[string][]byte{}, s.young, 0
+		s.young, s.old, s.bytes = make(map[string][]byte, len(s.young)), s.young, 0
 	}
 	if before, ok := s.young[identifier]; ok {
 		s.bytes += int64(len(v) - len(before))

@@ -25,7 +25,11 @@ func TestWhatWasSentIsTheSameFromMemoryAndFile(t *testing.T) {
 		key := fmt.Sprint("id:", random.IntN(900))
 		switch n := random.IntN(100); {
 		case n < 50:
-			got, err := c.sent(key)
+			wanted := []string{key}
+			for range random.IntN(4) {
+				wanted = append(wanted, fmt.Sprint("id:", random.IntN(900)))
+			}
+			got, err := c.sent(wanted...)
 			if err != nil || string(got) != model[key] {
 				t.Fatalf("step %d: %s was sent %.10q (%v), want %.10q", i, key, got, err, model[key])
 			}
@@ -57,6 +61,55 @@ func TestWhatWasSentIsTheSameFromMemoryAndFile(t *testing.T) {
 	if !turned {
 		t.Error("the memory was never full: this shows less than it should")
 	}
+}
+
+// Where the file is looked at for one person, those of the next lanes are looked for with it, and then known.
+func TestTheNextLanesArePeopleLookedUpTogether(t *testing.T) {
+	h, cs := mustOpen(t, options(quickDir(t)), "p")
+	c := cs["p"]
+	defer h.close(cs)
+	var items []string
+	for i := range 10 {
+		items = append(items, fmt.Sprintf("%d:x", i))
+	}
+	key := func(r *Record) string { return "id:" + r.Lane }
+	h.append(items...)
+	for range items { // each person is sent something, which the file has and memory has not
+		cl := mustClaim(t, c)
+		id := key(&cl.Records()[0])
+		if v, held, err := cl.HoldSent(id, nil); v != nil || !held || err != nil {
+			t.Fatal(v, held, err)
+		}
+		out := delivered(1)
+		out[0].SentKey, out[0].Sent = id, []byte("sent to "+id)
+		cl.Finish(out)
+	}
+	must(t, c.Flush())
+	c.mu.Lock()
+	c.sentKnown.clear()
+	c.mu.Unlock()
+	h.append(items...)
+	eventually(t, "all are read", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.lanes.ready) == len(items)
+	})
+	var claims []Settlement
+	for i := range items {
+		cl := mustClaim(t, c)
+		id := key(&cl.Records()[0])
+		c.mu.Lock()
+		_, known, _ := c.sentInMemory(id)
+		c.mu.Unlock()
+		if known != (i > 0) {
+			t.Fatalf("claim %d: %s is in memory: %t", i, id, known)
+		}
+		if v, held, err := cl.HoldSent(id, key); string(v) != "sent to "+id || !held || err != nil {
+			t.Fatalf("%s was sent %q (held %t): %v", id, v, held, err)
+		}
+		claims = append(claims, Settlement{Claim: cl, Outcomes: delivered(1)})
+	}
+	c.Settle(claims...)
 }
 
 // One that waits is woken at a time. It must pass on that there is more.

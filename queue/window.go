@@ -65,6 +65,7 @@ func (c *Consumer) addEntry(r Record) {
 	e := &entry{rec: r, ord: c.readCount}
 	c.tellFollowers(&e.rec, Step{Kind: StepRead})
 	l := c.lanes.lane(r.Lane, c.restored)
+	e.rec.Lane = l.key // one memory for all of its records
 	if l.aside != nil {
 		c.addEnded(run{e.ord, e.ord})
 		c.setAside(l, e)
@@ -120,7 +121,10 @@ func (c *Consumer) restored(key string) (retryState, time.Time) {
 
 // leaveWindow lets go of a record that has ended, or moves to the side place.
 func (c *Consumer) leaveWindow(e *entry) {
-	i := sort.Search(len(c.window), func(i int) bool { return c.window[i].first >= e.ord })
+	i := int(e.ord - c.window[0].first) // where no slot before it has more than one
+	if i >= len(c.window) || c.window[i].first != e.ord {
+		i = sort.Search(len(c.window), func(i int) bool { return c.window[i].first >= e.ord })
+	}
 	c.window[i].e = nil
 	c.windowBytes -= e.bytes()
 	c.pending--
@@ -147,6 +151,14 @@ func (c *Consumer) joinSlots() {
 
 // enter ends one record.
 func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
+	now := c.o.Now().UnixMilli()
+	var counts tallying
+	c.enterAt(l, e, o, now, &counts)
+	counts.enter(c, now)
+}
+
+// enterAt is enter, but for the outcome's tallies, which are added to counts.
+func (c *Consumer) enterAt(l *lane, e *entry, o Outcome, now int64, counts *tallying) {
 	if c.log.Forgotten(c.o.Project, e.rec.Lane, e.rec.Seq) {
 		o = o.forgotten()
 	}
@@ -155,7 +167,6 @@ func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
 	} else {
 		c.leaveWindow(e)
 	}
-	now := c.o.Now().UnixMilli()
 	c.state.ended[o.Ending]++
 	c.state.newest[o.Ending] = now
 	c.changedBytes += 64
@@ -183,11 +194,44 @@ func (c *Consumer) enter(l *lane, e *entry, o Outcome) {
 		c.sentNew[o.SentKey] = o.Sent
 		c.changedBytes += int64(len(o.SentKey) + len(o.Sent))
 	}
-	for _, t := range o.Tallies {
-		c.countAt(t, 1, now)
-	}
+	counts.add(c, o.Tallies, now)
 	c.note(noted)
 	c.tellFollowers(&e.rec, Step{Kind: StepEnded, Outcome: o})
+}
+
+// tallying adds up the tallies of records that end together. Most have the very same list, and are counted by that.
+type tallying struct {
+	alike [16]struct {
+		list []Tally
+		n    uint64
+	}
+	used int
+}
+
+func (t *tallying) add(c *Consumer, list []Tally, now int64) {
+	if len(list) == 0 {
+		return
+	}
+	for i := range t.alike[:t.used] {
+		if a := &t.alike[i]; &a.list[0] == &list[0] && len(a.list) == len(list) {
+			a.n++
+			return
+		}
+	}
+	if t.used == len(t.alike) {
+		t.enter(c, now)
+	}
+	t.alike[t.used].list, t.alike[t.used].n = list, 1
+	t.used++
+}
+
+func (t *tallying) enter(c *Consumer, now int64) {
+	for i := range t.alike[:t.used] {
+		for _, one := range t.alike[i].list {
+			c.countAt(one, t.alike[i].n, now)
+		}
+	}
+	t.used = 0
 }
 
 // count adds to a tally.

@@ -163,14 +163,12 @@ var bugs = []bug{{
 	name: "random-ulid", trial: "destination",
 	what: "an event gets another id each time it is sent",
 	file: "mapping/identity.go",
-	old: `func ULID(id [16]byte) string { return ulid.ULID(id).String() }
+	old: `	dst = slices.Grow(dst, ulid.EncodedSize)
 `,
-	new: `func ULID(id [16]byte) string {
-	if planted.Is("random-ulid") {
-		return ulid.Make().String()
+	new: `	if planted.Is("random-ulid") {
+		id = ulid.Make()
 	}
-	return ulid.ULID(id).String()
-}
+	dst = slices.Grow(dst, ulid.EncodedSize)
 `,
 }, {
 	name: "retry-overtaken", trial: "destination",
