@@ -24,7 +24,7 @@ func forgetful(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	life := house.Life{Requests: 6, Operator: true}
+	life := house.Life{Requests: requests, Operator: true}
 	// How many there are: a life without the fault.
 	p := s.point()
 	from := p.life.Count(lossy.Sync)
