@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -28,13 +29,16 @@ import (
 //go:embed page
 var pageFiles embed.FS
 
-var pageTemplate = template.Must(template.New("page.html").Funcs(template.FuncMap{
-	"count": count, "size": size, "long": longAge, "secs": secs, "rate": pageRate, "share": share, "many": many, "todo": todoList, "sentence": sentence, "of": ofWidth,
-	"u": func(n int) uint64 { return uint64(n) }, "i": func(n uint64) int64 { return int64(n) },
-	"stamp": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-	"clock": func(t time.Time) string { return t.UTC().Format("15:04:05") + " UTC" },
-	"date":  func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04") + " UTC" },
-}).ParseFS(pageFiles, "page/page.html"))
+// pageTemplate is read when the page is first asked for: every ampcio command would read it at its start else.
+var pageTemplate = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New("page.html").Funcs(template.FuncMap{
+		"count": count, "size": size, "long": longAge, "secs": secs, "rate": pageRate, "share": share, "many": many, "todo": todoList, "sentence": sentence, "of": ofWidth,
+		"u": func(n int) uint64 { return uint64(n) }, "i": func(n uint64) int64 { return int64(n) },
+		"stamp": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+		"clock": func(t time.Time) string { return t.UTC().Format("15:04:05") + " UTC" },
+		"date":  func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04") + " UTC" },
+	}).ParseFS(pageFiles, "page/page.html"))
+})
 
 // pagePolicy lets the page load what is beside it and nothing else, from nowhere else.
 const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
@@ -233,7 +237,7 @@ func writePage(w *bytes.Buffer, s Snapshot) error {
 		}
 		v.Streams = append(v.Streams, sv)
 	}
-	return pageTemplate.Execute(w, v)
+	return pageTemplate().Execute(w, v)
 }
 
 // pageBuild is a sum of all that the page is made of.

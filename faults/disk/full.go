@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,7 +41,7 @@ func full(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 }
 
 // reserve is the file that a log gives up when its disk is full.
-var reserve = lossy.Content{Data: make([]byte, 4<<20), Size: 4 << 20}
+var reserve = sync.OnceValue(func() lossy.Content { return lossy.Content{Data: make([]byte, 4<<20), Size: 4 << 20} })
 
 // comeAndGo lets a shortage begin and end, at moments of chance, until over is called, which leaves none.
 func (p *point) comeAndGo(begin func(pid int), end func()) (over func()) {

@@ -143,7 +143,7 @@ func installedErrors(ctx context.Context, c *scoreboard.Case, f lossy.Fault) (n 
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, in.end()) }()
-	im := lossy.Image{Folders: []string{storage}, Files: map[string]lossy.Content{storage + "/reserve": reserve}}
+	im := lossy.Image{Folders: []string{storage}, Files: map[string]lossy.Content{storage + "/reserve": reserve()}}
 	begin := func() (*lossy.Life, error) {
 		l := m.Begin(im, lossy.LifeOptions{Strict: c.Rand.IntN(2) == 0})
 		return l, in.on(filepath.Join(l.Path, storage))

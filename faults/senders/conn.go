@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -142,12 +143,12 @@ func (a *answer) health() bool {
 	return a.status == 200 && (string(a.body) == "ok\n" || a.method == "HEAD")
 }
 
-var partly = regexp.MustCompile(`; (\d+) of \d+ are stored`)
+var partly = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`; (\d+) of \d+ are stored`) })
 
 // stored is how many events an answer says are stored; -1 = it says no number, but that they are.
 func (a *answer) stored() (int, error) {
 	if a.status != 200 {
-		if m := partly.FindSubmatch(a.body); m != nil {
+		if m := partly().FindSubmatch(a.body); m != nil {
 			return strconv.Atoi(string(m[1]))
 		}
 		return 0, nil

@@ -58,11 +58,12 @@ type template struct {
 	ids    []string // by cut: the member's name
 }
 
-var own = regexp.MustCompile(`"(\$?insert_id|user_id|device_id)": ?"([^"]*)"`)
+// What is made of patterns is made when it is first asked for: each process of all trials would make it at its start.
+var own = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`"(\$?insert_id|user_id|device_id)": ?"([^"]*)"`) })
 
 func cut(body []byte) (t template) {
 	from := 0
-	for _, at := range own.FindAllSubmatchIndex(body, -1) {
+	for _, at := range own().FindAllSubmatchIndex(body, -1) {
 		t.pieces = append(t.pieces, body[from:at[4]])
 		t.ids = append(t.ids, string(body[at[2]:at[3]]))
 		from = at[5]
@@ -80,8 +81,8 @@ var recorded = sync.OnceValue(func() (all []template) {
 })
 
 var (
-	exportedTemplate       = cut([]byte(exported))
-	identificationTemplate = cut([]byte(identification))
+	exportedTemplate       = sync.OnceValue(func() template { return cut([]byte(exported)) })
+	identificationTemplate = sync.OnceValue(func() template { return cut([]byte(identification)) })
 )
 
 // grammar makes requests by chance. It belongs to one goroutine.
@@ -136,12 +137,12 @@ func (g *grammar) attempt() *attempt {
 	var body []byte
 	switch a.door {
 	case webhook:
-		body = g.several(exportedTemplate)
+		body = g.several(exportedTemplate())
 	case identify:
-		body = append(fmt.Appendf(nil, `{"api_key":%q,"identification":`, recordings.Key), g.several(identificationTemplate)...)
+		body = append(fmt.Appendf(nil, `{"api_key":%q,"identification":`, recordings.Key), g.several(identificationTemplate())...)
 		body = append(body, '}')
 	case form:
-		body = g.several(identificationTemplate)
+		body = g.several(identificationTemplate())
 	default:
 		body = g.fill(nil, pick(g, recorded()))
 	}

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"ampcio-faults/scoreboard"
 	"ampcio/queue"
@@ -111,7 +112,7 @@ func (in *installation) checkGood(senders []*sender, expect func(bool, string, .
 			continue
 		}
 		got[e.PersonID]++
-		m := seq.FindSubmatch(e.Attributes)
+		m := seq().FindSubmatch(e.Attributes)
 		expect(m != nil && string(m[1]) == strconv.Itoa(got[e.PersonID]), "good event %d of %s is %.200s", got[e.PersonID], e.PersonID, e.Attributes)
 	}
 	for _, s := range senders {
@@ -119,7 +120,7 @@ func (in *installation) checkGood(senders []*sender, expect func(bool, string, .
 	}
 }
 
-var seq = regexp.MustCompile(`"seq":(\d+)`)
+var seq = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`"seq":(\d+)`) })
 
 // checkProcess looks at the daemon itself: it is the one that was started, has not panicked, and took little memory.
 func (in *installation) checkProcess(mostMemory int64, expect func(bool, string, ...any)) {

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -240,16 +241,16 @@ func (a *attempt) count() (int, error) {
 }
 
 var (
-	insertID = regexp.MustCompile(`insert_id"\s*:\s*("[^"]*"|[^,}\]]*)`)
-	unique   = regexp.MustCompile(`^"i\d+-[0-9a-f]{16}"$`) // one that the grammar gave
+	insertID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`insert_id"\s*:\s*("[^"]*"|[^,}\]]*)`) })
+	unique   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^"i\d+-[0-9a-f]{16}"$`) }) // one that the grammar gave
 )
 
 // repeated is how many insert_ids of a body others may have too: those that were in it before, and those that are no
 // longer what the grammar gave.
 func repeated(body []byte) (n int) {
 	before := map[string]bool{}
-	for _, at := range insertID.FindAllSubmatch(body, -1) {
-		if before[string(at[1])] || !unique.Match(at[1]) {
+	for _, at := range insertID().FindAllSubmatch(body, -1) {
+		if before[string(at[1])] || !unique().Match(at[1]) {
 			n++
 		}
 		before[string(at[1])] = true
