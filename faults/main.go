@@ -42,7 +42,7 @@ const usage = `faults/run quick|full|soak [-only NAME,…] [-seed N]   try every
 faults/run replay [-left N] NAME SEED                  one case again, as a violation names it
 faults/run list                                        the trials
 
--part 0.03 tries that part of everything; -only takes parts of names; -first ends at the first violation, -workers N tries N cases at a time (as many as cores, and as many of those that mostly wait);
+-part 0.03 tries that part of everything; -only takes parts of names; -bugs hunts the planted bugs of these names, and does nothing else; -first ends at the first violation, -workers N tries N cases at a time (as many as cores, and as many of those that mostly wait);
 -json FILE also writes the scoreboard there.
 `
 
@@ -72,11 +72,21 @@ func run(args []string) int {
 	workers := flags.Int("workers", 0, "")
 	left := flags.Int("left", 0, "")
 	given := flags.Float64("part", 0, "")
-	units := flags.Int("units", 0, "")       // of each trial, instead of a part of all: for planted bugs
+	units := flags.Int("units", 0, "") // of each trial, instead of a part of all: for planted bugs
+	hunted := flags.String("bugs", "", "")
 	binary := flags.String("binary", "", "") // an ampcio that is already built: for planted bugs
 	verb := args[0]
 	if err := flags.Parse(args[1:]); err != nil {
 		return exitUsage
+	}
+	parts := map[string]float64{"quick": 0.1, "full": 1, "soak": 0, "replay": 1}
+	if *hunted != "" {
+		var err error
+		if *only, err = planted.Choose(*hunted); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return exitUsage
+		}
+		parts["quick"] = 1 // who names them wants them all
 	}
 	all := trials()
 	if *only != "" {
@@ -88,7 +98,6 @@ func run(args []string) int {
 			return exitUsage
 		}
 	}
-	parts := map[string]float64{"quick": 0.1, "full": 1, "soak": 0, "replay": 1}
 	part, known := parts[verb]
 	if *given > 0 && part > 0 {
 		part = *given

@@ -35,7 +35,7 @@ func TestTheReadmesTable(t *testing.T) {
 
 // Wrong use is told apart from a promise that was broken.
 func TestUsage(t *testing.T) {
-	for _, args := range [][]string{nil, {"slow"}, {"quick", "more"}, {"replay", "model"}, {"quick", "-only", "no such trial"}, {"quick", "-seed", "x"}} {
+	for _, args := range [][]string{nil, {"slow"}, {"quick", "more"}, {"replay", "model"}, {"quick", "-only", "no such trial"}, {"quick", "-seed", "x"}, {"quick", "-bugs", "no-such-bug"}} {
 		if code := run(args); code != exitUsage {
 			t.Errorf("%q ends with %d", args, code)
 		}

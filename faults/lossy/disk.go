@@ -95,6 +95,7 @@ type Disk struct {
 	folders map[uint64]*folder
 	names   []loose // changes of names that are not durable yet
 	at      int     // operations so far
+	listed  []found // what all durable names lead to, in the order of paths; nil = not known
 }
 
 // NewDisk is an empty disk.
@@ -116,7 +117,7 @@ func (d *Disk) Apply(o Op) {
 		f := d.files[o.Node]
 		if !o.Forgets && len(f.loose) > 0 {
 			if f.shared {
-				f.safe.Data, f.shared = slices.Clone(f.safe.Data), false
+				f.safe.Data, f.shared = copyOf(f.safe.Data, 0), false
 			}
 			for _, l := range f.loose {
 				f.safe = l.on(f.safe)
@@ -142,13 +143,16 @@ func (d *Disk) Apply(o Op) {
 
 // keepNames makes durable what chosen says of the changes of names, in their order.
 func (d *Disk) keepNames(chosen func(loose) bool) {
-	rest := d.names[:0]
+	rest, before := d.names[:0], len(d.names)
 	for _, l := range d.names {
 		if chosen(l) {
 			d.name(l.Op, func(f *folder) map[string]uint64 { return f.safe })
 		} else {
 			rest = append(rest, l)
 		}
+	}
+	if len(rest) < before {
+		d.listed = nil
 	}
 	clear(d.names[len(rest):])
 	d.names = rest

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -172,5 +173,83 @@ func TestAnImageGoesToAFolderAndComesBack(t *testing.T) {
 	}
 	if n := len(got.Files["a"].Data); n > 8192 {
 		t.Errorf("%d bytes were read of a sparse file", n)
+	}
+}
+
+// TestALifeThatIsDoneLeavesItsImages: what gets its memory changes none of them.
+func TestALifeThatIsDoneLeavesItsImages(t *testing.T) {
+	const size = 2 * spareBytes
+	fill := func(b byte) []byte { return bytes.Repeat([]byte{b}, size) }
+	im := Image{Files: map[string]Content{"disk": {Data: fill('a'), Size: size}}}
+	life := func(b byte) (synced, loose Image) {
+		l := &Life{cut: make(chan struct{}), disk: NewDisk(false)}
+		l.disk.From(im)
+		id, _, _ := l.disk.Lookup(Root, "disk")
+		l.disk.Apply(Op{Kind: Write, Node: id, Data: fill(b)})
+		l.disk.Apply(Op{Kind: Sync, Node: id})
+		synced = l.Image(nil, DropAll, 0)
+		l.disk.Apply(Op{Kind: Write, Node: id, Data: []byte("x")})
+		loose = l.Image(nil, KeepAll, 0)
+		l.Done()
+		return synced, loose
+	}
+	is := func(im Image, begin string, rest byte) {
+		t.Helper()
+		if want := append([]byte(begin), fill(rest)[len(begin):]...); !bytes.Equal(im.Files["disk"].Data, want) {
+			t.Errorf("an image begins with %q, not with %q and %q", im.Files["disk"].Data[:8], begin, rest)
+		}
+	}
+	synced, loose := life('b')
+	im = im.Instead(synced)
+	for range mostSpare {
+		life('c')
+	}
+	is(im, "", 'b')
+	is(loose, "x", 'b')
+	if len(spare.list) == 0 {
+		t.Error("no memory is used again")
+	}
+}
+
+// TestTheListOfNamesIsThatOfTheDisk: images are the same whether the list of names is that of the image before or a new one.
+func TestTheListOfNamesIsThatOfTheDisk(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	d, next, again := NewDisk(true), uint64(Root), 0
+	names := []string{"a", "b", "c"}
+	for range 2000 {
+		switch name, to := names[r.IntN(3)], names[r.IntN(3)]; r.IntN(6) {
+		case 0:
+			if next++; d.Names(Root)[name] == 0 {
+				d.Apply(Op{Kind: Create, Node: Root, Name: name, Child: next})
+			}
+		case 1:
+			if id := d.Names(Root)[name]; id != 0 {
+				d.Apply(Op{Kind: Remove, Node: Root, Name: name, Child: id})
+			}
+		case 2:
+			if id := d.Names(Root)[name]; id != 0 && name != to {
+				d.Apply(Op{Kind: Rename, Node: Root, Name: name, To: Root, New: to, Child: id})
+			}
+		case 3:
+			if id := d.Names(Root)[name]; id != 0 {
+				d.Apply(Op{Kind: Write, Node: id, Data: []byte(name)})
+			}
+		default:
+			d.Apply(Op{Kind: SyncDir, Node: Root})
+		}
+		if d.listed != nil {
+			again++
+		}
+		seed := r.Uint64()
+		last := d.Image(rand.New(rand.NewPCG(seed, 0)), Writes, 0.5)
+		kept := d.listed
+		d.listed = nil
+		if fresh := d.Image(rand.New(rand.NewPCG(seed, 0)), Writes, 0.5); !reflect.DeepEqual(last, fresh) {
+			t.Fatalf("%v, and with a new list %v", last, fresh)
+		}
+		d.listed = kept
+	}
+	if again < 100 {
+		t.Errorf("a list was used again only %d times", again)
 	}
 }

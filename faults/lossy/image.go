@@ -69,6 +69,43 @@ func (d *Disk) Image(r *rand.Rand, way Way, survive float64) Image {
 		}
 		return r.Float64() < survive
 	}
+	im := Image{Files: map[string]Content{}}
+	for _, at := range d.survivingNames(keeps) {
+		if at.folder {
+			im.Folders = append(im.Folders, at.path)
+			continue
+		}
+		f := d.files[at.id]
+		if f == nil {
+			continue
+		}
+		if len(f.loose) == 0 {
+			f.shared = true
+			im.Files[at.path] = f.safe
+			continue
+		}
+		c := Content{copyOf(f.safe.Data, len(f.now.Data)), f.safe.Size}
+		for _, l := range f.loose {
+			c = survivor(c, l, way, until, survive, keeps, r)
+		}
+		im.Files[at.path] = c
+	}
+	return im
+}
+
+// found is a file or folder, and a path that leads to it.
+type found struct {
+	path   string
+	id     uint64
+	folder bool
+}
+
+// survivingNames lists what the durable names lead to, and those of the others that are kept, in the order of paths. Most
+// images have no others, and then it is the last list again.
+func (d *Disk) survivingNames(keeps func(loose) bool) (list []found) {
+	if len(d.names) == 0 && d.listed != nil {
+		return d.listed
+	}
 	tree := make(map[uint64]map[string]uint64, len(d.folders))
 	for id, f := range d.folders {
 		tree[id] = maps.Clone(f.safe)
@@ -83,28 +120,14 @@ func (d *Disk) Image(r *rand.Rand, way Way, survive float64) Image {
 			})
 		}
 	}
-	im := Image{Files: map[string]Content{}}
 	d.walk(tree, Root, "", func(path string, id uint64) {
-		if _, is := d.folders[id]; is {
-			im.Folders = append(im.Folders, path)
-			return
-		}
-		f := d.files[id]
-		if f == nil {
-			return
-		}
-		if len(f.loose) == 0 {
-			f.shared = true
-			im.Files[path] = f.safe
-			return
-		}
-		c := Content{append(make([]byte, 0, len(f.now.Data)), f.safe.Data...), f.safe.Size}
-		for _, l := range f.loose {
-			c = survivor(c, l, way, until, survive, keeps, r)
-		}
-		im.Files[path] = c
+		_, is := d.folders[id]
+		list = append(list, found{path, id, is})
 	})
-	return im
+	if len(d.names) == 0 {
+		d.listed = list
+	}
+	return list
 }
 
 // survivor gives a file's content after what survived of an operation.
@@ -264,7 +287,7 @@ func (d *Disk) From(im Image) {
 	for _, p := range slices.Sorted(maps.Keys(im.Files)) {
 		f, c := d.files[put(p, Create)], im.Files[p]
 		f.safe, f.shared = c, true
-		f.now = Content{slices.Clone(c.Data), c.Size}
+		f.now = Content{copyOf(c.Data, 0), c.Size}
 	}
 	d.keepNames(func(loose) bool { return true })
 }

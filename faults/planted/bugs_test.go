@@ -56,3 +56,20 @@ func TestPlantedBugsAreAtLeastTwentyOfDifferentNames(t *testing.T) {
 		t.Errorf("%d bugs of %d names", len(bugs), len(names))
 	}
 }
+
+// TestChoose names some bugs: only these are hunted, in the process of a case too, and a replay is told which.
+func TestChoose(t *testing.T) {
+	t.Setenv(variable, "") // taken back at the end
+	trial, err := Choose("paused-delivers,answer-before-commit")
+	if err != nil || trial != trialName {
+		t.Fatalf("%q %v", trial, err)
+	}
+	got := Trials()[0]
+	if some := chosen(); got.Full != 2 || len(some) != 2 || some[0].name != "answer-before-commit" || some[1].name != "paused-delivers" ||
+		got.With != "-bugs paused-delivers,answer-before-commit" {
+		t.Errorf("%d are hunted: %v, a replay is told %q", got.Full, some, got.With)
+	}
+	if _, err := Choose("paused-delivers,pausd"); err == nil || !strings.Contains(err.Error(), "pausd") || !strings.Contains(err.Error(), "paused-delivers") {
+		t.Errorf("%v", err)
+	}
+}

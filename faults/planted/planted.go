@@ -17,10 +17,47 @@ import (
 	"ampcio-faults/scoreboard"
 )
 
+const trialName = "planted bugs"
+
+// variable names the bugs that are hunted, where not all are: the process of a case must know them too.
+const variable = "AMPCIO_FAULTS_BUGS"
+
+// Choose lets only these bugs be hunted, whose names stand behind each other with commas between, and gives the name of the trial.
+func Choose(names string) (trial string, err error) {
+	for name := range strings.SplitSeq(names, ",") {
+		if !slices.ContainsFunc(bugs, func(b bug) bool { return b.name == name }) {
+			var all []string
+			for _, b := range bugs {
+				all = append(all, b.name)
+			}
+			slices.Sort(all)
+			return "", fmt.Errorf("no bug %q is planted; there are %s", name, strings.Join(all, ", "))
+		}
+	}
+	return trialName, os.Setenv(variable, names)
+}
+
+// chosen are the bugs that are hunted.
+func chosen() []bug {
+	names, some := os.LookupEnv(variable)
+	if !some {
+		return slices.Clone(bugs)
+	}
+	return slices.DeleteFunc(slices.Clone(bugs), func(b bug) bool { return !slices.Contains(strings.Split(names, ","), b.name) })
+}
+
+// with is what a replay must be told of what was chosen.
+func with() string {
+	if names, some := os.LookupEnv(variable); some {
+		return "-bugs " + names
+	}
+	return ""
+}
+
 // Trials are those of this package.
 func Trials() []scoreboard.Trial {
 	return []scoreboard.Trial{{
-		Name: "planted bugs", Unit: "bugs", Full: len(bugs), Alone: true, Limit: time.Hour, Case: hunts,
+		Name: trialName, Unit: "bugs", Full: len(chosen()), With: with(), PerCase: len(bugs), Alone: true, Limit: time.Hour, Case: hunts,
 		Fault: "a mistake is made in the source; the trial that is there for it sees it, and sees nothing while the mistake sleeps",
 	}}
 }
@@ -32,7 +69,7 @@ func hunts(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 	if h.ampcio, h.faults, h.overlay, err = build(ctx, "..", c.Dir, bugs); err != nil {
 		return 0, err
 	}
-	some := slices.Clone(bugs)
+	some := chosen()
 	c.Rand.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
 	some = some[:min(len(some), c.Left)]
 	tried := map[string]int{} // trials, and how many units the longest of their hunts took

@@ -17,7 +17,7 @@ import (
 
 const (
 	ext4Bytes    = 12 << 20
-	cutsOfAnExt4 = 8
+	cutsOfAnExt4 = 20
 	diskFile     = "disk"
 )
 
@@ -53,7 +53,9 @@ func ext4(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		for way == lossy.Torn || way == lossy.Sectors {
 			way, survive = lossy.AnyWay(c.Rand) // half a superblock can't be mounted: ext4 asks of a disk that blocks are whole
 		}
-		im = l.Image(c.Rand, way, survive)
+		next := l.Image(c.Rand, way, survive)
+		l.Done()
+		im = im.Instead(next)
 		again, err := verifyExt4(ctx, c, story, im)
 		if err != nil {
 			return n, fmt.Errorf("cut %d, %v, chance %v: %w", n, way, survive, err)
@@ -99,13 +101,12 @@ func lifeOnExt4(ctx context.Context, l *lossy.Life, p plan, at string) (err erro
 
 // verifyExt4 attaches what a cut has left, lets the kernel replay its journal, and looks at what ampcio finds there.
 func verifyExt4(ctx context.Context, c *scoreboard.Case, b *book, im lossy.Image) (again [][]int, err error) {
-	dir := filepath.Join(c.Memory, "image")
-	defer os.RemoveAll(dir)
-	if err := im.WriteTo(dir); err != nil {
+	disk, at, copied := filepath.Join(c.Memory, diskFile), filepath.Join(c.Memory, "mounted"), filepath.Join(c.Memory, "copied")
+	defer os.RemoveAll(copied)
+	if err := overwrite(disk, im.Files[diskFile]); err != nil {
 		return nil, err
 	}
-	at, copied := filepath.Join(c.Memory, "mounted"), filepath.Join(dir, "copied")
-	undo, err := mountExt4(filepath.Join(dir, diskFile), at)
+	undo, err := mountExt4(disk, at)
 	var found lossy.Image
 	if err == nil {
 		found, err = lossy.ReadImage(filepath.Join(at, storage))
@@ -130,6 +131,24 @@ func verifyExt4(ctx context.Context, c *scoreboard.Case, b *book, im lossy.Image
 		return nil, err
 	}
 	return b.settle(s, stored), nil
+}
+
+// overwrite makes a file what it should be, at the place where the last one was: a file that is made anew has to be given memory for
+// all of it again.
+func overwrite(path string, c lossy.Content) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(c.Data, 0); err != nil {
+		return err
+	}
+	// Not the last file's end: what is behind the data are zeros.
+	if err := errors.Join(f.Truncate(int64(len(c.Data))), f.Truncate(c.Size)); err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // mountExt4 mounts the ext4 that a file has. undo takes it away again, and with it the loop device.

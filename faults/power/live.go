@@ -18,7 +18,7 @@ import (
 const (
 	cutsOfAnInstallation = 25
 	requestsOfALife      = 12 // that may be sent in each; what is not stays for the next
-	eventsOfARequest     = 25
+	eventsOfARequest     = 8
 )
 
 // cuts is one installation whose power is cut again and again, while senders send and Customer.io fails now and then. Its

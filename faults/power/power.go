@@ -17,11 +17,11 @@ func Trials() []scoreboard.Trial {
 			Fault: "the power goes at any moment, and of what was not synced any part is lost, down to sectors; what was acknowledged is there, byte for byte, and ends once",
 		},
 		{
-			Name: "power cuts", Unit: "power cuts", Full: 3000, Needs: needs, Case: cuts, Limit: 5 * time.Minute,
+			Name: "power cuts", Unit: "power cuts", Full: 3000, Needs: needs, Case: cuts, PerCase: cutsOfAnInstallation, Limit: 5 * time.Minute,
 			Fault: "the power of a running installation is cut, also at start; every acknowledged event arrives once and in order",
 		},
 		{
-			Name: "ext4 cuts", Unit: "ext4 cuts", Full: 500, Case: ext4, Limit: 5 * time.Minute,
+			Name: "ext4 cuts", Unit: "ext4 cuts", Full: 500, Case: ext4, PerCase: cutsOfAnExt4, Limit: 10 * time.Minute,
 			Needs: append(needs, scoreboard.Command("mkfs.ext4", "e2fsprogs"), scoreboard.Command("mount", "mount"), loopDevices),
 			Fault: "the same on a real ext4, whose disk loses what it was not told to flush",
 		},

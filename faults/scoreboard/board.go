@@ -208,7 +208,7 @@ func (b *Board) try(ctx context.Context, l *Line) {
 	l.Seconds += took.Seconds()
 	l.CPU += cpu.Seconds()
 	if err != nil && ctx.Err() == nil {
-		v := fmt.Sprintf("%v\n\tagain: faults/run replay -left %d %q %d", err, left, l.Trial, seed)
+		v := fmt.Sprintf("%v\n\tagain: faults/run replay -left %d %s%q %d", err, left, strings.TrimLeft(l.trial.With+" ", " "), l.Trial, seed)
 		l.Violations = append(l.Violations, v)
 		fmt.Fprintf(b.Out, "VIOLATION in %s: %s\n", l.Trial, v)
 		if b.Part > 0 && len(l.Violations) >= violationsEnough {

@@ -20,6 +20,8 @@ type Trial struct {
 
 	// Needs name what the machine must have. What it lacks makes the line red.
 	Needs []Need
+	// With are flags that a replay needs, if this is not all of the trial.
+	With string
 	// Alone is of a trial of which only one case may run at a time: it has ports, mounts or machines of its own.
 	Alone bool
 	// PerCase is how many units a case makes where it is left so many: before the first has ended no more cases are begun than
