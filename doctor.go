@@ -501,7 +501,7 @@ func (d *doctor) folder(context.Context) {
 	owner, _ := ownerOf(st)
 	strange, newest := "", time.Time{}
 	files := 0
-	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+	err = filepath.WalkDir(dir+string(filepath.Separator), func(path string, e fs.DirEntry, err error) error { // also where a link leads to
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // a drained file goes while we look
 		}

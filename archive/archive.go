@@ -79,6 +79,7 @@ func Open(paths []string) (s *Set, err error) {
 var archiveNames = []string{".zip", ".gz", ".json", ".jsonl", ".ndjson"}
 
 func (s *Set) addFolder(folder string) error {
+	folder += string(filepath.Separator) // or a link to a folder would be walked as the file that it is
 	return filepath.WalkDir(folder, func(p string, e fs.DirEntry, err error) error {
 		switch {
 		case err != nil:

@@ -111,7 +111,8 @@ func freeBytes(dir string) (int64, error) {
 
 // folderBytes is what the files below dir occupy, the reserve and trials apart. Files that vanish meanwhile count nothing.
 func folderBytes(dir string) (sum int64) {
-	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+	// With the slash also what a link leads to is walked: storage.dir may be one, to a larger disk.
+	filepath.WalkDir(dir+string(filepath.Separator), func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() && path == filepath.Join(dir, TrialsFolder) {
 			return fs.SkipDir // what a trial writes never makes new events refused
 		}

@@ -29,11 +29,13 @@ finish() {
 		kill -KILL "$pid" 2>/dev/null || true
 	done
 	wait 2>/dev/null || true
-	local until=$((SECONDS + 10))
+	local until=$((SECONDS + 60)) # on a busy machine the kernel takes its time with who was killed, and holds the disk as long
 	while [ -d "$group" ] && [ "$SECONDS" -lt "$until" ]; do
 		find "$group" -depth -type d -exec rmdir {} + || sleep 0.1
 	done
-	umount -R "$work/disk" 2>/dev/null || true
+	until umount -R "$work/disk" || ! mountpoint -q "$work/disk" || [ "$SECONDS" -ge "$until" ]; do
+		sleep 0.1
+	done
 	rm -rf "$work"
 	exit "$status"
 }

@@ -21,12 +21,15 @@ import (
 // Trials are those of this package.
 func Trials() []scoreboard.Trial {
 	return []scoreboard.Trial{{
-		Name: "bit flips", Unit: "flips", Full: 20_000, Case: flips, Limit: 6 * time.Minute, // a hang of one flip is seen sooner
+		Name: "bit flips", Unit: "flips", Full: 20_000, PerCase: flipsOfAFolder, Case: flips, Limit: 6 * time.Minute, // a hang of one flip is seen sooner
 		Fault: "bits, runs of bytes and pages of the log, the ledger, users.db and the small files change, or a file ends early; it always starts, serves nothing that was not stored, sets the file aside, saves what can be read, and counts exactly what is lost",
 	}}
 }
 
 func init() { child.Register("bitrot", judgeFlips) }
+
+// flipsOfAFolder are made of one folder.
+const flipsOfAFolder = 150
 
 // hangs is how long one flip may take.
 const hangs = 60 * time.Second
@@ -38,12 +41,11 @@ func flips(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 	if c.Rand.IntN(8) == 0 {
 		return daemonFlipped(ctx, c)
 	}
-	const most = 150 // flips of one folder
 	dir, journal := filepath.Join(c.Memory, "storage"), filepath.Join(c.Memory, "journal")
 	if err := prepare(ctx, c, dir, journal); err != nil {
 		return 0, fmt.Errorf("prepare the folder: %w", err)
 	}
-	cmd := child.Command("bitrot", dir, journal, filepath.Join(c.Memory, "flipped"), fmt.Sprint(c.Seed), fmt.Sprint(min(most, c.Left)))
+	cmd := child.Command("bitrot", dir, journal, filepath.Join(c.Memory, "flipped"), fmt.Sprint(c.Seed), fmt.Sprint(min(flipsOfAFolder, c.Left)))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return 0, err

@@ -21,11 +21,11 @@ func Trials() []scoreboard.Trial {
 	needs := []scoreboard.Need{scoreboard.Root, scoreboard.Command("systemd-nspawn", "systemd-container"), scoreboard.Command("nsenter", "util-linux"),
 		scoreboard.Command("fsfreeze", "util-linux"), scoreboard.Command("prlimit", "util-linux"), scoreboard.Command("mkfs.ext4", "e2fsprogs")}
 	return []scoreboard.Trial{{
-		Name: "systemd faults", Unit: "faults", Full: 10 * len(deck), Case: faults, Needs: needs, Alone: true, Waits: true, Limit: 10 * time.Minute,
+		Name: "systemd faults", Unit: "faults", Full: 10 * len(deck), PerCase: len(deck), Case: faults, Needs: needs, Alone: true, Waits: true, Limit: 10 * time.Minute,
 		Fault: "a real systemd in a container: stuck disk, hang, kill -9, no memory, power off, broken upgrade, broken configuration, lost credential, " +
 			"while events come; the service comes back by itself, nobody is refused, its sandbox holds; every acknowledged event arrives once and in order",
 	}, {
-		Name: "socket restarts", Unit: "restarts", Full: 100, Case: restarts, Needs: needs, Alone: true, Waits: true, Limit: 25 * time.Minute, // of fifty restarts
+		Name: "socket restarts", Unit: "restarts", Full: 100, PerCase: restartsOfStory, Case: restarts, Needs: needs, Alone: true, Waits: true, Limit: 25 * time.Minute, // of fifty restarts
 		Fault: "the service is restarted under 1,000 requests a second, with ampcio.socket; no connection is refused, every request is acknowledged at the first try",
 	}}
 }

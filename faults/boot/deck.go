@@ -93,7 +93,7 @@ func deal(chance *rand.Rand, n int) (hands [][]fault) {
 // endure has faults happen to one machine.
 func endure(ctx context.Context, c *scoreboard.Case, hand []fault) (done int, err error) {
 	flaws := fmt.Sprintf("500=%d%%,429=1%%,cut_after=%d%%,retry_after=1s", c.Rand.IntN(3), c.Rand.IntN(3))
-	senders := func(m *machine) *load { return newLoad(m, 6, 4, 4, 40*time.Millisecond, c.Seed) }
+	senders := func(m *machine) *load { return newLoad(m, 6, 4, 4, 80*time.Millisecond, c.Seed) }
 	err = tell(ctx, c, senders, flaws, func(ctx context.Context, s *story) error {
 		for _, f := range hand {
 			if err := s.suffer(ctx, f); err != nil {

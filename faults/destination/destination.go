@@ -11,7 +11,7 @@ import (
 func Trials() []scoreboard.Trial {
 	return []scoreboard.Trial{
 		{
-			Name: "destination", Unit: "faults", Full: 1000, Waits: true, Case: live, Limit: 5 * time.Minute,
+			Name: "destination", Unit: "faults", Full: 1000, PerCase: faultsOfAStory, Waits: true, Case: live, Limit: 5 * time.Minute,
 			Fault: "Customer.io is refused, unknown to DNS, behind broken TLS, silent, slow, cuts, redirects, answers nonsense, too late, 207, 4xx or 5xx: " +
 				"nothing is lost or doubled, only poisoned events die, each with its reason",
 		},

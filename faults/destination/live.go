@@ -41,9 +41,11 @@ type story struct {
 	poison    atomic.Int64 // poisoned events that were acknowledged
 }
 
+// faultsOfAStory happen to one installation.
+const faultsOfAStory = 25
+
 // live is one installation and up to so many faults, one after the other, under traffic; then all is well.
 func live(ctx context.Context, c *scoreboard.Case) (done int, err error) {
-	const most = 25
 	s, err := newStory(c)
 	if err != nil {
 		return 0, err
@@ -52,7 +54,7 @@ func live(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 	if err := s.r.Start(ctx); err != nil {
 		return 0, err
 	}
-	want := min(most, c.Left)
+	want := min(faultsOfAStory, c.Left)
 	const each = 150 * time.Millisecond // of a fault: reckoned, for the traffic alone
 	tr := rehearsal.NewTraffic(s.r, 40, want*80, c.Seed)
 	sending, stop := context.WithCancel(ctx)

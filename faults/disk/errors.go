@@ -38,7 +38,7 @@ type scene struct {
 
 var scenes = []scene{
 	{name: "a life", share: 12, act: func(ctx context.Context, p *point) error {
-		return p.lead(ctx, house.Life{Requests: 6, Operator: true})
+		return p.lead(ctx, house.Life{Requests: requests, Operator: true})
 	}, look: func(ctx context.Context, p *point, _ bool) error { return p.judge(ctx, storage, nil) }},
 	{name: "a sync is renamed", share: 1, act: rename, look: renamed},
 	{name: "two syncs become one", share: 1, set: twoSyncs, act: rename, look: renamed},

@@ -11,6 +11,9 @@ import (
 	"ampcio-faults/scoreboard"
 )
 
+// fsyncsOfACase begin with one stage.
+const fsyncsOfACase = 25
+
 // forgetful lets an fsync fail that the kernel then believes to be done, starts again on what can be read, and cuts the
 // power soon.
 //
@@ -18,13 +21,12 @@ import (
 // can be read, and are in use by what the disk has. So the power goes in most cases among the next operations on that very
 // file, wherever they are among those of the others.
 func forgetful(ctx context.Context, c *scoreboard.Case) (n int, err error) {
-	const most = 25
 	s, err := newStage(ctx, c)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	life := house.Life{Requests: 6, Operator: true}
+	life := house.Life{Requests: requests, Operator: true}
 	// How many there are: a life without the fault.
 	p := s.point()
 	from := p.life.Count(lossy.Sync)
@@ -32,7 +34,7 @@ func forgetful(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		return 0, fmt.Errorf("without a fault: %w", err)
 	}
 	total := p.life.Count(lossy.Sync) - from
-	for ; n < min(most, c.Left); n++ {
+	for ; n < min(fsyncsOfACase, c.Left); n++ {
 		p := s.point()
 		f := lossy.Fault{Kinds: []lossy.Kind{lossy.Sync}, N: 1 + c.Rand.IntN(total), Errno: syscall.EIO, Forgets: true}
 		p.life.Inject(&f)

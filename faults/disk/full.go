@@ -14,18 +14,20 @@ import (
 	"ampcio-faults/scoreboard"
 )
 
+// shortagesOfACase begin with one stage; an installation has fewer.
+const shortagesOfACase = 10
+
 // full lets something run short: the disk under the product's rooms, in one case of three under the built program.
 func full(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 	if c.Rand.IntN(3) == 0 {
 		return installedFull(ctx, c)
 	}
-	const most = 10
 	s, err := newStage(ctx, c)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	for ; n < min(most, c.Left); n++ {
+	for ; n < min(shortagesOfACase, c.Left); n++ {
 		p := s.point()
 		if c.Rand.IntN(4) == 0 {
 			if err := p.livesThrough(ctx); err != nil {

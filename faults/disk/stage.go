@@ -20,6 +20,10 @@ import (
 // users is how many users there are events of.
 const users = 6
 
+// requests of each of two senders are what a life has time for. It has an operator too, and starts and stops, which is most of
+// what its disk sees: with more requests there would be more of the same places for a fault, and not more kinds of them.
+const requests = 4
+
 // hangs is how long one life may take.
 const hangs = 60 * time.Second
 

@@ -35,10 +35,10 @@ func NewMount(dir string) (*Mount, error) {
 		return nil, err
 	}
 	m := &Mount{dir: dir, lives: map[string]*Life{}}
-	hour := time.Hour
+	hour := time.Hour // whatever comes to have a name, or has none any more, does so through the kernel: it need not ask again
 	server, err := fs.Mount(dir, &top{m: m}, &fs.Options{
-		EntryTimeout: &hour, AttrTimeout: &hour,
-		MountOptions: fuse.MountOptions{FsName: "lossy", Name: "lossy", DirectMountStrict: true, MaxWrite: 1 << 20, DisableXAttrs: true, IgnoreSecurityLabels: true},
+		EntryTimeout: &hour, AttrTimeout: &hour, NegativeTimeout: &hour,
+		MountOptions: fuse.MountOptions{FsName: "lossy", Name: "lossy", DirectMountStrict: true, MaxWrite: 1 << 20, DisableXAttrs: true, IgnoreSecurityLabels: true, DisableSplice: true},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("mount a lossy file system: %w", err)

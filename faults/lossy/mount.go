@@ -23,6 +23,7 @@ func (t *top) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.
 	l := t.m.lives[name]
 	t.m.mu.Unlock()
 	if l == nil {
+		out.SetEntryTimeout(time.Nanosecond) // a life that the kernel does not know of may begin yet
 		return nil, syscall.ENOENT
 	}
 	l.mu.Lock()
@@ -231,8 +232,9 @@ func (n *node) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
 	return n.l.do(Op{Kind: Sync, Node: n.id})
 }
 
-// Flush is a close, which syncs nothing, and always succeeds: processes that die close too.
-func (n *node) Flush(context.Context, fs.FileHandle) syscall.Errno { return 0 }
+// Flush is a close, which syncs nothing, and always succeeds: processes that die close too. The kernel, told that nobody is
+// there for it, lets it succeed and does not ask again.
+func (n *node) Flush(context.Context, fs.FileHandle) syscall.Errno { return syscall.ENOSYS }
 
 func (n *node) Allocate(_ context.Context, _ fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
 	if mode != 0 {

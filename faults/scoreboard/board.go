@@ -154,7 +154,8 @@ func (b *Board) next() *Line {
 }
 
 // longest is the trial with the most still to do, in time as far as that is known, so that all end together; first those
-// that have not been tried yet. Without an end it is the one that has had the least time.
+// that have not been tried yet. Where only one case may run at a time, what is left takes as many times as long as it would on
+// all cores: such trials begin first, and are no tail. Without an end it is the one that has had the least time.
 func (b *Board) longest(of func(*Trial) bool) (best *Line) {
 	var most float64
 	for _, l := range b.lines {
@@ -167,6 +168,9 @@ func (b *Board) longest(of func(*Trial) bool) (best *Line) {
 			if b.Part == 0 {
 				left = 1e9 / (1 + l.Seconds)
 			}
+		}
+		if l.trial.Alone {
+			left *= float64(b.cores)
 		}
 		if best == nil || left > most {
 			best, most = l, left

@@ -118,6 +118,28 @@ func TestNoMoreThanWanted(t *testing.T) {
 	}
 }
 
+// Of what has as much left in time, that of which only one case may run at a time comes first: else it would go on when all
+// others have ended.
+func TestWhatIsAloneBeginsFirst(t *testing.T) {
+	for _, tried := range []bool{false, true} {
+		b := &Board{Part: 1, cores: 2}
+		for i := range 3 {
+			l := &Line{Trial: fmt.Sprint(i), Wanted: 10, trial: &Trial{Alone: i == 1}}
+			if tried {
+				l.Done, l.dealt, l.Seconds = 1, 1, 5
+			}
+			b.lines = append(b.lines, l)
+		}
+		if l := b.next(); l.Trial != "1" {
+			t.Errorf("%s begins (tried before: %t)", l.Trial, tried)
+		}
+		b.lines[1].running = 1
+		if l := b.next(); l.Trial != "0" {
+			t.Errorf("%s is next (tried before: %t)", l.Trial, tried)
+		}
+	}
+}
+
 // One seed makes the same cases, whatever else runs; another one makes others.
 func TestSeeds(t *testing.T) {
 	seeds := func(seed uint64, others int) []uint64 {

@@ -40,11 +40,13 @@ type attacker struct {
 	served atomic.Int64 // events answered 200, repeats too
 }
 
+// attacksAtOnce are made on one daemon.
+const attacksAtOnce = 7
+
 // hostile is one daemon, several attacks on it at one time, and senders who mean well: while all that can be held is
 // held, they are served.
 func hostile(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 	const (
-		atOnce     = 7
 		users      = 40
 		events     = 1500
 		mostMemory = 450 << 20
@@ -59,7 +61,7 @@ func hostile(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 	var fight errgroup.Group
 	var attackers []*attacker
 	var names []string
-	for i, k := range c.Rand.Perm(len(attacks))[:max(1, min(atOnce, c.Left))] {
+	for i, k := range c.Rand.Perm(len(attacks))[:max(1, min(attacksAtOnce, c.Left))] {
 		a := &attacker{Rand: rand.New(rand.NewPCG(c.Seed, uint64(i))), in: in, held: held, name: fmt.Sprintf("hostile-%d", k)}
 		attackers, names = append(attackers, a), append(names, attacks[k].name)
 		fight.Go(func() error {

@@ -28,7 +28,7 @@ func install(ctx context.Context, c *scoreboard.Case, server string) (*installat
 	r, err := rehearsal.New(c.Memory, c.Ampcio, rehearsal.Settings{
 		Sandbox: sandbox.Options{Seed: c.Seed},
 		Storage: "min_free = \"16MiB\"\n",
-		Sync:    "batch_operations = 1000\nrequests_per_second = 1000\n",
+		Sync:    "batch_operations = 1000\nrequests_per_second = 20\n",
 	})
 	if err != nil {
 		return nil, err

@@ -16,10 +16,12 @@ import (
 	"ampcio/recordings"
 )
 
+// requestsOfADaemon are sent to one.
+const requestsOfADaemon = 25_000
+
 // malformed is one daemon, some connections, and on each one request after the other, most of them wrong.
 func malformed(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 	const (
-		most        = 25_000 // requests to one daemon
 		connections = 8
 		mostMemory  = 400 << 20
 	)
@@ -28,7 +30,7 @@ func malformed(ctx context.Context, c *scoreboard.Case) (n int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, in.close()) }()
-	want := (min(most, c.Left) + connections - 1) / connections
+	want := (min(requestsOfADaemon, c.Left) + connections - 1) / connections
 	senders := make([]*sender, connections)
 	var all errgroup.Group
 	for i := range senders {
