@@ -192,6 +192,10 @@ func (s *story) hurry(ctx context.Context) error {
 	if bytes.Contains(unit, []byte("\nRestartSec=")) {
 		text += "RestartSec=100ms\n"
 	}
+	if !bytes.Contains(unit, []byte("\nStartLimitIntervalSec=")) {
+		// systemd counts the starts of ten seconds by itself; a machine that is busy has fewer in these.
+		text = "[Unit]\nStartLimitIntervalSec=1h\n" + text
+	}
 	if bug, awake := os.LookupEnv(scoreboard.PlantedBug); awake {
 		text += fmt.Sprintf("Environment=%s=%s\n", scoreboard.PlantedBug, bug)
 	}

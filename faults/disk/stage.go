@@ -22,7 +22,7 @@ const users = 6
 
 // requests of each of two senders are what a life has time for. It has an operator too, and starts and stops, which is most of
 // what its disk sees: with more requests there would be more of the same places for a fault, and not more kinds of them.
-const requests = 4
+const requests = 3
 
 // hangs is how long one life may take.
 const hangs = 60 * time.Second
@@ -62,7 +62,7 @@ func newStage(ctx context.Context, c *scoreboard.Case) (*stage, error) {
 		return nil, err
 	}
 	p := s.point()
-	if err := p.lead(ctx, house.Life{Requests: 10, Operator: true}); err != nil {
+	if err := p.lead(ctx, house.Life{Requests: 8, Operator: true}); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	s.image = p.life.Image(nil, lossy.KeepAll, 1)
