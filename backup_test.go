@@ -61,7 +61,7 @@ func copyFolder(t testing.TB, from, to string) {
 // order, and so is what comes afterwards, although its sequences are used again.
 func TestRestoredFromACopy(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
+	for _, tt := range fewUnderRace([]struct {
 		name string
 		// copy makes the copy while senders are at work; what it returns makes a storage
 		// folder of it, when the first one is lost.
@@ -120,7 +120,7 @@ func TestRestoredFromACopy(t *testing.T) {
 			signalled(t, r, syscall.SIGCONT)
 			return func(to string) { moveFolder(t, copied, to) }
 		}},
-	} {
+	}, 3) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			const users, events = 60, 4000

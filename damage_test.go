@@ -48,7 +48,7 @@ func readable(t testing.TB, path string) (entries int) {
 // balance: what is missing is counted as lost.
 func TestDamagedFilesAtStart(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
+	for _, tt := range fewUnderRace([]struct {
 		name   string
 		damage func(t *testing.T, storage string)
 		says   string // in queue-stats
@@ -80,7 +80,7 @@ func TestDamagedFilesAtStart(t *testing.T) {
 				spoilt(t, path, 40, 70)
 			}
 		}, "a damaged log file is kept at ", "damaged/0*.db-*", true},
-	} {
+	}, 3) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			r := rehearse(t, rehearsal.Settings{Storage: "rotate_bytes = \"1MiB\"\n", Sync: "requests_per_second = 1000\n"})

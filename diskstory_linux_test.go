@@ -124,7 +124,7 @@ func (s *systemd) eventually(what string, holds func() bool) {
 // room first; and when there is space again, all goes on by itself.
 func TestADiskThatFillsUp(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
+	for _, test := range fewUnderRace([]struct {
 		name, storage string
 		why           string // events are refused when it fills up by itself
 		enough        int    // files of 1 MiB that make more room than must stay free
@@ -132,7 +132,7 @@ func TestADiskThatFillsUp(t *testing.T) {
 		{"max_bytes", "max_bytes = \"16MiB\"\nmin_free = \"2MiB\"\n", "used of storage.max_bytes 16 MiB", 6},
 		{"min_free", "min_free = \"6MiB\"\n", "free on the disk of storage.dir, storage.min_free is 6.0 MiB", 12},
 		{"to the last byte", "min_free = \"0\"\n", "free on the disk of storage.dir, storage.min_free is 0 B", 6},
-	} {
+	}, 3) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			seed := seed(t)

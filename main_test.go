@@ -117,6 +117,20 @@ func wordsOnly(t testing.TB) {
 	}
 }
 
+// fewUnderRace is of a table whose rows differ in their stories, and not in what happens at once: the whole table runs
+// without the race detector, and a short run under it, in which a row takes several times as long, has the first row and
+// each nth after it.
+func fewUnderRace[T any](rows []T, nth int) []T {
+	if !underRace || !testing.Short() {
+		return rows
+	}
+	var few []T
+	for i := 0; i < len(rows); i += nth {
+		few = append(few, rows[i])
+	}
+	return few
+}
+
 // rehearse sets up a sandbox and an installation whose daemon is not yet started.
 // At the end of the test it is taken down, and its log looked through.
 func rehearse(t testing.TB, s rehearsal.Settings) *rehearsal.Rehearsal {

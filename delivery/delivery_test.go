@@ -85,7 +85,7 @@ func TestFaults(t *testing.T) {
 		{name: "everything", faults: "500=0.05,429=0.05,cut_before=0.03,cut_after=0.03,truncate=0.03,garbage_applied=0.03,hang=0.02,outage=5s+20s:cut,latency=50ms,jitter=50ms",
 			within: time.Hour, repeat: true},
 	}
-	for _, test := range tests {
+	for _, test := range fewUnderRace(tests, 4) {
 		t.Run(test.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, dir string) {
 				box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1, Seed: 7, Faults: faults(t, test.faults)})

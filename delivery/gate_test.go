@@ -50,7 +50,7 @@ func TestOutage(t *testing.T) {
 			h.wire.cut(&net.DNSError{Err: "server misbehaving", IsTemporary: true})
 		}},
 	}
-	for _, test := range tests {
+	for _, test := range fewUnderRace(tests, 2) {
 		t.Run(test.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, dir string) {
 				box := sandbox.New(sandbox.Options{SiteID: "site", APIKey: secret, OrderAttribute: "n", OrderFirst: 1, Faults: faults(t, "latency=100ms")})

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -354,11 +355,40 @@ var start = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 // bubble runs a test in virtual time with a storage folder of its own.
 func bubble(t *testing.T, f func(t *testing.T, dir string)) {
 	t.Helper()
-	dir := t.TempDir()
+	dir := quickDir(t)
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(time.Until(start)) // the clock of a bubble begins in 2000, too early for Customer.io
 		f(t, dir)
 	})
+}
+
+// quickDir is in memory where there is a place for that: hours and days of virtual time commit hundreds of times and
+// ask nothing of a real disk, for which nobody's clock would wait.
+func quickDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "delivery")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// fewUnderRace is of a table whose rows differ in what the destination answers, and not in what happens at once: the whole
+// table runs without the race detector, and a short run under it has the first row and each nth after it.
+func fewUnderRace[T any](rows []T, nth int) []T {
+	if !underRace || !testing.Short() {
+		return rows
+	}
+	var few []T
+	for i := 0; i < len(rows); i += nth {
+		few = append(few, rows[i])
+	}
+	return few
 }
 
 func faults(t testing.TB, spec string) sandbox.Faults {

@@ -135,13 +135,7 @@ func (w *week) live(d time.Duration) {
 func TestAWeek(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	// A thousand steps with some commits each ask nothing of a real disk.
-	dir, err := os.MkdirTemp("/dev/shm", "week")
-	if err != nil {
-		dir = t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	bubble(t, func(t *testing.T, _ string) {
+	bubble(t, func(t *testing.T, dir string) {
 		usual := faults(t, "500=3%,cut_after=5%")
 		sb := sandbox.New(sandbox.Options{OrderAttribute: "n", OrderFirst: 1, Region: "us"})
 		w := &week{t: t, root: dir, rng: rand.New(rand.NewPCG(seed, 0)), sandbox: sb, rules: rules(t, nil),

@@ -11,6 +11,7 @@ import (
 // A disk that is full costs a history what comes meanwhile, and no more: what is written
 // is read, and it goes on in the same file, however often it is tried.
 func TestAHistoryOnAFullDisk(t *testing.T) {
+	bytesOnly(t)
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a small tmpfs needs root")
 	}

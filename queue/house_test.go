@@ -370,12 +370,12 @@ func quickDir(t testing.TB) string {
 	return dir
 }
 
-// bytesOnly is of a test about bytes that have changed on a disk, in which nothing happens at once that others do not do
-// too: a short run under the race detector, in which it takes a minute, leaves it out.
+// bytesOnly is of a test about bytes on a disk, damaged or not, in which nothing happens at once that others do not do
+// too: a short run under the race detector, in which it takes up to a minute, leaves it out.
 func bytesOnly(t testing.TB) {
 	t.Helper()
 	if raceEnabled && testing.Short() {
-		t.Skip("about damaged bytes")
+		t.Skip("about bytes, and not about what happens at once")
 	}
 }
 
