@@ -389,9 +389,8 @@ func (c *Consumer) readOn(ctx context.Context) error {
 	defer stop()
 	c.mu.Lock()
 	c.reread = stop
-	r, epoch := c.log.Reader(c.read), c.epoch
+	r, epoch := c.log.OpenReader(c.read), c.epoch
 	c.mu.Unlock()
-	r.keeps = true
 	defer r.Close()
 	for {
 		if c.waitForRoom(ctx) != nil {

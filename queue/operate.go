@@ -193,7 +193,8 @@ type position struct{ seq, count uint64 }
 
 // eachTaken calls f for the project's records behind a position, up to sequence to.
 func (c *Consumer) eachTaken(ctx context.Context, from position, to uint64, f func(r Record, ord uint64) error) error {
-	r := c.log.Reader(from.seq)
+	r := c.log.OpenReader(from.seq)
+	defer r.Close()
 	ord := from.count
 	for ctx.Err() == nil {
 		chunk, err := r.Try()

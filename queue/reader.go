@@ -45,6 +45,10 @@ func (r *Reader) acquire(f *logFile) (db *bolt.DB, ok bool, err error) {
 // being deleted: Hold does. Of files that are gone it passes over what they had.
 func (l *Log) Reader(after uint64) *Reader { return &Reader{l: l, next: after + 1} }
 
+// OpenReader gives a Reader for who reads chunk after chunk: the file that it reads stays open
+// from one to the next. Close it.
+func (l *Log) OpenReader(after uint64) *Reader { return &Reader{l: l, next: after + 1, keeps: true} }
+
 // Next waits for the next chunk. Its first records may be at or below the position
 // that was asked for: the caller passes over them. A gap between one chunk's last
 // and the next one's first sequence is what the disk has lost, or what was deleted.

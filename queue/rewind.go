@@ -56,7 +56,8 @@ type rewindPoint struct {
 // pointAt finds the position before the first record that was received at or after a
 // time. What a clock that was set back has stored behind it belongs to it too.
 func (c *Consumer) pointAt(ctx context.Context, since int64) (p rewindPoint, err error) {
-	r := c.log.Reader(c.log.beforeFiles())
+	r := c.log.OpenReader(c.log.beforeFiles())
+	defer r.Close()
 	first := true
 	for {
 		if err := ctx.Err(); err != nil {
@@ -173,7 +174,14 @@ func (c *Consumer) rewind(ctx context.Context, since int64, partly, untaken, dry
 	}
 	// Whole copies stay where the log cannot be read any more.
 	if len(dead)+len(sides) > 0 {
-		readable, err := c.log.readable(ctx, p.seq)
+		newest := uint64(0)
+		for _, d := range dead {
+			newest = max(newest, d.seq)
+		}
+		for _, s := range sides {
+			newest = max(newest, s.seq)
+		}
+		readable, err := c.log.readable(ctx, p.seq, newest)
 		if err != nil {
 			return re, err
 		}
@@ -275,10 +283,12 @@ func (c *Consumer) goBack(p position, done []run) {
 	c.room.ring()
 }
 
-// readable lists the sequences behind one that readers can still get at, in runs.
-func (l *Log) readable(ctx context.Context, after uint64) (runs []run, err error) {
-	r := l.Reader(after)
-	for {
+// readable lists the sequences behind one, up to another, that readers can still get at, in runs;
+// and some behind that. It does not go on to the log's end: that may move as fast as it reads.
+func (l *Log) readable(ctx context.Context, after, upTo uint64) (runs []run, err error) {
+	r := l.OpenReader(after)
+	defer r.Close()
+	for len(runs) == 0 || runs[len(runs)-1].last < upTo {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -292,6 +302,7 @@ func (l *Log) readable(ctx context.Context, after uint64) (runs []run, err error
 		}
 		runs = append(runs, run{chunk.First, chunk.Last()})
 	}
+	return runs, nil
 }
 
 // deadRecord is a dead letter, as little of it as its deletion needs.

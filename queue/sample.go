@@ -203,7 +203,9 @@ func (c *Consumer) sampleLog(s *ledgerState, after, before, unread uint64, most 
 		})
 	}
 	if unread <= uint64(most) {
-		for r := c.log.Reader(after); ; {
+		r := c.log.OpenReader(after)
+		defer r.Close()
+		for {
 			chunk, err := r.Try()
 			if err != nil {
 				return err

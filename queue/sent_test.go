@@ -214,8 +214,7 @@ func TestAReaderThatKeepsItsFile(t *testing.T) {
 		}
 		return n
 	}
-	r := h.log.Reader(0)
-	r.keeps = true
+	r := h.log.OpenReader(0)
 	next := uint64(1)
 	for chunks := 0; next <= h.log.Tail(); chunks++ {
 		c, err := r.Next(t.Context())
@@ -235,8 +234,7 @@ func TestAReaderThatKeepsItsFile(t *testing.T) {
 		t.Fatalf("at the tail %d files are open", n)
 	}
 
-	r = h.log.Reader(0)
-	r.keeps = true
+	r = h.log.OpenReader(0)
 	if _, err := r.Next(t.Context()); err != nil || open() != 1 {
 		t.Fatal(err, open())
 	}

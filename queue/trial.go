@@ -81,7 +81,8 @@ func (l *Log) Records(from, to uint64, f func(Record) error) error {
 }
 
 func (l *Log) records(from, to uint64, f func(Record) error) error {
-	r := l.Reader(max(from, 1) - 1)
+	r := l.OpenReader(max(from, 1) - 1)
+	defer r.Close()
 	for {
 		chunk, err := r.Try()
 		if err != nil || chunk == nil || chunk.First > to {

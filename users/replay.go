@@ -24,7 +24,8 @@ func (s *Store) replay(ctx context.Context) error {
 		}
 	}
 	s.resolved, s.lastCut = s.good, s.good
-	reader := s.log.Reader(s.good)
+	reader := s.log.OpenReader(s.good)
+	defer reader.Close()
 	for s.resolved < tail {
 		if err := ctx.Err(); err != nil {
 			return err
