@@ -106,7 +106,7 @@ type builtinSet [builtinCount][]byte
 // itself is some 100 bytes.
 const maxBuiltinsBytes = 8 << 10
 
-// read sets what packed has; false when it is not what pack writes.
+// read sets what packed has, unless s is nil; false when it is not what pack writes.
 func (s *builtinSet) read(packed []byte) bool {
 	for before := 0; len(packed) > 0; {
 		number := int(packed[0])
@@ -114,22 +114,10 @@ func (s *builtinSet) read(packed []byte) bool {
 		if n <= 0 || number <= before || length == 0 || length > uint64(len(packed)-1-n) {
 			return false
 		}
-		if number < builtinCount {
+		if s != nil && number < builtinCount {
 			s[number] = packed[1+n : 1+n+int(length)]
 		}
 		packed, before = packed[1+n+int(length):], number
-	}
-	return true
-}
-
-// isPacked says whether read could read it.
-func isPacked(packed []byte) bool {
-	for before := 0; len(packed) > 0; {
-		length, n := binary.Uvarint(packed[1:])
-		if n <= 0 || int(packed[0]) <= before || length == 0 || length > uint64(len(packed)-1-n) {
-			return false
-		}
-		packed, before = packed[1+n+int(length):], int(packed[0])
 	}
 	return true
 }

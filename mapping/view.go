@@ -97,7 +97,7 @@ func (v *view) open(r *Record) error {
 			v.fields[field] = place{int32(w.pos - len(w.value)), int32(w.pos)}
 		}
 	}
-	if !isPacked(r.Builtins) || !isPacked(r.Beside) {
+	if none := (*builtinSet)(nil); !none.read(r.Builtins) || !none.read(r.Beside) {
 		return errMalformed
 	}
 	return w.err()
