@@ -191,6 +191,11 @@ func (s *story) hurry(ctx context.Context) error {
 	}
 	if bytes.Contains(unit, []byte("\nRestartSec=")) {
 		text += "RestartSec=100ms\n"
+		// A twentieth, and so is the time in which systemd counts how often connections start the service.
+		socket := "[Socket]\nTriggerLimitIntervalSec=1s\n"
+		if err := s.m.write(ctx, "/etc/systemd/system/ampcio.socket.d/hurry.conf", "0644", "root", socket); err != nil {
+			return err
+		}
 	}
 	if !bytes.Contains(unit, []byte("\nStartLimitIntervalSec=")) {
 		// systemd counts the starts of ten seconds by itself; a machine that is busy has fewer in these.
