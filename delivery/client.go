@@ -140,7 +140,8 @@ func request(operations []*operation) (path string, body content) {
 
 const batchPath = "/api/v2/batch"
 
-// elements are those of a batch: where they stand already, in the room of their batch, as they do unless it is divided.
+// elements are those of a batch: where they stand already, in the room of their batch, or else a copy: when it is divided,
+// when something between them is not sent, or is from elsewhere, or when the room has grown since.
 func elements(operations []*operation) []byte {
 	size := len(operations) - 1
 	for _, o := range operations {

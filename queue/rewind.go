@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 
 	bolt "go.etcd.io/bbolt"
@@ -110,7 +109,8 @@ func (c *Consumer) RecordsSince(ctx context.Context, since int64, untaken bool, 
 	c.mu.Lock()
 	spans := append([]span(nil), c.state.spans...)
 	c.mu.Unlock()
-	return c.eachTaken(ctx, p.position, math.MaxUint64, func(r Record, ord uint64) error {
+	tail := c.log.Tail() // which may move as fast as it is read, while no file is deleted
+	return c.eachTaken(ctx, p.position, tail, func(r Record, ord uint64) error {
 		if r.Forgotten || !untaken && !takes(spans, ord) {
 			return nil
 		}

@@ -28,8 +28,12 @@ const (
 const checkedPages = 4096
 
 // nearPages is how far apart pages may stand that are fetched as one: what is between them costs less than another
-// request to the disk.
-const nearPages = 8
+// request to the disk. aheadPages is how many are asked for at once: of more, Linux fetches the first only (as many as a
+// device takes in one request, 128 kB at least), and says nothing.
+const (
+	nearPages  = 8
+	aheadPages = 32
+)
 
 // checkTree looks at a file's pages for what bbolt could not be stopped from, once it
 // has the file: a page below itself sends it round in circles; one that claims to be
@@ -63,6 +67,7 @@ type tree struct {
 	f    *os.File
 	size int64 // of the file
 	meta metaPage
+	most int             // pages that check looks at
 	used map[uint64]bool // pages met, by number
 	buf  []byte          // of the page that was read last, unless somebody has taken it
 	// entry, if set, is called by check for what it meets in the top-level buckets.
@@ -70,7 +75,7 @@ type tree struct {
 }
 
 func newTree(f *os.File, m metaPage) *tree {
-	t := &tree{f: f, meta: m, used: map[uint64]bool{}}
+	t := &tree{f: f, meta: m, most: checkedPages, used: map[uint64]bool{}}
 	if st, err := f.Stat(); err == nil { // else nothing can be read of it
 		t.size = st.Size()
 	}
@@ -155,7 +160,7 @@ func (t *tree) checkKeys(p place, es []element, b []byte) error {
 // where nothing is cached, each would be waited for by itself.
 func (t *tree) readAhead(level []place) {
 	for i, j := 0, 0; i < len(level); i = j {
-		for j = i + 1; j < len(level) && level[j].id-level[j-1].id <= nearPages; j++ {
+		for j = i + 1; j < len(level) && level[j].id-level[j-1].id <= nearPages && level[j].id-level[i].id < aheadPages; j++ {
 		}
 		readAhead(t.f, int64(level[i].id)*t.meta.pageSize, int64(level[j-1].id-level[i].id+1)*t.meta.pageSize)
 	}
@@ -235,10 +240,13 @@ type place struct {
 func (t *tree) check() (whole bool, err error) {
 	level := []place{{id: t.meta.root}}
 	for seen := 0; len(level) > 0; {
+		if seen >= t.most {
+			return false, nil
+		}
 		var next []place
-		t.readAhead(level[max(0, len(level)-(checkedPages-seen)):])
+		t.readAhead(level[max(0, len(level)-(t.most-seen)):])
 		for _, p := range slices.Backward(level) {
-			if seen++; seen > checkedPages {
+			if seen++; seen > t.most {
 				return false, nil
 			}
 			below, more, err := t.checkPage(p, next)
@@ -247,8 +255,8 @@ func (t *tree) check() (whole bool, err error) {
 			}
 			next = below
 			seen += more
-			if len(next) > 4*checkedPages { // of those that will not be seen one says so
-				next = newestLast(next)[len(next)-checkedPages-1:]
+			if len(next) > 4*t.most { // of those that will not be seen one says so
+				next = newestLast(next)[len(next)-t.most-1:]
 			}
 		}
 		level = newestLast(next)

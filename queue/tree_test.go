@@ -154,3 +154,51 @@ func TestATreeThatIsNotSound(t *testing.T) {
 		})
 	}
 }
+
+// However few pages may be looked at, and wherever in the tree that ends: what was not seen is not called whole, and what is
+// above the end is checked. Large values stand in a bucket that is not as deep as its neighbour.
+func TestALookThatEndsAnywhere(t *testing.T) {
+	path := filepath.Join(quickDir(t), "deep.db")
+	db, err := OpenDB(path, DBOptions{Format: 1, Buckets: []string{"deep", "large"}})
+	must(t, err)
+	must(t, db.Update(func(tx *bolt.Tx) error { // first, so that of their level these pages are looked at last
+		for n := range 40 {
+			must(t, tx.Bucket([]byte("large")).Put(seqKey(uint64(n)), make([]byte, 9_000)))
+		}
+		return nil
+	}))
+	must(t, db.Update(func(tx *bolt.Tx) error {
+		for n := range 600 {
+			must(t, tx.Bucket([]byte("deep")).Put(fmt.Appendf(nil, "%0400d", n), nil))
+		}
+		return nil
+	}))
+	must(t, db.Close())
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	m, err := newestMeta(f)
+	must(t, err)
+	look := func(most int) (whole bool, entries int) {
+		tree := newTree(f, m)
+		tree.most, tree.entry = most, func(string, []byte, []byte) error { entries++; return nil }
+		whole, err := tree.check()
+		must(t, err)
+		return whole, entries
+	}
+	before, enough := 0, 0
+	for most := 1; enough == 0; most++ {
+		whole, entries := look(most)
+		if entries < before {
+			t.Fatalf("%d pages show %d entries, one less %d", most, entries, before)
+		}
+		if before = entries; whole {
+			enough = most
+		} else if most > 10_000 {
+			t.Fatal("it is never whole")
+		}
+	}
+	if _, entries := look(enough); entries != 640+1 { // and the format's
+		t.Errorf("%d entries, with %d pages", entries, enough)
+	}
+}
