@@ -117,7 +117,7 @@ func beginImport(t testing.TB, args ...string) (c *exec.Cmd, stderr *heard, ende
 	go func() {
 		c.Wait()
 		late.Stop()
-		ended <- ran{c.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+		ended <- ran{code: c.ProcessState.ExitCode(), stdout: stdout.String(), stderr: stderr.String()}
 	}()
 	return c, stderr, ended
 }

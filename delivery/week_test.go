@@ -189,12 +189,10 @@ func TestAWeek(t *testing.T) {
 		w.wire.to(good)
 		w.reload(w.rules, nil)
 		w.within(10*time.Minute, "all but the one user's events are delivered", func() bool {
+			// Others may have moved aside, who were in one request with that user a few times: they are back within these minutes.
 			st := w.stats()
-			return st.Books.Pending == st.Aside.Records
+			return st.Books.Pending == st.Aside.Records && st.Aside.Lanes == 1
 		})
-		if st := w.stats(); st.Aside.Lanes != 1 {
-			t.Errorf("%+v", st.Aside)
-		}
 
 		// Friday: a wrong rule filters everything for half a day. Pause, mend, rewind, resume.
 		w.live(2 * time.Hour)

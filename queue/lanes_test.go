@@ -392,9 +392,12 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	if st := mustStats(t, c); st.Books.Delivered != uint64(rounds) {
 		t.Fatalf("%+v", st.Books)
 	}
-	h.log.mu.Lock()
-	h.log.end = logEnd{seq: uint64(rounds), counts: map[string]uint64{"app": uint64(rounds)}}
-	h.log.mu.Unlock()
+	must(t, h.log.inTurn(t.Context(), func() error { // its resolver looks at the end about once a second
+		h.log.mu.Lock()
+		defer h.log.mu.Unlock()
+		h.log.end = logEnd{seq: uint64(rounds), counts: map[string]uint64{"app": uint64(rounds)}}
+		return nil
+	}))
 	h.close(cs)
 }
 
