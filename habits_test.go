@@ -241,7 +241,7 @@ func TestHelpIsAVerbToo(t *testing.T) {
 	for _, verb := range []string{"", "drain", "sync pause"} {
 		words := strings.Fields(verb)
 		want, got := run(t, append(words, "--help")...), run(t, append([]string{"help"}, words...)...)
-		if got != want || got.code != 0 || got.stdout == "" {
+		if got.stdout != want.stdout || got.stderr != want.stderr || got.code != 0 || want.code != 0 || got.stdout == "" {
 			t.Errorf("help %s: exit %d, %q, %q", verb, got.code, got.stdout, got.stderr)
 		}
 	}

@@ -97,7 +97,7 @@ func run(t testing.TB, args ...string) ran {
 	if strings.Contains(stderr.String(), "DATA RACE") || strings.Contains(stderr.String(), "goroutine ") {
 		t.Errorf("ampcio %s:\n%s", strings.Join(args, " "), &stderr)
 	}
-	return ran{c.ProcessState.ExitCode(), stdout.String(), stderr.String(), c.ProcessState.UserTime() + c.ProcessState.SystemTime()}
+	return ran{code: c.ProcessState.ExitCode(), stdout: stdout.String(), stderr: stderr.String(), worked: c.ProcessState.UserTime() + c.ProcessState.SystemTime()}
 }
 
 // raceElsewhere is of a test whose parts other tests have as well, or which runs by itself under the race detector, where it
