@@ -8,8 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
-	"time"
 
 	"ampcio/queue"
 )
@@ -185,6 +185,13 @@ func TestForgetInTheMiddleOfACheckpoint(t *testing.T) {
 func TestRewriteLeavesNoByte(t *testing.T) {
 	for _, running := range []bool{false, true} {
 		w := start(t, t.TempDir(), Options{}).run()
+		took := make(chan struct{})
+		w.store.interrupt = func(step string) error {
+			if step == "rewrite" {
+				<-took // events are taken while the new file is there, and the old one in use
+			}
+			return nil
+		}
 		if running {
 			w.runStore()
 		}
@@ -207,28 +214,24 @@ func TestRewriteLeavesNoByte(t *testing.T) {
 		w.forget(annasLanes...)
 		must(w.store.Flush(t.Context()))
 		stop := make(chan struct{})
-		taken := make(chan int, 1)
-		go func() {
-			n := 0
-			for ; ; n++ {
+		var senders sync.WaitGroup
+		senders.Go(func() {
+			for n := 0; ; n++ {
+				w.send(fmt.Sprintf("desk/carll many-%d", n))
 				select {
 				case <-stop:
-					taken <- n
 					return
+				case took <- struct{}{}:
 				default:
-					w.send(fmt.Sprintf("desk/carll many-%d", n))
 				}
 			}
-		}()
+		})
 		done, err := w.store.Rewrite(t.Context())
 		if !done || err != nil {
 			t.Errorf("%t %v", done, err)
 		}
-		time.Sleep(time.Millisecond)
 		close(stop)
-		if n := <-taken; n == 0 {
-			t.Error("nothing was taken meanwhile")
-		}
+		senders.Wait()
 		if has() {
 			t.Error("they are still in it")
 		}
