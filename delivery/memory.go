@@ -87,8 +87,12 @@ func (m *memory) release() {
 	memories.Put(m)
 }
 
-// slabSize is how many elements are allocated together.
-const slabSize = 256
+// A slab's first block has slabLeast elements, and each is twice the one before, up to slabMost: most batches are small, and
+// what a batch has not used need not be cleared.
+const (
+	slabLeast = 16
+	slabMost  = 256
+)
 
 // slab gives elements, all zero, and takes them back together.
 type slab[T any] struct {
@@ -99,14 +103,18 @@ type slab[T any] struct {
 
 // take gives room for n elements one behind the other.
 func (s *slab[T]) take(n int) []T {
-	if n > slabSize {
+	if n > slabMost {
 		return make([]T, n)
 	}
-	if s.block < len(s.blocks) && s.used+n > slabSize {
+	for s.block < len(s.blocks) && s.used+n > len(s.blocks[s.block]) {
 		s.block, s.used = s.block+1, 0
 	}
 	if s.block == len(s.blocks) {
-		s.blocks = append(s.blocks, make([]T, slabSize))
+		size := slabMost
+		if i := len(s.blocks); slabLeast<<min(i, 8) < slabMost {
+			size = slabLeast << i
+		}
+		s.blocks = append(s.blocks, make([]T, max(n, size)))
 	}
 	some := s.blocks[s.block][s.used : s.used+n : s.used+n]
 	s.used += n
@@ -116,8 +124,11 @@ func (s *slab[T]) take(n int) []T {
 func (s *slab[T]) one() *T { return &s.take(1)[0] }
 
 func (s *slab[T]) reset() {
-	for i := range min(s.block+1, len(s.blocks)) {
+	for i := range min(s.block, len(s.blocks)) {
 		clear(s.blocks[i])
+	}
+	if s.block < len(s.blocks) {
+		clear(s.blocks[s.block][:s.used])
 	}
 	s.block, s.used = 0, 0
 }
