@@ -273,3 +273,19 @@ func FuzzArchive(f *testing.F) {
 		}
 	})
 }
+
+// A folder may be given by a link to it, and is read as it is by its own name.
+func TestALinkToAFolder(t *testing.T) {
+	folder := t.TempDir()
+	file(t, folder, "app_2026-01-01_5#0.json.gz", gzipped("1 a\n"))
+	link := filepath.Join(t.TempDir(), "archives")
+	if err := os.Symlink(folder, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{folder, link} {
+		s := open(t, path)
+		if got := strings.Join(all(t, s, false), ","); got != "1 a" {
+			t.Errorf("%s: lines %s", path, got)
+		}
+	}
+}
