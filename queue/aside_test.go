@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"weak"
@@ -367,14 +368,15 @@ func TestOneUserDoesNotKeepTheDiskFull(t *testing.T) {
 // tried is the lane's first from then on, and the lane's summary says so.
 func TestADeadLetterComesBackIntoALaneThatIsTried(t *testing.T) {
 	o := options(t.TempDir())
-	clock := time.UnixMilli(1_000_000)
-	o.Now = func() time.Time { return clock }
+	var now atomic.Int64 // ms
+	now.Store(1_000_000)
+	o.Now = func() time.Time { return time.UnixMilli(now.Load()) }
 	h, c, closeAll := flowingConsumer(t, o, 64<<10)
 	h.append("F:1")
 	cl := mustClaim(t, c)
 	buried := cl.Records()[0].Seq
 	cl.Finish([]Outcome{{Ending: Dead, Reason: "http_400"}})
-	clock = clock.Add(time.Hour)
+	now.Add(time.Hour.Milliseconds())
 	h.append("F:2", "F:3")
 	caughtUp(t, h, c)
 	c.mu.Lock()
