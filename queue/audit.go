@@ -152,7 +152,10 @@ func AuditFiles(ctx context.Context, dir string, names ...string) (all []Audit, 
 			errs = append(errs, fmt.Errorf("audit of sync %s: %w", name, err))
 			continue
 		}
-		if suspected(ledgerPath(dir, name)) != nil {
+		switch {
+		case a.damaged: // it may stand behind what a start looks at (checkedPages)
+			a.note("the next start that meets the damage sets the ledger aside, takes over what can be read of it, and counts what is missing as lost")
+		case suspected(ledgerPath(dir, name)) != nil:
 			a.note("damage was met in this ledger while it was in use: the next start sets it aside and takes over what can be read")
 		}
 		all = append(all, a)

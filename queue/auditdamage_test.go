@@ -138,7 +138,7 @@ func TestDamageToALedgerIsCounted(t *testing.T) {
 		}
 	}
 	t.Logf("of %d flips %d had the ledger set aside, %d were found by an audit, after %d something was lost, %d lost the state", rounds, away, found, lost, anew)
-	if away == 0 || found == 0 || lost == 0 || anew == 0 {
+	if away == 0 || lost == 0 || anew == 0 { // an open looks at all of a ledger of this size
 		t.Error("that shows less than it says")
 	}
 }
@@ -207,18 +207,43 @@ func TestDamageToEachPartOfALedger(t *testing.T) {
 	}
 }
 
+// spoilDeadLetter lets a bit of the first dead letter flip, under who has the ledger open.
+func spoilDeadLetter(t *testing.T, dir string, c *Consumer) {
+	t.Helper()
+	var value []byte
+	must(t, c.db.View(func(tx *bolt.Tx) error {
+		_, v := tx.Bucket(bucketDead).Cursor().First()
+		value = bytes.Clone(v)
+		return nil
+	}))
+	f, err := os.OpenFile(ledgerPath(dir, "p"), os.O_RDWR, 0)
+	must(t, err)
+	defer f.Close()
+	all, err := os.ReadFile(f.Name())
+	must(t, err)
+	found := 0
+	for at := 0; ; at++ { // pages that are free may still have it, too
+		i := bytes.Index(all[at:], value)
+		if i < 0 {
+			break
+		}
+		at += i
+		found++
+		_, err := f.WriteAt([]byte{value[9] ^ 1}, int64(at+9))
+		must(t, err)
+	}
+	if found == 0 {
+		t.Fatal("the dead letter is not in the file")
+	}
+}
+
 // An audit that meets damage while the daemon runs sees to it that the next start
 // mends it.
 func TestDamageThatAnAuditFinds(t *testing.T) {
 	dir := t.TempDir()
 	lived(t, dir)
-	editLedger(t, dir, func(tx *bolt.Tx) {
-		k, v := tx.Bucket(bucketDead).Cursor().First()
-		v = bytes.Clone(v)
-		v[9] ^= 1
-		must(t, tx.Bucket(bucketDead).Put(bytes.Clone(k), v))
-	})
 	b := openBare(t, dir)
+	spoilDeadLetter(t, dir, b.c)
 	a, err := b.c.Audit(t.Context())
 	must(t, err)
 	if len(a.Differences) != 2 || !slices.ContainsFunc(a.Notes, func(n string) bool { return strings.Contains(n, "the next start sets the ledger aside") }) {
@@ -240,13 +265,8 @@ func TestDamageThatAnAuditFinds(t *testing.T) {
 func TestDamageThatAForgettingFinds(t *testing.T) {
 	dir := t.TempDir()
 	lived(t, dir)
-	editLedger(t, dir, func(tx *bolt.Tx) {
-		k, v := tx.Bucket(bucketDead).Cursor().First()
-		v = bytes.Clone(v)
-		v[len(v)/2] ^= 1
-		must(t, tx.Bucket(bucketDead).Put(bytes.Clone(k), v))
-	})
 	b := openBare(t, dir)
+	spoilDeadLetter(t, dir, b.c)
 	tomb, err := b.log.ForgetLanes(t.Context(), "app", Forgetting{Lanes: []string{"nobody"}}, func(uint64) error { return nil })
 	must(t, err)
 	if _, err := b.c.Forget(t.Context(), nil); !errors.Is(err, ErrDamaged) {

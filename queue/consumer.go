@@ -172,7 +172,7 @@ func (c *Consumer) holder() string { return "sync/" + c.o.Name }
 // cannot be written shows it now.
 func (c *Consumer) openLedger(path string) error {
 	var err error
-	if c.db, c.file, err = openDB(path, ledgerOptions()); err != nil {
+	if c.db, c.file, err = openDB(path, wholeLedger()); err != nil {
 		return err
 	}
 	if err := Guard(func() error { return c.db.View(c.load) }); err != nil {

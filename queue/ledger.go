@@ -55,6 +55,18 @@ func ledgerOptions() DBOptions {
 			string(bucketAside), string(bucketAsideLane)}}
 }
 
+// wholeLedger is ledgerOptions for an open that asks for checksums, too, as far as it looks: a dead letter that nobody can
+// read would stay among the dead, and keep an audit red for ever. Set aside, the ledger goes on without it, and it is
+// counted as lost.
+func wholeLedger() DBOptions {
+	o := ledgerOptions()
+	o.Entry = func(_ string, k, v []byte) error {
+		_, err := unseal(k, v)
+		return err
+	}
+	return o
+}
+
 // upgradeLedger writes the state of an older format in this one. Buckets that are new
 // are there already, and the format is entered by the caller, in the same transaction.
 func upgradeLedger(tx *bolt.Tx) error {
@@ -307,7 +319,7 @@ func viewFile(path string, f func(tx *bolt.Tx) error) error {
 // viewLedgerAsStart is viewLedger; of a ledger that the next start would set aside it says ErrDamaged, even where
 // what is asked for could still be read.
 func viewLedgerAsStart(storage, name string, f func(tx *bolt.Tx) error) error {
-	o := ledgerOptions()
+	o := wholeLedger()
 	o.ReadOnly, o.MmapBytes, o.strict, o.writable = true, 0, true, true
 	return viewDB(ledgerPath(storage, name), o, f)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -74,10 +75,23 @@ func TestDeadLettersAreKeptWhole(t *testing.T) {
 	if err := DeadLetters(dir, "p", func(DeadLetter) error { n++; return nil }); !errors.Is(err, ErrDamaged) || n != 39 {
 		t.Fatal(n, err)
 	}
-	h, cs = mustOpen(t, options(dir), "p")
-	if st := mustStats(t, cs["p"]); st.Books.Dead != 40 || st.DeadKept != 40 {
-		t.Fatalf("after a restart: %+v", st)
+	as, err := AuditFiles(t.Context(), dir)
+	must(t, err)
+	if len(as) != 1 || as[0].Balanced() || !slices.ContainsFunc(as[0].Notes, func(n string) bool { return strings.Contains(n, "the next start") }) {
+		t.Errorf("an audit says %+v", as)
 	}
+	// The next start goes on without it, and counts it.
+	h, cs = mustOpen(t, options(dir), "p")
+	if st := mustStats(t, cs["p"]); st.Books.Dead != 39 || st.DeadKept != 39 || st.Books.Lost != 1 || st.Books.Difference() != 0 {
+		t.Errorf("after a restart: %+v", st)
+	}
+	if away := cs["p"].SetAside(); away == nil || !exists(away.Path) {
+		t.Errorf("set aside: %+v", away)
+	}
+	must(t, cs["p"].Flush())
+	a, err := cs["p"].Audit(t.Context())
+	must(t, err)
+	mustBalance(t, a)
 	h.close(cs)
 }
 
