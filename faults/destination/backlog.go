@@ -84,7 +84,7 @@ func backlog(ctx context.Context, c *scoreboard.Case) (events int, err error) {
 	// It is drained; a kill comes whenever another part of it has arrived, and a little later.
 	r.Sandbox.SetFaults(sandbox.Faults{CutAfter: 0.02, Status: map[int]float64{500: 0.02}})
 	for i := range backlogKills {
-		if err := arrived(ctx, r.Sandbox, int64(want*(i+1)/(backlogKills+1))); err != nil {
+		if err := arrived(ctx, r, int64(want*(i+1)/(backlogKills+1))); err != nil {
 			return 0, err
 		}
 		pause := time.Duration(c.Rand.Int64N(int64(30 * time.Millisecond)))
@@ -115,15 +115,25 @@ func backlog(ctx context.Context, c *scoreboard.Case) (events int, err error) {
 	return want, nil
 }
 
-// arrived waits until the sandbox has so many events.
-func arrived(ctx context.Context, s *sandbox.Sandbox, n int64) error {
+// arrived waits until the sandbox has so many events. That nothing is pending any more while it has fewer is an error.
+func arrived(ctx context.Context, r *rehearsal.Rehearsal, n int64) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for s.Report().Events.Unique < n {
+	for i := 1; r.Sandbox.Report().Events.Unique < n; i++ {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%d events have not arrived: %w; %+v", n, context.Cause(ctx), s.Report().Events)
+			return fmt.Errorf("%d events have not arrived: %w; %+v", n, context.Cause(ctx), r.Sandbox.Report().Events)
+		}
+		if i%100 > 0 {
+			continue
+		}
+		snap, err := r.Stats(ctx)
+		if err != nil {
+			return err
+		}
+		if b := snap.Syncs[0].Books; b.Pending == 0 && r.Sandbox.Report().Events.Unique < n {
+			return fmt.Errorf("%d events have not arrived, and nothing is pending any more: %+v; the books say %+v", n, r.Sandbox.Report().Events, b)
 		}
 	}
 	return nil
