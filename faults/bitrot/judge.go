@@ -296,7 +296,7 @@ func (j *judge) settled() error {
 	if j.file == "forgotten.jsonl" && again <= j.forgotten && j.kept() {
 		again = 0
 	}
-	if lost > missing {
+	if !ledger && lost > missing {
 		missing = min(lost, missing+j.forgotten)
 	}
 	switch {
