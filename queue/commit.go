@@ -350,14 +350,21 @@ func (l *Log) refuse(size int64) {
 
 // store makes one commit of a group, and answers it.
 func (l *Log) store(g *group) error {
-	if len(g.chunks) > 0 {
-		if err := l.commit(g.chunks, g.end); err != nil {
-			g.answer(err)
-			return err
-		}
-		l.publish(g.chunks, g.end)
+	if len(g.chunks) == 0 {
+		g.answer(nil)
+		return l.rotateWhenLarge()
 	}
+	if err := l.commit(g.chunks, g.end); err != nil {
+		g.answer(err)
+		return err
+	}
+	changed := l.publish(g.chunks, g.end)
 	g.answer(nil)
+	// Readers have time. Who has come alone goes on here and now, and not when another processor has been woken for it.
+	if len(g.taken) == 1 {
+		runtime.Gosched()
+	}
+	close(changed)
 	return l.rotateWhenLarge()
 }
 
@@ -382,8 +389,8 @@ func (l *Log) commit(chunks []*Chunk, end logEnd) error {
 	return nil
 }
 
-// publish lets readers see what has been committed.
-func (l *Log) publish(chunks []*Chunk, end logEnd) {
+// publish lets readers see what has been committed. Those that wait look again when changed is closed.
+func (l *Log) publish(chunks []*Chunk, end logEnd) (changed chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.writing.first > l.end.seq { // the file's first commit
@@ -402,8 +409,8 @@ func (l *Log) publish(chunks []*Chunk, end logEnd) {
 		drop++
 	}
 	l.recent = l.recent[drop:]
-	close(l.changed)
-	l.changed = make(chan struct{})
+	changed, l.changed = l.changed, make(chan struct{})
+	return changed
 }
 
 func (l *Log) rotateWhenLarge() error {

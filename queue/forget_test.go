@@ -269,7 +269,7 @@ func TestForgetWhatIsOnItsWayIntoTheWindow(t *testing.T) {
 	must(t, batch("a:1", "b:1").Resolve(&w))
 	chunks := w.finish()
 	must(t, l.commit(chunks, logEnd{2, w.counts}))
-	l.publish(chunks, logEnd{2, w.counts})
+	close(l.publish(chunks, logEnd{2, w.counts}))
 	chunk, err := l.Reader(0).Try()
 	must(t, err)
 	forgetLane(t, l, map[string]*Consumer{"p": c}, "a", "finished")
