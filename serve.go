@@ -159,6 +159,8 @@ func (d *daemon) serve(ctx context.Context, hup <-chan os.Signal) error {
 // openStorage opens what is on disk, in the order in which it depends on another.
 func (d *daemon) openStorage() error {
 	dir := d.config().Storage.Dir
+	usersPath := filepath.Join(dir, "users.db")
+	early := users.LookEarly(usersPath)
 	var err error
 	o := logLimits(d.config().Storage)
 	o.Dir, o.InFlightBytes, o.Now, o.Beat = dir, appendBytes, time.Now, d.pulse.part("log")
@@ -169,7 +171,7 @@ func (d *daemon) openStorage() error {
 		return storageError(dir, err)
 	}
 	d.users, err = users.Open(context.Background(), d.records, users.Options{
-		Path:  filepath.Join(dir, "users.db"),
+		Path: usersPath, Early: early,
 		Carry: func(project, property string) bool { return d.inForce.Load().carries(project, property) },
 	})
 	if err != nil {

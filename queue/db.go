@@ -31,11 +31,19 @@ type DBOptions struct {
 	// writable, of a strict look, says that what an open for writing would not take is ErrDamaged to it, too: a free
 	// list that is not whole, which a reader has no use for.
 	writable bool
+	// looked says that a look of both kinds has found this very file whole since its folder was taken: it is not made again.
+	looked bool
+	pages  int        // of a look, at most; 0 = checkedPages
+	Early  *EarlyLook // that has begun before; nil = none
 	// MmapBytes is address space mapped at once, so that the file grows to this size
 	// without a re-mapping (which waits for all readers).
 	MmapBytes int
-	Buckets   []string // top-level buckets that a new file is born with
-	Format    byte     // format version; kept in the bucket "meta", checked at every open
+	// FirstFit takes free pages from the front of the file. Else any of the right number are taken, which needs no look at
+	// the others; but of a file of many pages that are written all over, free runs become ever shorter, until none holds
+	// the free list itself, which is written with each commit: the file grows by that, and the list with it, without end.
+	FirstFit bool
+	Buckets  []string // top-level buckets that a new file is born with
+	Format   byte     // format version; kept in the bucket "meta", checked at every open
 	// Entry, if set, says whether an entry of a top-level bucket is what was written; ErrDamaged
 	// when not. It is asked about those that an open looks at (checkTree).
 	Entry func(bucket string, k, v []byte) error
@@ -105,22 +113,30 @@ func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
 		return nil, err
 	}
 	if !o.ReadOnly {
-		if st, err := f.Stat(); err != nil {
+		st, err := f.Stat()
+		if err != nil {
 			return nil, err
-		} else if st.Size() < m.pages*m.pageSize {
+		}
+		if st.Size() < m.pages*m.pageSize {
 			return nil, fmt.Errorf("%d bytes, its pages need %d: %w", st.Size(), m.pages*m.pageSize, ErrDamaged)
 		}
-		if err := checkTree(f, m, true, o.Entry); err != nil {
-			return nil, err
+		if !o.looked && !o.Early.found(st, m) {
+			if err := checkTree(f, m, true, o); err != nil {
+				return nil, err
+			}
 		}
 		if err := m.rewrite(f); err != nil {
 			return nil, err
 		}
 	}
 	if o.ReadOnly && o.strict {
-		if err := checkTree(f, m, o.writable, o.Entry); err != nil {
+		if err := checkTree(f, m, o.writable, o); err != nil {
 			return nil, err
 		}
+	}
+	free := bolt.FreelistMapType
+	if o.FirstFit {
+		free = bolt.FreelistArrayType
 	}
 	handed := false
 	var db *bolt.DB
@@ -130,7 +146,7 @@ func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
 			ReadOnly:        o.ReadOnly,
 			InitialMmapSize: o.MmapBytes,
 			Timeout:         time.Second,
-			FreelistType:    bolt.FreelistMapType,
+			FreelistType:    free,
 			// The descriptor that holds the lock already; when bbolt panics in Open, its
 			// own would stay open and locked for good.
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {

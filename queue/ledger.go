@@ -50,7 +50,7 @@ var (
 const ledgerMmap = 8 << 30
 
 func ledgerOptions() DBOptions {
-	return DBOptions{MmapBytes: ledgerMmap, Format: ledgerFormat, Upgrade: upgradeLedger,
+	return DBOptions{MmapBytes: ledgerMmap, FirstFit: true, Format: ledgerFormat, Upgrade: upgradeLedger,
 		Buckets: []string{string(bucketSent), string(bucketRetry), string(bucketDead), string(bucketTally),
 			string(bucketAside), string(bucketAsideLane)}}
 }

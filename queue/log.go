@@ -225,6 +225,7 @@ func (l *Log) open() error {
 	if n := len(l.files); n > 0 && whole != nil {
 		now, err := os.Stat(l.files[n-1].path)
 		l.files[n-1].known = err == nil && os.SameFile(now, whole)
+		l.files[n-1].toWrite = l.files[n-1].known
 	}
 	l.end = l.storedEnd(len(l.files))
 	if len(l.files) > 0 {
@@ -251,6 +252,7 @@ func newestFormat(dir string) (whole os.FileInfo, err error) {
 		return nil, err
 	}
 	newest := files[len(files)-1]
+	newest.toWrite = true
 	if _, _, err = newest.acquire(); errors.Is(err, ErrNewerFormat) {
 		return nil, err
 	} else if err != nil {
@@ -282,7 +284,9 @@ func (l *Log) openNewest() error {
 	if cause := suspected(f.path); cause != nil {
 		return l.salvageNewest(cause)
 	}
-	db, file, err := openDB(f.path, logOptions(l.limits.Load().RotateBytes))
+	o := logOptions(l.limits.Load().RotateBytes)
+	o.looked, o.pages = f.toWrite, writtenPages
+	db, file, err := openDB(f.path, o)
 	if err == nil {
 		if err = tryWriting(db, l.end); err != nil {
 			abandon(file)

@@ -49,6 +49,7 @@ type logFile struct {
 	readers int
 	kept    int  // readers that keep it open between two looks
 	known   bool // its tree was checked
+	toWrite bool // and that is, or is to be, what an open for writing asks for: the free list as well
 	writing bool
 	broken  bool // a commit panicked: bbolt may hold its own locks for ever
 	gone    bool // no longer in the log
@@ -100,7 +101,10 @@ func (f *logFile) acquire() (db *bolt.DB, ok bool, err error) {
 	}
 	if f.db == nil {
 		o := logOptions(0)
-		o.ReadOnly, o.MmapBytes, o.strict = true, 0, !f.known
+		o.ReadOnly, o.MmapBytes, o.strict, o.writable = true, 0, !f.known, f.toWrite
+		if f.toWrite {
+			o.pages = writtenPages
+		}
 		if f.db, err = OpenDB(f.path, o); err != nil {
 			return nil, true, err
 		}

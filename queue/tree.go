@@ -23,9 +23,13 @@ const (
 )
 
 // checkedPages bounds how many pages of a file are looked at when it is opened, the
-// outer ones and those last written first. It is what a start may cost: a tenth of a
-// second where nothing is cached.
-const checkedPages = 4096
+// outer ones and those last written first. It is what a start may cost: some twentieth of a
+// second where nothing is cached. Of the log's newest file a start looks at writtenPages only: what
+// a commit has written there is never written again, and commits stand far apart.
+const (
+	checkedPages = 2048
+	writtenPages = 512
+)
 
 // nearPages is how far apart pages may stand that are fetched as one: what is between them costs less than another
 // request to the disk. aheadPages is how many are asked for at once: of more, Linux fetches the first only (as many as a
@@ -41,9 +45,12 @@ const (
 // make a slice of somebody else's memory, on which the garbage collector ends the
 // process; and a free list that names pages in use has them overwritten. It is not a
 // check of everything: what it does not see fails under Guard, or a checksum.
-func checkTree(f *os.File, m metaPage, forWriting bool, entry func(bucket string, k, v []byte) error) error {
+func checkTree(f *os.File, m metaPage, forWriting bool, o DBOptions) error {
 	t := newTree(f, m)
-	t.entry = entry
+	t.entry = o.Entry
+	if o.pages > 0 {
+		t.most = o.pages
+	}
 	whole, err := t.check()
 	if err != nil || !forWriting || m.freelist == noFreelist {
 		return err
@@ -54,7 +61,7 @@ func checkTree(f *os.File, m metaPage, forWriting bool, entry func(bucket string
 	}
 	for i, id := range free {
 		// Named twice, in a list that bbolt writes in order, a page would be given away twice.
-		if id < 2 || id >= uint64(m.pages) || whole && t.used[id] || id == m.freelist || i > 0 && id <= free[i-1] {
+		if id < 2 || id >= uint64(m.pages) || whole && t.used.has(id) || id == m.freelist || i > 0 && id <= free[i-1] {
 			return fmt.Errorf("its free list names page %d: %w", id, ErrDamaged)
 		}
 	}
@@ -67,19 +74,36 @@ type tree struct {
 	f    *os.File
 	size int64 // of the file
 	meta metaPage
-	most int             // pages that check looks at
-	used map[uint64]bool // pages met, by number
-	buf  []byte          // of the page that was read last, unless somebody has taken it
+	most int     // pages that check looks at
+	used pageSet // pages met
+	buf  []byte  // of the page that was read last
+	// Of check, used again for each page. Only keys are kept, and grow.
+	es, inlined []element
+	keys        []byte
 	// entry, if set, is called by check for what it meets in the top-level buckets.
 	entry func(bucket string, k, v []byte) error
 }
 
 func newTree(f *os.File, m metaPage) *tree {
-	t := &tree{f: f, meta: m, most: checkedPages, used: map[uint64]bool{}}
+	t := &tree{f: f, meta: m, most: checkedPages}
 	if st, err := f.Stat(); err == nil { // else nothing can be read of it
 		t.size = st.Size()
 	}
+	t.used = make(pageSet, t.size/m.pageSize/64+1)
 	return t
+}
+
+// pageSet is a set of pages of a file, by number. Numbers behind its end are in no set.
+type pageSet []uint64
+
+func (s pageSet) has(id uint64) bool {
+	return id/64 < uint64(len(s)) && s[id/64]&(1<<(id%64)) != 0
+}
+
+func (s pageSet) add(id uint64) {
+	if id/64 < uint64(len(s)) {
+		s[id/64] |= 1 << (id % 64)
+	}
 }
 
 // element is one of a page's: of a branch, a page below; of a leaf, a key and value.
@@ -94,6 +118,11 @@ type element struct {
 // takes more pages the first. They are good until the next page is read (buf). What elements
 // point at lies within the page.
 func (t *tree) page(id uint64) (branch bool, es []element, b []byte, err error) {
+	return t.pageInto(nil, id)
+}
+
+// pageInto is page, with the elements in the memory of some that nobody needs any more.
+func (t *tree) pageInto(old []element, id uint64) (branch bool, es []element, b []byte, err error) {
 	if id < 2 || id >= uint64(t.meta.pages) {
 		return false, nil, nil, fmt.Errorf("page %d of %d: %w", id, t.meta.pages, ErrDamaged)
 	}
@@ -109,12 +138,12 @@ func (t *tree) page(id uint64) (branch bool, es []element, b []byte, err error) 
 		return false, nil, nil, fmt.Errorf("page %d is not itself: %w", id, ErrDamaged)
 	}
 	for n := id; n <= id+overflow && int64(n) <= t.size/t.meta.pageSize; n++ { // of a file that ends early, what is there
-		if t.used[n] {
+		if t.used.has(n) {
 			return false, nil, nil, fmt.Errorf("page %d is in the tree twice: %w", n, ErrDamaged)
 		}
-		t.used[n] = true
+		t.used.add(n)
 	}
-	branch, es, err = elements(b, int64(overflow+1)*t.meta.pageSize)
+	branch, es, err = elements(old, b, int64(overflow+1)*t.meta.pageSize)
 	if err != nil {
 		err = fmt.Errorf("page %d: %w", id, err)
 	}
@@ -156,14 +185,19 @@ func (t *tree) checkKeys(p place, es []element, b []byte) error {
 	return nil
 }
 
-// readAhead has the disk fetch the pages of a level, given by ascending number, while the first of them are looked at:
-// where nothing is cached, each would be waited for by itself.
-func (t *tree) readAhead(level []place) {
-	for i, j := 0, 0; i < len(level); i = j {
-		for j = i + 1; j < len(level) && level[j].id-level[j-1].id <= nearPages && level[j].id-level[i].id < aheadPages; j++ {
+// readAhead has the disk fetch the pages of a level, given by ascending number, the last first as they are looked at, while
+// that goes on: where nothing is cached, each would be waited for by itself. What it gives is closed when all was asked for.
+func (t *tree) readAhead(level []place) (asked chan struct{}) {
+	asked = make(chan struct{})
+	go func() {
+		defer close(asked)
+		for i, j := len(level)-1, 0; i >= 0; i = j {
+			for j = i - 1; j >= 0 && level[j+1].id-level[j].id <= nearPages && level[i].id-level[j].id < aheadPages; j-- {
+			}
+			readAhead(t.f, int64(level[j+1].id)*t.meta.pageSize, int64(level[i].id-level[j+1].id+1)*t.meta.pageSize)
 		}
-		readAhead(t.f, int64(level[i].id)*t.meta.pageSize, int64(level[j-1].id-level[i].id+1)*t.meta.pageSize)
-	}
+	}()
+	return asked
 }
 
 // part gives key and value of an element of a page, of which b is the begin.
@@ -174,8 +208,8 @@ func (t *tree) part(e element, id uint64, b []byte) (k, v []byte, err error) {
 	return t.read(id, e)
 }
 
-// elements reads those of a page of size bytes, of which b is the begin.
-func elements(b []byte, size int64) (branch bool, es []element, err error) {
+// elements reads those of a page of size bytes, of which b is the begin, into the memory of old ones.
+func elements(old []element, b []byte, size int64) (branch bool, es []element, err error) {
 	if len(b) < boltPageHeader {
 		return false, nil, ErrDamaged
 	}
@@ -184,7 +218,7 @@ func elements(b []byte, size int64) (branch bool, es []element, err error) {
 	if flags != pageBranch && flags != pageLeaf || first > int64(len(b)) {
 		return false, nil, fmt.Errorf("flags %#x, %d elements: %w", flags, count, ErrDamaged)
 	}
-	es = make([]element, 0, count)
+	es = slices.Grow(old[:0], int(count))
 	for i := range count {
 		begin := boltPageHeader + 16*i
 		field := func(n int64) int64 { return int64(binary.NativeEndian.Uint32(b[begin+4*n:])) }
@@ -243,64 +277,83 @@ func (t *tree) check() (whole bool, err error) {
 		if seen >= t.most {
 			return false, nil
 		}
-		var next []place
-		t.readAhead(level[max(0, len(level)-(t.most-seen)):])
-		for _, p := range slices.Backward(level) {
-			if seen++; seen > t.most {
-				return false, nil
-			}
-			below, more, err := t.checkPage(p, next)
-			if err != nil {
-				return false, err
-			}
-			next = below
-			seen += more
-			if len(next) > 4*t.most { // of those that will not be seen one says so
-				next = newestLast(next)[len(next)-t.most-1:]
-			}
+		below := newest{most: t.most - seen}
+		asked := t.readAhead(level[max(0, len(level)-below.most):])
+		looked, whole, err := t.checkLevel(level, &below)
+		<-asked
+		if !whole || err != nil {
+			return false, err
 		}
-		level = newestLast(next)
+		seen, level = seen+looked, below.inOrder()
 	}
 	return true, nil
 }
 
-// newestLast sorts: pages are written in order, so the last are about the newest.
-func newestLast(pages []place) []place {
-	slices.SortFunc(pages, func(a, b place) int { return cmp.Compare(a.id, b.id) })
-	return pages
+// checkLevel checks as many pages of a level as below is to have at most, counting those of large values.
+func (t *tree) checkLevel(level []place, below *newest) (looked int, whole bool, err error) {
+	for _, p := range slices.Backward(level) {
+		if looked++; looked > below.most {
+			return looked, false, nil
+		}
+		more, err := t.checkPage(p, below)
+		if err != nil {
+			return looked, false, err
+		}
+		looked += more
+	}
+	return looked, true, nil
 }
 
-// checkPage checks one page, and adds the places below it to next. more is how many pages
-// its large values take, which are read, too.
-func (t *tree) checkPage(p place, next []place) (below []place, more int, err error) {
-	branch, es, b, err := t.page(p.id)
+// newest collects the places of the next level: of those that will not be seen one says so, and the others are let go.
+type newest struct {
+	most  int // that will be seen
+	level []place
+	from  uint64 // pages before it are not among the last
+}
+
+func (n *newest) wants(id uint64) bool { return id >= n.from }
+
+func (n *newest) add(p place) {
+	if n.level = append(n.level, p); len(n.level) > 4*n.most {
+		n.level = n.inOrder()[len(n.level)-n.most-1:]
+		n.from = n.level[0].id
+	}
+}
+
+// inOrder sorts: pages are written in order, so the last are about the newest.
+func (n *newest) inOrder() []place {
+	slices.SortFunc(n.level, func(a, b place) int { return cmp.Compare(a.id, b.id) })
+	return n.level
+}
+
+// checkPage checks one page, and adds the places below it. more is how many pages its large
+// values take, which are read, too.
+func (t *tree) checkPage(p place, below *newest) (more int, err error) {
+	branch, es, b, err := t.pageInto(t.es, p.id)
 	if err == nil {
+		t.es = es
 		err = t.checkKeys(p, es, b)
 	}
 	if err != nil {
-		return nil, 0, err
+		return 0, err
 	}
 	if n := len(es); n > 0 && t.entry != nil {
 		more = int((es[n-1].at + es[n-1].key + es[n-1].val) / t.meta.pageSize)
 	}
-	if branch {
-		t.buf = nil // the keys of the pages below stand in it
-		for _, e := range es {
-			k, _, err := t.part(e, p.id, b)
-			if err != nil {
-				return nil, 0, err
-			}
-			next = append(next, place{e.child, k, p.bucket})
-		}
-		return next, more, nil
-	}
 	for _, e := range es {
-		if !e.bucket {
+		switch {
+		case branch && !below.wants(e.child), !branch && !e.bucket:
 			continue
 		}
 		k, v, err := t.part(e, p.id, b)
 		if err != nil {
-			return nil, 0, err
+			return 0, err
+		}
+		if branch {
+			at := len(t.keys)
+			t.keys = append(t.keys, k...) // where they have no room any more, they are copied, and the places keep the old ones
+			below.add(place{e.child, t.keys[at:len(t.keys):len(t.keys)], p.bucket})
+			continue
 		}
 		in := place{id: p.id, bucket: p.bucket}
 		if p.bucket == "" {
@@ -308,19 +361,18 @@ func (t *tree) checkPage(p place, next []place) (below []place, more int, err er
 		}
 		root, inline, err := bucket(v)
 		if err == nil && root == 0 {
-			var es []element
-			if _, es, err = elements(inline, int64(len(inline))); err == nil {
-				err = t.checkKeys(in, es, inline)
+			if _, t.inlined, err = elements(t.inlined, inline, int64(len(inline))); err == nil {
+				err = t.checkKeys(in, t.inlined, inline)
 			}
 		}
 		if err != nil {
-			return nil, 0, err
+			return 0, err
 		}
-		if in.id = root; root != 0 {
-			next = append(next, in)
+		if in.id = root; root != 0 && below.wants(root) {
+			below.add(in)
 		}
 	}
-	return next, more, nil
+	return more, nil
 }
 
 // each calls f for what can be read below a page, in order; buckets are given by their
@@ -357,7 +409,7 @@ func (t *tree) inBucket(value []byte, f func(k, v []byte) error) (damaged int, e
 	case root != 0:
 		return t.each(root, f)
 	}
-	_, es, err := elements(inline, int64(len(inline)))
+	_, es, err := elements(nil, inline, int64(len(inline)))
 	if err != nil {
 		return 1, nil
 	}

@@ -58,7 +58,7 @@ func TestTheTreeOfASoundFileIsSound(t *testing.T) {
 			m, err := newestMeta(f)
 			must(t, err)
 			most = max(most, m.pages)
-			if err := checkTree(f, m, true, nil); err != nil {
+			if err := checkTree(f, m, true, DBOptions{}); err != nil {
 				t.Fatalf("round %d: %v", round, err)
 			}
 			must(t, f.Close())

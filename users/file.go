@@ -63,7 +63,7 @@ func kindOf(bucket string) kind {
 
 func fileOptions() queue.DBOptions {
 	return queue.DBOptions{
-		MmapBytes: mmapBytes, Format: fileFormat,
+		MmapBytes: mmapBytes, FirstFit: true, Format: fileFormat,
 		Buckets: []string{string(bucketUsers), string(bucketDevices), string(bucketImports)},
 		Upgrade: func(*bolt.Tx) error { return nil }, // to 2: a bucket more
 		Entry:   checkEntry,
@@ -129,9 +129,14 @@ func (s *Store) openFile() error {
 	return s.rebuild(err.Error())
 }
 
+// LookEarly begins the look at users.db that Open makes, before Open is called. It writes nothing.
+func LookEarly(path string) *queue.EarlyLook { return queue.LookEarly(path, fileOptions()) }
+
 // openWhole opens a file and reads what it is good for.
 func (s *Store) openWhole(path string) error {
-	db, err := queue.OpenDB(path, fileOptions())
+	o := fileOptions()
+	o.Early = s.o.Early
+	db, err := queue.OpenDB(path, o)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,8 @@ import (
 
 // Options of a Store. Zero values stand for the defaults named.
 type Options struct {
-	Path string // users.db
+	Path  string           // users.db
+	Early *queue.EarlyLook // at it, that LookEarly has begun; nil = none
 	// CacheBytes bounds what is held in memory (64 MiB). What two transactions of the log
 	// change is held in any case, and may exceed it.
 	CacheBytes int64
