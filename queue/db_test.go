@@ -195,7 +195,7 @@ func TestALogOfANewerVersionIsLeftAlone(t *testing.T) {
 			must(t, db.Close())
 		}
 	}
-	for _, what := range []string{"log", "ledger", "chunk"} {
+	for _, what := range []string{"log", "log whose free list is damaged", "ledger", "chunk"} {
 		t.Run(what, func(t *testing.T) {
 			dir := t.TempDir()
 			h, cs := mustOpen(t, options(dir), "p")
@@ -205,6 +205,13 @@ func TestALogOfANewerVersionIsLeftAlone(t *testing.T) {
 			switch what {
 			case "log":
 				newer(path, logOptions(0))(t)
+			case "log whose free list is damaged":
+				newer(path, logOptions(0))(t)
+				f, err := os.Open(path)
+				must(t, err)
+				m, err := newestMeta(f)
+				must(t, errors.Join(err, f.Close()))
+				edit(t, path, func(b []byte) []byte { b[int64(m.freelist)*m.pageSize+8] ^= 1; return b })
 			case "ledger":
 				path = ledgerPath(dir, "p")
 				newer(path, ledgerOptions())(t)

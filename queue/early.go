@@ -45,5 +45,5 @@ func (l *EarlyLook) found(st os.FileInfo, m metaPage) bool {
 		return false
 	}
 	<-l.done
-	return l.file != nil && os.SameFile(l.file, st) && l.file.Size() == st.Size() && l.meta.at == m.at && bytes.Equal(l.meta.bytes, m.bytes)
+	return l.file != nil && os.SameFile(l.file, st) && l.file.Size() == st.Size() && l.file.ModTime().Equal(st.ModTime()) && l.meta.at == m.at && bytes.Equal(l.meta.bytes, m.bytes)
 }

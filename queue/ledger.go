@@ -32,7 +32,7 @@ import (
 // A crash forgets what came after the last checkpoint: those records are read
 // again, and sent again under the same ids. Every value ends with a checksum; an
 // entry that fails it is left out: a lane is then due at once, a count starts again,
-// an identifier counts as never sent.
+// an identifier counts as never sent. Of others see wholeLedger.
 const ledgerFormat = 2
 
 var (
@@ -55,12 +55,16 @@ func ledgerOptions() DBOptions {
 			string(bucketAside), string(bucketAsideLane)}}
 }
 
-// wholeLedger is ledgerOptions for an open that asks for checksums, too, as far as it looks: a dead letter that nobody can
-// read would stay among the dead, and keep an audit red for ever. Set aside, the ledger goes on without it, and it is
-// counted as lost.
+// wholeLedger is ledgerOptions for an open that asks for checksums, too, as far as it looks, of entries that nothing else
+// mends: a dead letter that nobody can read would stay among the dead, and keep an audit red for ever. Set
+// aside, the ledger goes on without it, and it is counted as lost.
 func wholeLedger() DBOptions {
 	o := ledgerOptions()
-	o.Entry = func(_ string, k, v []byte) error {
+	o.Entry = func(bucket string, k, v []byte) error {
+		switch bucket {
+		case string(bucketSent), string(bucketRetry), string(bucketTally):
+			return nil // it is left out, and written again
+		}
 		_, err := unseal(k, v)
 		return err
 	}
@@ -252,8 +256,8 @@ func ledgersKnow(storage string) (seq uint64, counts map[string]uint64, err erro
 	return seq, counts, nil
 }
 
-// peekLedgers reads the states of all ledgers, none of which is open, by name. One that is
-// damaged is not among them: OpenConsumer sets it aside and says so.
+// peekLedgers reads the states of all ledgers, none of which is open, by name. One that
+// bbolt cannot read is not among them: OpenConsumer sets it aside and says so.
 func peekLedgers(storage string) (map[string]ledgerState, error) {
 	names, err := Ledgers(storage)
 	if err != nil {

@@ -166,6 +166,9 @@ func (f *logFile) retire() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.writing = false
+	if f.toWrite { // that look did not go far
+		f.known, f.toWrite = false, false
+	}
 	f.closeIdle()
 	f.measure()
 }

@@ -25,7 +25,8 @@ const (
 // checkedPages bounds how many pages of a file are looked at when it is opened, the
 // outer ones and those last written first. It is what a start may cost: some twentieth of a
 // second where nothing is cached. Of the log's newest file a start looks at writtenPages only: what
-// a commit has written there is never written again, and commits stand far apart.
+// large commits have written there is never written again, and they stand far apart. Who reads what stands further
+// back while this process writes the file has Guard and checksums.
 const (
 	checkedPages = 2048
 	writtenPages = 512
@@ -47,11 +48,11 @@ const (
 // check of everything: what it does not see fails under Guard, or a checksum.
 func checkTree(f *os.File, m metaPage, forWriting bool, o DBOptions) error {
 	t := newTree(f, m)
-	t.entry = o.Entry
+	t.entry, t.upwards = o.Entry, o.FirstFit
 	if o.pages > 0 {
 		t.most = o.pages
 	}
-	whole, err := t.check()
+	_, err := t.check()
 	if err != nil || !forWriting || m.freelist == noFreelist {
 		return err
 	}
@@ -61,7 +62,7 @@ func checkTree(f *os.File, m metaPage, forWriting bool, o DBOptions) error {
 	}
 	for i, id := range free {
 		// Named twice, in a list that bbolt writes in order, a page would be given away twice.
-		if id < 2 || id >= uint64(m.pages) || whole && t.used.has(id) || id == m.freelist || i > 0 && id <= free[i-1] {
+		if id < 2 || id >= uint64(m.pages) || t.used.has(id) || i > 0 && id <= free[i-1] {
 			return fmt.Errorf("its free list names page %d: %w", id, ErrDamaged)
 		}
 	}
@@ -74,9 +75,11 @@ type tree struct {
 	f    *os.File
 	size int64 // of the file
 	meta metaPage
-	most int     // pages that check looks at
-	used pageSet // pages met
-	buf  []byte  // of the page that was read last
+	most int // pages that check looks at
+	// upwards says that bbolt takes free pages from the front of the file, so that the pages written last stand there.
+	upwards bool
+	used    pageSet // pages met
+	buf     []byte  // of the page that was read last
 	// Of check, used again for each page. Only keys are kept, and grow.
 	es, inlined []element
 	keys        []byte
@@ -85,11 +88,11 @@ type tree struct {
 }
 
 func newTree(f *os.File, m metaPage) *tree {
-	t := &tree{f: f, meta: m, most: checkedPages}
-	if st, err := f.Stat(); err == nil { // else nothing can be read of it
+	t := &tree{f: f, meta: m, most: checkedPages, keys: make([]byte, 0, 4096)} // an empty key is not none
+	if st, err := f.Stat(); err == nil {                                       // else nothing can be read of it
 		t.size = st.Size()
 	}
-	t.used = make(pageSet, t.size/m.pageSize/64+1)
+	t.used = make(pageSet, min(t.size/m.pageSize, m.pages)/64+1)
 	return t
 }
 
@@ -185,16 +188,17 @@ func (t *tree) checkKeys(p place, es []element, b []byte) error {
 	return nil
 }
 
-// readAhead has the disk fetch the pages of a level, given by ascending number, the last first as they are looked at, while
-// that goes on: where nothing is cached, each would be waited for by itself. What it gives is closed when all was asked for.
+// readAhead has the disk fetch the pages of a level, in the order in which they are looked at, while that goes on: where
+// nothing is cached, each would be waited for by itself. What it gives is closed when all was asked for.
 func (t *tree) readAhead(level []place) (asked chan struct{}) {
 	asked = make(chan struct{})
+	apart := func(i, j int) uint64 { return max(level[i].id, level[j].id) - min(level[i].id, level[j].id) }
 	go func() {
 		defer close(asked)
-		for i, j := len(level)-1, 0; i >= 0; i = j {
-			for j = i - 1; j >= 0 && level[j+1].id-level[j].id <= nearPages && level[i].id-level[j].id < aheadPages; j-- {
+		for i, j := 0, 0; i < len(level); i = j {
+			for j = i + 1; j < len(level) && apart(j-1, j) <= nearPages && apart(i, j) < aheadPages; j++ {
 			}
-			readAhead(t.f, int64(level[j+1].id)*t.meta.pageSize, int64(level[i].id-level[j+1].id+1)*t.meta.pageSize)
+			readAhead(t.f, int64(min(level[i].id, level[j-1].id))*t.meta.pageSize, int64(apart(i, j-1)+1)*t.meta.pageSize)
 		}
 	}()
 	return asked
@@ -269,7 +273,7 @@ type place struct {
 	bucket string
 }
 
-// check visits the tree from above, level by level, last pages first. whole says that
+// check visits the tree from above, level by level, the pages written last first. whole says that
 // it has seen all of it.
 func (t *tree) check() (whole bool, err error) {
 	level := []place{{id: t.meta.root}}
@@ -277,8 +281,8 @@ func (t *tree) check() (whole bool, err error) {
 		if seen >= t.most {
 			return false, nil
 		}
-		below := newest{most: t.most - seen}
-		asked := t.readAhead(level[max(0, len(level)-below.most):])
+		below := newest{most: t.most - seen, upwards: t.upwards}
+		asked := t.readAhead(level[:min(len(level), below.most)])
 		looked, whole, err := t.checkLevel(level, &below)
 		<-asked
 		if !whole || err != nil {
@@ -291,7 +295,7 @@ func (t *tree) check() (whole bool, err error) {
 
 // checkLevel checks as many pages of a level as below is to have at most, counting those of large values.
 func (t *tree) checkLevel(level []place, below *newest) (looked int, whole bool, err error) {
-	for _, p := range slices.Backward(level) {
+	for _, p := range level {
 		if looked++; looked > below.most {
 			return looked, false, nil
 		}
@@ -305,24 +309,35 @@ func (t *tree) checkLevel(level []place, below *newest) (looked int, whole bool,
 }
 
 // newest collects the places of the next level: of those that will not be seen one says so, and the others are let go.
+// Where pages stand tells about when they were written: a file that grows has the last at its end, and one
+// whose free pages are taken from the front has them there (upwards).
 type newest struct {
-	most  int // that will be seen
-	level []place
-	from  uint64 // pages before it are not among the last
+	most    int // that will be seen
+	upwards bool
+	level   []place
+	full    bool
+	last    uint64 // of a full one: pages behind it, in this order, are not among those that will be seen
 }
 
-func (n *newest) wants(id uint64) bool { return id >= n.from }
+func (n *newest) wants(id uint64) bool {
+	return !n.full || id == n.last || n.upwards == (id < n.last)
+}
 
 func (n *newest) add(p place) {
 	if n.level = append(n.level, p); len(n.level) > 4*n.most {
-		n.level = n.inOrder()[len(n.level)-n.most-1:]
-		n.from = n.level[0].id
+		n.level = n.inOrder()[:n.most+1]
+		n.full, n.last = true, n.level[n.most].id
 	}
 }
 
-// inOrder sorts: pages are written in order, so the last are about the newest.
+// inOrder sorts them as they are to be looked at.
 func (n *newest) inOrder() []place {
-	slices.SortFunc(n.level, func(a, b place) int { return cmp.Compare(a.id, b.id) })
+	slices.SortFunc(n.level, func(a, b place) int {
+		if n.upwards {
+			return cmp.Compare(a.id, b.id)
+		}
+		return cmp.Compare(b.id, a.id)
+	})
 	return n.level
 }
 
@@ -476,7 +491,9 @@ func (t *tree) freelist() ([]uint64, error) {
 	}
 	ids := make([]uint64, count)
 	for i := range ids {
-		ids[i] = binary.NativeEndian.Uint64(all[from+8*i:])
+		if ids[i] = binary.NativeEndian.Uint64(all[from+8*i:]); ids[i]-t.meta.freelist <= overflow {
+			return nil, fmt.Errorf("the free list names its own page %d: %w", ids[i], ErrDamaged)
+		}
 	}
 	return ids, nil
 }

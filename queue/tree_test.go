@@ -6,9 +6,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	bolt "go.etcd.io/bbolt"
+	"pgregory.net/rapid"
 )
 
 // What bbolt writes passes the look at its tree, whatever was put and deleted: a file
@@ -123,10 +126,17 @@ func TestATreeThatIsNotSound(t *testing.T) {
 		t.Fatalf("%d free pages", len(free))
 	}
 	page := func(id uint64) int { return int(id) * int(m.pageSize) }
+	// named has the free list name a page in use, in order.
+	named := func(b []byte, id uint64) {
+		i := min(slices.IndexFunc(append(free, id+1), func(f uint64) bool { return f > id }), len(free)-1)
+		binary.NativeEndian.PutUint64(b[page(m.freelist)+boltPageHeader+8*i:], id)
+	}
 	for _, tt := range []struct {
 		name string
 		harm func(b []byte)
 	}{
+		{"a free list that names a page in use", func(b []byte) { named(b, leaf) }},
+		{"a free list that names a page in use, of a tree of which a part is looked at", func(b []byte) { named(b, root) }},
 		{"the first key of a leaf", func(b []byte) { b[page(leaf)+int(entries[0].at)+6] ^= 1 }},
 		{"a key in the middle of a leaf", func(b []byte) { b[page(leaf)+int(entries[3].at)] ^= 0x40 }},
 		{"the key by which a leaf is known", func(b []byte) { b[page(root)+int(below[1].at)+7] ^= 1 }},
@@ -147,12 +157,42 @@ func TestATreeThatIsNotSound(t *testing.T) {
 			to := filepath.Join(t.TempDir(), "harmed.db")
 			must(t, copySparse(from, to))
 			edit(t, to, func(b []byte) []byte { tt.harm(b); return b })
+			o := o
+			if strings.HasSuffix(tt.name, "a part is looked at") {
+				o.pages = 4
+			}
 			if db, err := OpenDB(to, o); err == nil {
 				db.Close()
 				t.Error("it was opened")
 			}
 		})
 	}
+}
+
+// Of a level of which only some will be seen, those are kept that were written last, and one that says that there are more.
+func TestThePlacesThatAreKept(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := newest{most: rapid.IntRange(1, 5).Draw(t, "most"), upwards: rapid.Bool().Draw(t, "upwards")}
+		ids := rapid.SliceOfDistinct(rapid.Uint64Range(2, 200), func(id uint64) uint64 { return id }).Draw(t, "ids")
+		for _, id := range ids {
+			if n.wants(id) {
+				n.add(place{id: id})
+			}
+		}
+		slices.Sort(ids)
+		if !n.upwards {
+			slices.Reverse(ids)
+		}
+		level := n.inOrder()
+		if len(level) <= n.most && len(level) != len(ids) {
+			t.Fatalf("%d of %d places are left, and none says so", len(level), len(ids))
+		}
+		for i := range min(len(ids), n.most+1) {
+			if level[i].id != ids[i] {
+				t.Fatalf("place %d is page %d, not %d", i, level[i].id, ids[i])
+			}
+		}
+	})
 }
 
 // However few pages may be looked at, and wherever in the tree that ends: what was not seen is not called whole, and what is

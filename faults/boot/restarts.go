@@ -11,7 +11,8 @@ import (
 
 const (
 	restartsOfStory = 50   // of one machine: its boot and installation cost more than ten of them
-	rate            = 1000 // requests a second
+	rate            = 1000 // requests a second that are to be acknowledged
+	begun           = 1100 // and that begin, as long as there is a sender left: while it restarts they wait
 	between         = 300  // requests that are acknowledged from one restart to the next
 )
 
@@ -20,7 +21,7 @@ const (
 func restarts(ctx context.Context, c *scoreboard.Case) (done int, err error) {
 	senders := func(m *machine) *load { return newLoad(m, 2000, 1, 1, 0, c.Seed) }
 	err = tell(ctx, c, senders, "", func(ctx context.Context, s *story) error {
-		s.l.pace = newPace(rate)
+		s.l.pace = newPace(begun)
 		began := time.Now()
 		s.l.start(ctx)
 		for done < min(restartsOfStory, c.Left) {
