@@ -17,14 +17,14 @@ var bugs = []bug{{
 	name: "answer-before-commit", trial: "kill -9",
 	what: "senders are answered before the commit",
 	file: "queue/commit.go",
-	old: `	if len(g.chunks) > 0 {
-		if err := l.commit(g.chunks, g.end); err != nil {
+	old: `	if len(g.chunks) == 0 {
+		g.answer(nil)
 `,
 	new: `	if planted.Is("answer-before-commit") {
 		g.answer(nil)
 	}
-	if len(g.chunks) > 0 {
-		if err := l.commit(g.chunks, g.end); err != nil {
+	if len(g.chunks) == 0 {
+		g.answer(nil)
 `,
 }, {
 	name: "log-not-synced", trial: "ext4 cuts",
