@@ -135,20 +135,24 @@ func newConsumer(l *Log, o ConsumerOptions) *Consumer {
 // A damaged ledger is set aside, and what can be read of it goes on (SetAside tells).
 // Where its position cannot be read, the consumer begins at the oldest record the log
 // has, with books that begin anew: what was delivered before is sent again under the
-// same ids.
+// same ids. On a disk that is too full for what would be taken over, a ledger of which only
+// entries are damaged goes on as it is.
 func OpenConsumer(l *Log, o ConsumerOptions) (*Consumer, error) {
 	c := newConsumer(l, o)
 	path := c.path()
 	err := suspected(path)
 	if err == nil {
-		err = c.openLedger(path)
+		err = c.openLedger(path, wholeLedger())
 	}
 	if errors.Is(err, ErrDamaged) && !o.Trial {
-		if c.away, err = salvageLedger(&l.o, path, err); err != nil {
-			return nil, fmt.Errorf("sync %s: %w", o.Name, err)
-		}
+		c.away, err = salvageLedger(&l.o, path, err)
 		c = c.afresh()
-		err = c.openLedger(path)
+		switch {
+		case err == nil:
+			err = c.openLedger(path, wholeLedger())
+		case NoSpace(err) && suspected(path) == nil && c.openLedger(path, ledgerOptions()) == nil:
+			err = nil // only entries are damaged: it goes on as it is, and the next start tries again
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("sync %s: %w", o.Name, err)
@@ -170,9 +174,9 @@ func (c *Consumer) holder() string { return "sync/" + c.o.Name }
 
 // openLedger opens and reads the ledger, and makes its first checkpoint: one that
 // cannot be written shows it now.
-func (c *Consumer) openLedger(path string) error {
+func (c *Consumer) openLedger(path string, o DBOptions) error {
 	var err error
-	if c.db, c.file, err = openDB(path, wholeLedger()); err != nil {
+	if c.db, c.file, err = openDB(path, o); err != nil {
 		return err
 	}
 	if err := Guard(func() error { return c.db.View(c.load) }); err != nil {

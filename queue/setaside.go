@@ -244,10 +244,16 @@ func (l *Log) salvageOlder(f *logFile, cause error) error {
 func salvageLedger(o *Options, path string, cause error) (*SetAside, error) {
 	saved, err := saveEntries(path)
 	if err != nil {
+		if err := os.Remove(path + salvageSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have filled the disk
+			return nil, err
+		}
 		return nil, fmt.Errorf("salvage %s: %w", path, err)
 	}
 	away, err := putAside(o, path, cause, saved)
-	return &away, err
+	if err != nil {
+		return nil, err
+	}
+	return &away, nil
 }
 
 // saveEntries copies the entries whose checksums are right.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	bolt "go.etcd.io/bbolt"
 )
 
 func TestAFullDisk(t *testing.T) {
@@ -63,5 +65,49 @@ func TestNewEventsDoNotTakeWhatTheReserveGave(t *testing.T) {
 	}
 	if after, err := freeBytes(storage); after < min(before, reserveBytes) || err != nil {
 		t.Errorf("%d bytes were free, now %d, %v", before, after, err)
+	}
+}
+
+// Where there is no room for what can be read of a ledger, one damaged dead letter keeps nobody from starting; and the
+// first start that has room mends it.
+func TestADamagedLedgerOnAFullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting a small tmpfs needs root")
+	}
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=32m"); err != nil {
+		t.Skipf("a small tmpfs cannot be mounted here: %v", err)
+	}
+	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	storage := filepath.Join(dir, "ampcio")
+	h, cs := mustOpen(t, options(storage), "p")
+	for n := range 40 {
+		h.append("a:" + noise(uint64(n), 30_000))
+		mustClaim(t, cs["p"]).Finish([]Outcome{{Ending: Dead, Reason: "too_long"}})
+	}
+	must(t, cs["p"].Flush())
+	h.close(cs)
+	editLedger(t, storage, func(tx *bolt.Tx) { must(t, tx.Bucket(bucketDead).Put(seqKey(7), []byte("spoilt"))) })
+	free, err := freeBytes(storage)
+	must(t, err)
+	filler := filepath.Join(dir, "filler")
+	must(t, os.WriteFile(filler, make([]byte, free-400<<10), 0o600))
+
+	h, cs = mustOpen(t, options(storage), "p")
+	if away := cs["p"].SetAside(); away != nil {
+		t.Errorf("there was room for %+v", away)
+	}
+	if left, err := freeBytes(storage); err != nil || left < 200<<10 {
+		t.Errorf("%d bytes are free, %v", left, err)
+	}
+	h.append("a:1")
+	mustClaim(t, cs["p"]).Finish(delivered(1))
+	h.close(cs)
+
+	must(t, os.Remove(filler))
+	h, cs = mustOpen(t, options(storage), "p")
+	defer h.close(cs)
+	if st := mustStats(t, cs["p"]); cs["p"].SetAside() == nil || st.Books.Dead != 39 || st.Books.Lost != 1 || st.Books.Delivered != 1 {
+		t.Errorf("with room: set aside %+v, %+v", cs["p"].SetAside(), st.Books)
 	}
 }
