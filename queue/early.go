@@ -3,15 +3,17 @@ package queue
 import (
 	"bytes"
 	"os"
+	"time"
 )
 
 // EarlyLook is the look at a bbolt file's pages that OpenDB makes before bbolt has the file, begun before that: a start
 // that has more than one file waits for the disk once. It writes nothing and holds no lock; what has changed in the file
 // meanwhile, or was not whole, is looked at again.
 type EarlyLook struct {
-	done chan struct{}
-	file os.FileInfo // nil = nothing was found out
-	meta metaPage
+	done    chan struct{}
+	file    os.FileInfo // nil = nothing was found out
+	written time.Time   // its own time of that
+	meta    metaPage
 }
 
 // LookEarly begins to look at the file at path, which need not be there, as an OpenDB for writing with these options
@@ -33,7 +35,7 @@ func LookEarly(path string, o DBOptions) *EarlyLook {
 			return
 		}
 		if checkTree(f, l.meta, true, o) == nil {
-			l.file = st
+			l.file, l.written = st, st.ModTime()
 		}
 	}()
 	return l
@@ -45,5 +47,5 @@ func (l *EarlyLook) found(st os.FileInfo, m metaPage) bool {
 		return false
 	}
 	<-l.done
-	return l.file != nil && os.SameFile(l.file, st) && l.file.Size() == st.Size() && l.file.ModTime().Equal(st.ModTime()) && l.meta.at == m.at && bytes.Equal(l.meta.bytes, m.bytes)
+	return l.file != nil && os.SameFile(l.file, st) && l.file.Size() == st.Size() && st.ModTime().Equal(l.written) && l.meta.at == m.at && bytes.Equal(l.meta.bytes, m.bytes)
 }
