@@ -280,6 +280,10 @@ func (d *daemon) openLedger(name string, set *settings, on bool) (*queue.Consume
 		d.log.Error("a damaged ledger was set aside; what could be read of it is sent again, under the same ids",
 			"sync", name, "file", a.Path, "entries", a.Saved, "reason", a.Reason)
 	}
+	if err := c.Unmended(); err != nil {
+		d.log.Error("a ledger is damaged, and there is no room to take over what can be read; it goes on as it is", "sync", name,
+			"reason", err, "do", "free space on the disk of storage.dir, and start ampcio again")
+	}
 	bind(c, set, d.config().DeadLetters)
 	return c, nil
 }

@@ -156,7 +156,7 @@ func AuditFiles(ctx context.Context, dir string, names ...string) (all []Audit, 
 		case suspected(ledgerPath(dir, name)) != nil:
 			a.note("damage was met in this ledger while it was in use: the next start sets it aside and takes over what can be read")
 		case a.damaged:
-			a.note("the next start that meets the damage sets the ledger aside, takes over what can be read of it, and counts what is missing as lost; in a large ledger it may not look so far: run ampcio audit while ampcio runs, and start it again")
+			a.note("the next start that meets the damage sets the ledger aside, takes over what can be read of it, and counts what is missing as lost, or deletes what nobody will miss; in a large ledger it may not look so far: run ampcio audit while ampcio runs, and start it again")
 		}
 		all = append(all, a)
 	}

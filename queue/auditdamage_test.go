@@ -261,6 +261,37 @@ func TestDamageThatAnAuditFinds(t *testing.T) {
 	b.close(t)
 }
 
+// What is damaged and nobody misses is deleted by the next start, also where it was met while ampcio did not run.
+func TestAStartDeletesWhatIsLeftOut(t *testing.T) {
+	dir := quickDir(t)
+	lived(t, dir)
+	before := audited(t, dir)
+	editLedger(t, dir, func(tx *bolt.Tx) {
+		for _, b := range [][]byte{bucketSent, bucketRetry, bucketTally} {
+			k, v := tx.Bucket(b).Cursor().First()
+			k, v = bytes.Clone(k), bytes.Clone(v)
+			v[len(v)/2] ^= 4
+			must(t, tx.Bucket(b).Put(k, v))
+		}
+	})
+	as, err := AuditFiles(t.Context(), dir)
+	must(t, err)
+	if len(as) != 1 || len(as[0].Differences) != 3 {
+		t.Fatalf("%+v", as)
+	}
+	b := openBare(t, dir)
+	if away := b.c.SetAside(); away != nil {
+		t.Errorf("%+v was set aside", away)
+	}
+	b.close(t)
+	as, err = AuditFiles(t.Context(), dir)
+	must(t, err)
+	mustBalance(t, as[0])
+	if as[0].Books != before.Books {
+		t.Errorf("%+v\nwant %+v", as[0].Books, before.Books)
+	}
+}
+
 // So does a forgetting: it is tried again at each start, and would fail for ever.
 func TestDamageThatAForgettingFinds(t *testing.T) {
 	dir := t.TempDir()

@@ -35,12 +35,13 @@ type ConsumerOptions struct {
 // account of them in its ledger. All methods but Run and Close are safe for
 // concurrent use.
 type Consumer struct {
-	log    *Log
-	o      ConsumerOptions
-	db     *bolt.DB
-	file   *os.File  // of db
-	broken bool      // a checkpoint panicked: bbolt may hold its own locks for ever
-	away   *SetAside // the ledger that was damaged at open
+	log      *Log
+	o        ConsumerOptions
+	db       *bolt.DB
+	file     *os.File  // of db
+	broken   bool      // a checkpoint panicked: bbolt may hold its own locks for ever
+	away     *SetAside // the ledger that was damaged at open
+	unmended error
 
 	mu    sync.Mutex
 	ready chan struct{} // has an element when a lane may have become ready: one Claim that waits looks, and passes it on
@@ -136,23 +137,16 @@ func newConsumer(l *Log, o ConsumerOptions) *Consumer {
 // Where its position cannot be read, the consumer begins at the oldest record the log
 // has, with books that begin anew: what was delivered before is sent again under the
 // same ids. On a disk that is too full for what would be taken over, a ledger of which only
-// entries are damaged goes on as it is.
+// entries are damaged, and none that was met in use, goes on as it is (Unmended tells).
 func OpenConsumer(l *Log, o ConsumerOptions) (*Consumer, error) {
 	c := newConsumer(l, o)
 	path := c.path()
 	err := suspected(path)
 	if err == nil {
-		err = c.openLedger(path, wholeLedger())
+		err = c.openLedger(path, true)
 	}
 	if errors.Is(err, ErrDamaged) && !o.Trial {
-		c.away, err = salvageLedger(&l.o, path, err)
-		c = c.afresh()
-		switch {
-		case err == nil:
-			err = c.openLedger(path, wholeLedger())
-		case NoSpace(err) && suspected(path) == nil && c.openLedger(path, ledgerOptions()) == nil:
-			err = nil // only entries are damaged: it goes on as it is, and the next start tries again
-		}
+		c, err = c.salvaged(path, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("sync %s: %w", o.Name, err)
@@ -161,6 +155,27 @@ func OpenConsumer(l *Log, o ConsumerOptions) (*Consumer, error) {
 		l.Hold(c.holder(), c.state.low)
 	}
 	return c, nil
+}
+
+// salvaged is the consumer with a ledger that takes the place of its damaged one.
+func (c *Consumer) salvaged(path string, cause error) (*Consumer, error) {
+	o := &c.log.o
+	saved, err := saveLedger(path)
+	if err != nil {
+		fresh := c.afresh()
+		if !NoSpace(err) || suspected(path) != nil || fresh.openLedger(path, false) != nil {
+			return nil, err
+		}
+		fresh.unmended = fmt.Errorf("%w; nothing is taken over: %w", cause, err)
+		return fresh, nil
+	}
+	away, err := putAside(o, path, cause, saved)
+	if err != nil {
+		return nil, err
+	}
+	c.away = &away
+	fresh := c.afresh()
+	return fresh, fresh.openLedger(path, true)
 }
 
 // afresh is the consumer before it has read a ledger.
@@ -172,12 +187,20 @@ func (c *Consumer) afresh() *Consumer {
 
 func (c *Consumer) holder() string { return "sync/" + c.o.Name }
 
-// openLedger opens and reads the ledger, and makes its first checkpoint: one that
-// cannot be written shows it now.
-func (c *Consumer) openLedger(path string, o DBOptions) error {
+// openLedger opens and reads the ledger, whole = only if no entry is damaged that would be missed, and makes its first
+// checkpoint: one that cannot be written shows it now.
+func (c *Consumer) openLedger(path string, whole bool) error {
 	var err error
+	var leftOut []spoilt
+	o := ledgerOptions()
+	if whole {
+		o = wholeLedger(func(e spoilt) { leftOut = append(leftOut, e) })
+	}
 	if c.db, c.file, err = openDB(path, o); err != nil {
 		return err
+	}
+	if err := c.deleteSpoilt(leftOut); err != nil {
+		return errors.Join(err, c.Close())
 	}
 	if err := Guard(func() error { return c.db.View(c.load) }); err != nil {
 		return errors.Join(fmt.Errorf("read %s: %w", path, err), c.db.Close())
@@ -185,6 +208,27 @@ func (c *Consumer) openLedger(path string, o DBOptions) error {
 	c.durable = c.countedNow()
 	if err := c.begin(); err != nil {
 		return errors.Join(err, c.Close())
+	}
+	return nil
+}
+
+// deleteSpoilt deletes what would be left out, and what an audit would find again and again. On a full disk it waits for another start.
+func (c *Consumer) deleteSpoilt(entries []spoilt) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	err := Guard(func() error {
+		return c.db.Update(func(tx *bolt.Tx) error {
+			for _, e := range entries {
+				if err := tx.Bucket(e.bucket).Delete(e.key); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	if err != nil && !NoSpace(err) {
+		return fmt.Errorf("delete damaged entries of %s: %w", c.path(), err)
 	}
 	return nil
 }
@@ -441,6 +485,10 @@ func (c *Consumer) view(f func(*bolt.Tx) error) error {
 
 // SetAside tells of the ledger that was found damaged at open; nil when it was not.
 func (c *Consumer) SetAside() *SetAside { return c.away }
+
+// Unmended is what is damaged in the ledger, and why OpenConsumer has not set it aside: there is no room on the disk. nil =
+// nothing; the next start with room mends it.
+func (c *Consumer) Unmended() error { return c.unmended }
 
 // Close closes the ledger. Run has returned or was never called. The consumer stays a
 // holder of the log until Log.Forget.

@@ -12,7 +12,7 @@ import (
 type EarlyLook struct {
 	done    chan struct{}
 	file    os.FileInfo // nil = nothing was found out
-	written time.Time   // its own time of that
+	written time.Time   // when the file said that it was written last
 	meta    metaPage
 }
 

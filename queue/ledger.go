@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
@@ -55,17 +56,23 @@ func ledgerOptions() DBOptions {
 			string(bucketAside), string(bucketAsideLane)}}
 }
 
-// wholeLedger is ledgerOptions for an open that asks for checksums, too, as far as it looks, of entries that nothing else
-// mends: a dead letter that nobody can read would stay among the dead, and keep an audit red for ever. Set
-// aside, the ledger goes on without it, and it is counted as lost.
-func wholeLedger() DBOptions {
+// spoilt is an entry of a ledger whose checksum is wrong.
+type spoilt struct{ bucket, key []byte }
+
+// wholeLedger is ledgerOptions for an open that asks for checksums, too, as far as it looks: a dead letter that nobody can read
+// would stay among the dead, and keep an audit red for ever. Set aside, the ledger goes on without it, and it is counted as
+// lost. What nobody misses, since it is left out, is no reason for that; it is given to each, to be deleted.
+func wholeLedger(each func(spoilt)) DBOptions {
 	o := ledgerOptions()
 	o.Entry = func(bucket string, k, v []byte) error {
+		_, err := unseal(k, v)
 		switch bucket {
 		case string(bucketSent), string(bucketRetry), string(bucketTally):
-			return nil // it is left out, and written again
+			if err != nil {
+				each(spoilt{[]byte(bucket), bytes.Clone(k)})
+			}
+			return nil
 		}
-		_, err := unseal(k, v)
 		return err
 	}
 	return o
@@ -323,7 +330,7 @@ func viewFile(path string, f func(tx *bolt.Tx) error) error {
 // viewLedgerAsStart is viewLedger; of a ledger that the next start would set aside it says ErrDamaged, even where
 // what is asked for could still be read.
 func viewLedgerAsStart(storage, name string, f func(tx *bolt.Tx) error) error {
-	o := wholeLedger()
+	o := wholeLedger(func(spoilt) {})
 	o.ReadOnly, o.MmapBytes, o.strict, o.writable = true, 0, true, true
 	return viewDB(ledgerPath(storage, name), o, f)
 }

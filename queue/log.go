@@ -253,7 +253,7 @@ func newestFormat(dir string) (whole os.FileInfo, err error) {
 	}
 	newest := files[len(files)-1]
 	newest.toWrite = true
-	if _, _, err = newest.acquire(); errors.Is(err, ErrDamaged) { // its format may be to be read all the same
+	if _, _, err = newest.acquire(); errors.Is(err, ErrDamaged) { // its format may be readable all the same
 		newest.toWrite = false
 		if _, _, err = newest.acquire(); err == nil {
 			newest.release()

@@ -239,21 +239,17 @@ func (l *Log) salvageOlder(f *logFile, cause error) error {
 	return nil
 }
 
-// salvageLedger puts a damaged ledger aside; one with all entries that can be read
-// takes its place. A ledger whose state cannot be read goes on without one.
-func salvageLedger(o *Options, path string, cause error) (*SetAside, error) {
-	saved, err := saveEntries(path)
-	if err != nil {
-		if err := os.Remove(path + salvageSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have filled the disk
-			return nil, err
-		}
-		return nil, fmt.Errorf("salvage %s: %w", path, err)
+// saveLedger makes a ledger with all entries of a damaged one that can be read, to take its place. A ledger whose
+// state cannot be read goes on without one. After an error nothing is left of it: it may have filled the disk.
+func saveLedger(path string) (saved int, err error) {
+	saved, err = saveEntries(path)
+	if err == nil {
+		return saved, nil
 	}
-	away, err := putAside(o, path, cause, saved)
-	if err != nil {
-		return nil, err
+	if gone := os.Remove(path + salvageSuffix); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+		return 0, errors.Join(err, gone)
 	}
-	return &away, nil
+	return 0, fmt.Errorf("salvage %s: %w", path, err)
 }
 
 // saveEntries copies the entries whose checksums are right.
@@ -285,7 +281,13 @@ func saveEntries(path string) (saved int, err error) {
 		}
 		return s.take(bucket, k, v)
 	})
-	return s.saved, errors.Join(err, s.flush(), to.Sync(), to.Close())
+	err = errors.Join(err, s.flush())
+	if err == nil {
+		if err = to.Sync(); err != nil {
+			err = &os.PathError{Op: "fsync", Path: path + salvageSuffix, Err: err} // of a file that nobody needs yet: NoSpace is that
+		}
+	}
+	return s.saved, errors.Join(err, to.Close())
 }
 
 // saver writes entries, some at a time.

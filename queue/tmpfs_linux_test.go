@@ -94,8 +94,8 @@ func TestADamagedLedgerOnAFullDisk(t *testing.T) {
 	must(t, os.WriteFile(filler, make([]byte, free-400<<10), 0o600))
 
 	h, cs = mustOpen(t, options(storage), "p")
-	if away := cs["p"].SetAside(); away != nil {
-		t.Errorf("there was room for %+v", away)
+	if away := cs["p"].SetAside(); away != nil || cs["p"].Unmended() == nil {
+		t.Errorf("set aside %+v, unmended: %v", away, cs["p"].Unmended())
 	}
 	if left, err := freeBytes(storage); err != nil || left < 200<<10 {
 		t.Errorf("%d bytes are free, %v", left, err)
@@ -107,7 +107,7 @@ func TestADamagedLedgerOnAFullDisk(t *testing.T) {
 	must(t, os.Remove(filler))
 	h, cs = mustOpen(t, options(storage), "p")
 	defer h.close(cs)
-	if st := mustStats(t, cs["p"]); cs["p"].SetAside() == nil || st.Books.Dead != 39 || st.Books.Lost != 1 || st.Books.Delivered != 1 {
+	if st := mustStats(t, cs["p"]); cs["p"].SetAside() == nil || cs["p"].Unmended() != nil || st.Books.Dead != 39 || st.Books.Lost != 1 || st.Books.Delivered != 1 {
 		t.Errorf("with room: set aside %+v, %+v", cs["p"].SetAside(), st.Books)
 	}
 }

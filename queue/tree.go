@@ -357,6 +357,8 @@ func (t *tree) checkPage(p place, below *newest) (more int, err error) {
 	}
 	for _, e := range es {
 		switch {
+		case branch && (e.child < 2 || e.child >= uint64(t.meta.pages)): // it may stand where it is not looked at
+			return 0, fmt.Errorf("page %d: page %d of %d below it: %w", p.id, e.child, t.meta.pages, ErrDamaged)
 		case branch && !below.wants(e.child), !branch && !e.bucket:
 			continue
 		}

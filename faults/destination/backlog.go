@@ -73,7 +73,8 @@ func backlog(ctx context.Context, c *scoreboard.Case) (events int, err error) {
 	if err := senders.Wait(); err != nil {
 		return 0, fmt.Errorf("the senders ended with %w", err)
 	}
-	// Each second the daemon looks for files of the log that nobody needs: there are none, so nothing shows that it has looked.
+	// Each second the daemon looks for files of the log that nobody needs. There are none, so nothing shows that it has looked; what
+	// is missing afterwards shows that it has deleted one.
 	select {
 	case <-time.After(1500 * time.Millisecond):
 	case <-ctx.Done():
