@@ -128,7 +128,9 @@ func readLogEnd(v []byte) (e logEnd, err error) {
 func (e *logEnd) reach(seq uint64, counts map[string]uint64) {
 	e.seq = max(e.seq, seq)
 	for p, n := range counts {
-		e.counts[p] = max(e.counts[p], n)
+		if n > e.counts[p] { // a project without records is none that the log would know
+			e.counts[p] = n
+		}
 	}
 }
 

@@ -47,3 +47,37 @@ func TestWhatOthersKnowOfALostEndIsCounted(t *testing.T) {
 	}
 	must(t, l.Close())
 }
+
+// A project that has no records is nothing that a log could have lost: of a sync that was added and removed again a ledger
+// knew the project, and users.db wrote that down.
+func TestAProjectWithoutRecordsIsNotMissed(t *testing.T) {
+	o := options(t.TempDir())
+	h, cs := mustOpen(t, o, "sync")
+	h.fill("app", 3, 0)
+	drain(t, cs["sync"])
+	h.close(cs)
+	l, err := Open(o)
+	must(t, err)
+	fresh := consumerOptions("new")
+	fresh.Project = "new"
+	c, err := OpenConsumer(l, fresh)
+	must(t, err)
+	must(t, c.Close())
+	must(t, l.Close())
+	l, err = Open(o) // it has met the new ledger
+	must(t, err)
+	end := l.End()
+	must(t, l.Close())
+	must(t, os.Remove(ledgerPath(o.Dir, "new")))
+	l, err = Open(o)
+	must(t, err)
+	defer l.Close()
+	if raised, err := l.SeenEnd(end); err != nil || raised || l.Tail() != 3 {
+		t.Errorf("raised %t, %v; the log ends with %d", raised, err, l.Tail())
+	}
+	// Nor is one that a version before this has written down.
+	older := logEnd{seq: 3, counts: map[string]uint64{"app": 3, "new": 0}}
+	if raised, err := l.SeenEnd(seal(keyEnd, older.append(nil))); err != nil || raised || l.Tail() != 3 {
+		t.Errorf("of an older version: raised %t, %v; the log ends with %d", raised, err, l.Tail())
+	}
+}

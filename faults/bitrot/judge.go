@@ -31,6 +31,7 @@ type whole struct {
 	dead         map[event]bool
 	taken        uint64
 	lost         uint64
+	rewound      uint64
 	// forgotten is how many events the log still has of somebody who was forgotten, that the ledger has not yet ended: without
 	// the file that says so they are pending, and where the log is damaged nobody knows whose they were.
 	forgotten uint64
@@ -104,7 +105,7 @@ func look(dir, journal, flipped string, seed uint64) (*whole, error) {
 		err = h.Ledger.DeadLetters(func(d queue.DeadLetter) error { return note(w.dead)(d.Record) })
 	}
 	st, sterr := h.Ledger.Stats()
-	w.taken, w.lost = st.Books.Taken, st.Books.Lost
+	w.taken, w.lost, w.rewound = st.Books.Taken, st.Books.Lost, st.Books.Rewound
 	w.forgotten = st.Books.Discarded - stored[0].Books.Discarded
 	if uint64(len(w.pending)) != st.Books.Pending && err == nil {
 		err = fmt.Errorf("%d events are pending, by the books %d", len(w.pending), st.Books.Pending)
@@ -293,6 +294,10 @@ func (j *judge) settled() error {
 		}
 	}
 	lost := b.Lost - j.lost
+	undone := uint64(0) // of a rewind that only the newest meta page knew: what it took again had ended before
+	if ledger && j.meta {
+		undone = j.rewound - min(b.Rewound, j.rewound)
+	}
 	if j.file == "forgotten.jsonl" && again <= j.forgotten && j.kept() {
 		again = 0
 	}
@@ -304,7 +309,7 @@ func (j *judge) settled() error {
 		return fmt.Errorf("the books are out by %d: %+v", b.Difference(), b)
 	case !ledger && (b.Taken != j.taken+fresh || lost != missing || again > 0 || buried > 0):
 		return fmt.Errorf("taken %d + %d, now %d; %d pending events never came, %d are counted as lost; %d came that had ended; %d dead letters are gone: %+v", j.taken, fresh, b.Taken, missing, lost, again, buried, b)
-	case ledger && b.Taken == j.taken+fresh && missing+buried > lost:
+	case ledger && b.Taken == j.taken+fresh && missing+buried > lost+undone:
 		return fmt.Errorf("%d pending events and %d dead letters never came, %d are counted as lost: %+v", missing, buried, lost, b)
 	}
 	// A meta page that is not whole is what a power cut leaves of a commit: it is no damage, and the one before counts.
