@@ -158,8 +158,8 @@ func (t *tree) pageInto(old []element, id uint64) (branch bool, es []element, b 
 // by which the page above knows it. bbolt relies on that when it writes the page anew: it
 // would leave the old one in the tree, and use it again for something else.
 func (t *tree) checkKeys(p place, es []element, b []byte) error {
-	// Only a bucket may be empty, and then what is behind the header was never written.
-	if len(es) == 0 && (p.key != nil || len(bytes.TrimLeft(b[boltPageHeader:], "\x00")) > 0) {
+	// Only a bucket may be empty: bbolt keeps such a one within its value, but for that of a file without any.
+	if len(es) == 0 && (p.key != nil || !p.inline && p.id != t.meta.root || len(bytes.TrimLeft(b[boltPageHeader:], "\x00")) > 0) {
 		return fmt.Errorf("page %d has lost its elements: %w", p.id, ErrDamaged)
 	}
 	before, end := []byte(nil), boltPageHeader+16*int64(len(es))
@@ -271,6 +271,7 @@ type place struct {
 	id     uint64
 	key    []byte
 	bucket string
+	inline bool // it stands within that page, in the bucket's value
 }
 
 // check visits the tree from above, level by level, the pages written last first. whole says that
@@ -369,7 +370,7 @@ func (t *tree) checkPage(p place, below *newest) (more int, err error) {
 		if branch {
 			at := len(t.keys)
 			t.keys = append(t.keys, k...) // where they have no room any more, they are copied, and the places keep the old ones
-			below.add(place{e.child, t.keys[at:len(t.keys):len(t.keys)], p.bucket})
+			below.add(place{id: e.child, key: t.keys[at:len(t.keys):len(t.keys)], bucket: p.bucket})
 			continue
 		}
 		in := place{id: p.id, bucket: p.bucket}
@@ -379,13 +380,14 @@ func (t *tree) checkPage(p place, below *newest) (more int, err error) {
 		root, inline, err := bucket(v)
 		if err == nil && root == 0 {
 			if _, t.inlined, err = elements(t.inlined, inline, int64(len(inline))); err == nil {
+				in.inline = true
 				err = t.checkKeys(in, t.inlined, inline)
 			}
 		}
 		if err != nil {
 			return 0, err
 		}
-		if in.id = root; root != 0 && below.wants(root) {
+		if in.id, in.inline = root, false; root != 0 && below.wants(root) {
 			below.add(in)
 		}
 	}

@@ -144,6 +144,10 @@ func TestATreeThatIsNotSound(t *testing.T) {
 		{"a leaf without elements", func(b []byte) { b[page(leaf)+10], b[page(leaf)+11] = 0, 0 }},
 		{"an element that points at another's key", func(b []byte) { b[page(leaf)+boltPageHeader+16*3+4] ^= 4 }},
 		{"a bucket without elements", func(b []byte) { b[page(root)+8], b[page(root)+10], b[page(root)+11] = pageLeaf, 0, 0 }},
+		{"a bucket of which all is zero but its page's number and kind", func(b []byte) {
+			b[page(root)+8] = pageLeaf
+			clear(b[page(root)+10 : page(root+1)])
+		}},
 		{"a free page that is named twice", func(b []byte) {
 			at := page(m.freelist) + boltPageHeader
 			binary.NativeEndian.PutUint64(b[at+8:], free[0])
