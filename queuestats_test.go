@@ -164,6 +164,7 @@ func TestQueueStats(t *testing.T) {
 	r.Sandbox.SetFaults(sandbox.Faults{Status: map[int]float64{500: 1}})
 	accepted(t, r, numbered("ann-1", 5, 10))
 	eventually(t, 10*time.Second, "six events wait for a retry", func() bool { return only(t, stats(t, r)).Depth.Retry == 6 })
+	eventually(t, 10*time.Second, "the dead letter is a second old", func() bool { return strings.Contains(eventualJSON(t, r), "the oldest for") })
 
 	golden(t, "queue-stats/running.txt", steady(eventualTable(t, r)))
 	golden(t, "queue-stats/running.json", steadyJSON(t, eventualJSON(t, r)))
