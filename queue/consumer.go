@@ -41,7 +41,7 @@ type Consumer struct {
 	file     *os.File  // of db
 	broken   bool      // a checkpoint panicked: bbolt may hold its own locks for ever
 	away     *SetAside // the ledger that was damaged at open
-	unmended error
+	unmended error     // what is damaged in it, and why it was not set aside
 
 	mu    sync.Mutex
 	ready chan struct{} // has an element when a lane may have become ready: one Claim that waits looks, and passes it on
@@ -227,6 +227,7 @@ func (c *Consumer) deleteSpoilt(entries []spoilt) error {
 			return nil
 		})
 	})
+	c.broken = errors.Is(err, ErrDamaged) // as of a checkpoint: after a panic Close might wait for ever
 	if err != nil && !NoSpace(err) {
 		return fmt.Errorf("delete damaged entries of %s: %w", c.path(), err)
 	}

@@ -88,8 +88,9 @@ type tree struct {
 }
 
 func newTree(f *os.File, m metaPage) *tree {
-	t := &tree{f: f, meta: m, most: checkedPages, keys: make([]byte, 0, 4096)} // an empty key is not none
-	if st, err := f.Stat(); err == nil {                                       // else nothing can be read of it
+	// An empty key is not none.
+	t := &tree{f: f, meta: m, most: checkedPages, keys: make([]byte, 0, 4096)}
+	if st, err := f.Stat(); err == nil { // else nothing can be read of it
 		t.size = st.Size()
 	}
 	t.used = make(pageSet, min(t.size/m.pageSize, m.pages)/64+1)
