@@ -186,6 +186,17 @@ func editState(t testing.TB, dir string, f func(s *ledgerState)) {
 	})
 }
 
+// flipFirst lets a bit of the first value of each bucket flip.
+func flipFirst(t testing.TB, tx *bolt.Tx, buckets ...[]byte) {
+	t.Helper()
+	for _, b := range buckets {
+		k, v := tx.Bucket(b).Cursor().First()
+		k, v = bytes.Clone(k), bytes.Clone(v)
+		v[len(v)/2] ^= 4
+		must(t, tx.Bucket(b).Put(k, v))
+	}
+}
+
 // editChunk changes a chunk of the log; nil = it is deleted.
 func editChunk(t testing.TB, dir string, seq uint64, f func(c *Chunk) *Chunk) {
 	t.Helper()
@@ -433,12 +444,7 @@ var planted = []struct {
 	}},
 	{"a value of which one bit has flipped", func(t *testing.T, dir string) []string {
 		editLedger(t, dir, func(tx *bolt.Tx) {
-			for _, b := range [][]byte{bucketSent, bucketRetry, bucketTally} {
-				k, v := tx.Bucket(b).Cursor().First()
-				k, v = bytes.Clone(k), bytes.Clone(v)
-				v[len(v)/2] ^= 4
-				must(t, tx.Bucket(b).Put(k, v))
-			}
+			flipFirst(t, tx, bucketSent, bucketRetry, bucketTally)
 		})
 		return []string{`in the bucket "sent" the checksum of 1 value is wrong`, `in the bucket "retry"`, `in the bucket "tally"`}
 	}},

@@ -267,12 +267,7 @@ func TestAStartDeletesWhatIsLeftOut(t *testing.T) {
 	lived(t, dir)
 	before := audited(t, dir)
 	editLedger(t, dir, func(tx *bolt.Tx) {
-		for _, b := range [][]byte{bucketSent, bucketRetry, bucketTally} {
-			k, v := tx.Bucket(b).Cursor().First()
-			k, v = bytes.Clone(k), bytes.Clone(v)
-			v[len(v)/2] ^= 4
-			must(t, tx.Bucket(b).Put(k, v))
-		}
+		flipFirst(t, tx, bucketSent, bucketRetry, bucketTally)
 	})
 	as, err := AuditFiles(t.Context(), dir)
 	must(t, err)

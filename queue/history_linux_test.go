@@ -3,7 +3,6 @@ package queue
 import (
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -12,14 +11,7 @@ import (
 // is read, and it goes on in the same file, however often it is tried.
 func TestAHistoryOnAFullDisk(t *testing.T) {
 	bytesOnly(t)
-	if os.Geteuid() != 0 {
-		t.Skip("mounting a small tmpfs needs root")
-	}
-	disk := t.TempDir()
-	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=256k"); err != nil {
-		t.Skipf("a small tmpfs cannot be mounted here: %v", err)
-	}
-	defer syscall.Unmount(disk, 0)
+	disk := smallDisk(t, "size=256k")
 	for _, begun := range []bool{true, false} {
 		dir := filepath.Join(disk, "p.history")
 		h := newHistory(dir, time.Now, func() int64 { return 1 << 30 })

@@ -12,15 +12,22 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-func TestAFullDisk(t *testing.T) {
+// smallDisk is a folder on a disk of its own, as long as the test runs. Only root can make one, and not in every container.
+func smallDisk(t *testing.T, size string) string {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("mounting a small tmpfs needs root")
 	}
 	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, size); err != nil {
 		t.Skipf("a small tmpfs cannot be mounted here: %v", err)
 	}
-	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
+	return dir
+}
+
+func TestAFullDisk(t *testing.T) {
+	dir := smallDisk(t, "size=2m")
 	storage := filepath.Join(dir, "ampcio")
 	acked, run := runAppender(t, child(t, "append", storage))
 	if !strings.Contains(run, "no space left") {
@@ -34,14 +41,7 @@ func TestAFullDisk(t *testing.T) {
 // What the reserve gives is for the ledgers. New events that took it would leave no space for the checkpoint that
 // ends old ones, and the disk would stay full for good.
 func TestNewEventsDoNotTakeWhatTheReserveGave(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting a small tmpfs needs root")
-	}
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
-		t.Skipf("a small tmpfs cannot be mounted here: %v", err)
-	}
-	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	dir := smallDisk(t, "size=16m")
 	storage := filepath.Join(dir, "ampcio")
 	h, cs := mustOpen(t, options(storage))
 	defer h.close(cs)
@@ -71,14 +71,7 @@ func TestNewEventsDoNotTakeWhatTheReserveGave(t *testing.T) {
 // Where there is no room for what can be read of a ledger, one damaged dead letter keeps nobody from starting; and the
 // first start that has room mends it.
 func TestADamagedLedgerOnAFullDisk(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting a small tmpfs needs root")
-	}
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=32m"); err != nil {
-		t.Skipf("a small tmpfs cannot be mounted here: %v", err)
-	}
-	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	dir := smallDisk(t, "size=32m")
 	storage := filepath.Join(dir, "ampcio")
 	h, cs := mustOpen(t, options(storage), "p")
 	for n := range 40 {
