@@ -73,7 +73,7 @@ func (c *Consumer) checkpointLocked() error {
 	ch := c.takeChanges(roomy)
 	c.mu.Unlock()
 
-	err := Guard(func() error { return c.db.Update(ch.write) })
+	err := Update(c.db, ch.write)
 	if errors.Is(err, ErrDamaged) {
 		c.broken = true
 		suspect(c.path())

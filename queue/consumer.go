@@ -217,15 +217,13 @@ func (c *Consumer) deleteSpoilt(entries []spoilt) error {
 	if len(entries) == 0 {
 		return nil
 	}
-	err := Guard(func() error {
-		return c.db.Update(func(tx *bolt.Tx) error {
-			for _, e := range entries {
-				if err := tx.Bucket(e.bucket).Delete(e.key); err != nil {
-					return err
-				}
+	err := Update(c.db, func(tx *bolt.Tx) error {
+		for _, e := range entries {
+			if err := tx.Bucket(e.bucket).Delete(e.key); err != nil {
+				return err
 			}
-			return nil
-		})
+		}
+		return nil
 	})
 	c.broken = errors.Is(err, ErrDamaged) // as of a checkpoint: after a panic Close might wait for ever
 	if err != nil && !NoSpace(err) {

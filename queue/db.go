@@ -277,6 +277,35 @@ func Guard(f func() error) (err error) {
 	return damage(f())
 }
 
+// errMetaPage says that all of a transaction was written but its last page, the meta
+// page that makes it count.
+var errMetaPage = errors.New("whether the transaction counts is not known")
+
+// Update is one transaction that writes, under Guard; durable when it returns nil.
+//
+// What fails before the meta page is written leaves the file as it was. When that write
+// fails itself the outcome is unknown, as after an fsync: the page cache may show the new page for
+// a while, and bbolt then takes up its free list from it. Going on from there would
+// overwrite pages that the state on the disk needs, or panic once the old page is back.
+// So the caller has to end then, even where the error is that of a full disk: NoSpace says no.
+func Update(db *bolt.DB, f func(*bolt.Tx) error) error {
+	var stats func() bolt.TxStats
+	err := Guard(func() error {
+		return db.Update(func(tx *bolt.Tx) error {
+			stats = tx.Stats
+			return f(tx)
+		})
+	})
+	if err == nil || stats == nil {
+		return err
+	}
+	// bbolt writes each page that it has spilled, then the free list, then the meta page.
+	if s := stats(); s.GetWrite() > s.GetSpill() {
+		return fmt.Errorf("%w: %w", errMetaPage, err)
+	}
+	return err
+}
+
 func createDB(path string, o DBOptions) error {
 	fresh := path + newSuffix
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {

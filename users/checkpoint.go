@@ -465,7 +465,7 @@ func (s *Store) update(f func(*bolt.Tx) error) error {
 	if err := s.step("update"); err != nil {
 		return err
 	}
-	err := queue.Guard(func() error { return s.db.Update(f) })
+	err := queue.Update(s.db, f)
 	if err == nil {
 		return nil
 	}

@@ -214,6 +214,9 @@ func (n *node) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64)
 		return uint32(len(data)), n.l.acknowledge(data)
 	}
 	if errno := n.l.do(Op{Kind: Write, Node: n.id, Off: off, Data: slices.Clone(data)}); errno != 0 {
+		// The kernel has it in its pages already, and shows it to who maps the file until it forgets them: now, or a little
+		// later, and not before this write has ended, which holds them.
+		go n.NotifyContent(off, int64(len(data)))
 		return 0, errno
 	}
 	n.l.touch(n.id, false, nil)

@@ -59,13 +59,13 @@ var bugs = []bug{{
 	name: "dead-letter-late", trial: "crash images",
 	what: "a dead letter is written in another transaction than the outcome",
 	file: "queue/checkpoint.go",
-	old: `	err := Guard(func() error { return c.db.Update(ch.write) })
+	old: `	err := Update(c.db, ch.write)
 `,
 	new: `	dead := ch.dead
 	if planted.Is("dead-letter-late") {
 		ch.dead = nil
 	}
-	err := Guard(func() error { return c.db.Update(ch.write) })
+	err := Update(c.db, ch.write)
 	if ch.dead = dead; planted.Is("dead-letter-late") && err == nil && len(dead) > 0 {
 		err = Guard(func() error { return c.db.Update(func(tx *bolt.Tx) error { return ch.putDead(tx.Bucket(bucketDead)) }) })
 	}
@@ -95,6 +95,14 @@ var bugs = []bug{{
 			r.busy = nil
 		}
 		r.giveUp(ErrClosed)
+`,
+}, {
+	name: "meta-page-waited-for", trial: "I/O errors",
+	what: "a full disk is waited for, too, when it was the meta page that could not be written",
+	file: "queue/db.go",
+	old: `	if s := stats(); s.GetWrite() > s.GetSpill() {
+`,
+	new: `	if s := stats(); s.GetWrite() > s.GetSpill() && !planted.Is("meta-page-waited-for") {
 `,
 }, {
 	name: "duplicates-answered-at-once", trial: "crash images",
