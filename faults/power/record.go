@@ -57,8 +57,10 @@ func init() { child.Register(recordWork, recordChild) }
 // noSync says that the child lies: for a look at whether the trials notice.
 const noSync = "AMPCIO_FAULTS_ACK_BEFORE_SYNC"
 
+// logOptions: in flight may be both writers' requests, and of each an impatient repeat, of some 500 kB where its events are
+// short.
 func logOptions(dir string) queue.Options {
-	return queue.Options{Dir: dir, RotateBytes: 48 << 10, RotateAfter: time.Hour, InFlightBytes: 1 << 20, Now: time.Now}
+	return queue.Options{Dir: dir, RotateBytes: 48 << 10, RotateAfter: time.Hour, InFlightBytes: 4 << 20, Now: time.Now}
 }
 
 func usersOptions(dir string) users.Options {
