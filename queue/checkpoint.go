@@ -59,6 +59,13 @@ func (c *Consumer) checkpointLocked() error {
 	if c.torn != nil {
 		return c.torn
 	}
+	if c.unknown {
+		if err := c.openAnew(); NoSpace(err) {
+			return err // nothing has been taken for it
+		} else if err != nil {
+			return c.tear(err)
+		}
+	}
 	c.mu.Lock()
 	fresh := c.side.freshBytes
 	c.mu.Unlock()
@@ -74,21 +81,18 @@ func (c *Consumer) checkpointLocked() error {
 	c.mu.Unlock()
 
 	err := Update(c.db, ch.write)
+	c.broken = Stuck(err)
 	if errors.Is(err, ErrDamaged) {
-		c.broken = true
 		suspect(c.path())
 	}
+	c.unknown = Unknown(err)
 	if NoSpace(err) {
 		c.putOff(err, ch)
 	}
 	if err != nil {
 		err = fmt.Errorf("checkpoint of sync %s: %w", c.o.Name, err)
 		if !NoSpace(err) {
-			c.torn = err
-			// At once: the caller may let claims go on, and what they sent would be unknown to the next start.
-			c.mu.Lock()
-			c.fail(err)
-			c.mu.Unlock()
+			return c.tear(err)
 		}
 		return err
 	}
@@ -97,6 +101,28 @@ func (c *Consumer) checkpointLocked() error {
 	c.useAgain(ch.noted)
 	// Only now, when a power cut cannot take the mark back.
 	c.log.Release(c.holder(), ch.state.low)
+	return nil
+}
+
+// tear ends the writing of the ledger by an error, which it gives back. The caller holds c.writing.
+func (c *Consumer) tear(err error) error {
+	c.torn = err
+	// At once: the caller may let claims go on, and what they sent would be unknown to the next start.
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fail(err)
+	return err
+}
+
+// openAnew opens the file of the ledger again. The caller holds c.writing.
+func (c *Consumer) openAnew() error {
+	c.using.Lock()
+	defer c.using.Unlock()
+	db, file, err := openAnew(c.db, c.path(), ledgerOptions())
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", c.o.Name, err)
+	}
+	c.db, c.file, c.unknown = db, file, false
 	return nil
 }
 

@@ -158,13 +158,19 @@ func (r *resolver) goOn() error {
 	return nil
 }
 
-// handOver gives the group to the committer, which is free.
+// handOver gives the group to the committer, which is free. One small request that has come
+// alone the resolver stores itself: while that lasts there is nothing to resolve that would take
+// as long as waking another goroutine twice.
 func (r *resolver) handOver() {
 	g := r.next
 	g.chunks = g.writer.finish()
 	g.end = logEnd{g.writer.next - 1, g.writer.counts}
 	r.l.writeBuf = g.writer.buf
 	r.busy, r.next = g, nil
+	if len(g.taken) == 1 && g.size < plentyBytes {
+		r.committed <- r.l.store(g)
+		return
+	}
 	r.commits <- g
 }
 
@@ -371,17 +377,15 @@ func (l *Log) store(g *group) error {
 // commit writes chunks in one transaction. When it returns nil they are on stable storage.
 func (l *Log) commit(chunks []*Chunk, end logEnd) error {
 	f := l.writing
-	err := Guard(func() error {
-		return f.db.Update(func(tx *bolt.Tx) (err error) {
-			l.sealBuf, err = putCommit(tx, chunks, end, l.sealBuf[:0])
-			return err
-		})
+	err := Update(f.db, func(tx *bolt.Tx) (err error) {
+		l.sealBuf, err = putCommit(tx, chunks, end, l.sealBuf[:0])
+		return err
 	})
 	if cap(l.sealBuf) > 4*commitBytes { // after a very large request
 		l.sealBuf = nil
 	}
-	if errors.Is(err, ErrDamaged) {
-		f.breakDown()
+	if Stuck(err) {
+		f.breakDown(errors.Is(err, ErrDamaged))
 	}
 	if err != nil {
 		return fmt.Errorf("commit to %s: %w", f.path, err)

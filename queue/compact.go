@@ -71,7 +71,7 @@ func (c *Consumer) compactIf(worth func(free, live int64) bool) (done bool, err 
 	if err != nil {
 		return false, fmt.Errorf("sync %s: %w", c.o.Name, err) // whoever still asks the closed one hears that it is closed
 	}
-	c.db, c.file = db, file
+	c.db, c.file, c.unknown = db, file, false
 	return true, nil
 }
 

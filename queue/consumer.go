@@ -103,6 +103,7 @@ type Consumer struct {
 	looking   sync.RWMutex // of looks that may last: none begins while it is written anew, and it is not while one lasts
 	writing   sync.Mutex   // one checkpoint at a time
 	torn      error        // of who holds writing: a checkpoint has failed, and what the disk has of it is unknown: nothing more is written
+	unknown   bool         // of who holds writing: the file has to be opened anew before it is written to
 	operating sync.Mutex   // one change at a time of what has ended already
 
 	// What expires dead letters: the time and bytes they have, and where the next look
@@ -225,7 +226,8 @@ func (c *Consumer) deleteSpoilt(entries []spoilt) error {
 		}
 		return nil
 	})
-	c.broken = errors.Is(err, ErrDamaged) // as of a checkpoint: after a panic Close might wait for ever
+	c.unknown = Unknown(err)
+	c.broken = Stuck(err) // as of a checkpoint
 	if err != nil && !NoSpace(err) {
 		return fmt.Errorf("delete damaged entries of %s: %w", c.path(), err)
 	}

@@ -33,6 +33,7 @@ type DBOptions struct {
 	writable bool
 	// looked says that a look of both kinds has found this very file whole since its folder was taken: it is not made again.
 	looked bool
+	shown  bool       // what the file shows is on the disk: its meta page was written again a moment ago
 	pages  int        // of a look, at most; 0 = checkedPages
 	Early  *EarlyLook // that has begun before; nil = none
 	// MmapBytes is address space mapped at once, so that the file grows to this size
@@ -125,8 +126,10 @@ func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
 				return nil, err
 			}
 		}
-		if err := m.rewrite(f); err != nil {
-			return nil, err
+		if !o.shown {
+			if err := m.rewrite(f); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if o.ReadOnly && o.strict {
@@ -170,7 +173,9 @@ func openFile(f *os.File, o DBOptions) (*bolt.DB, error) {
 		})
 	})
 	if err == nil && older && !o.ReadOnly && o.Upgrade != nil {
-		err = Guard(func() error { return db.Update(func(tx *bolt.Tx) error { return upgrade(tx, o) }) })
+		if err = Update(db, func(tx *bolt.Tx) error { return upgrade(tx, o) }); Stuck(err) {
+			return nil, err
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -284,10 +289,10 @@ var errMetaPage = errors.New("whether the transaction counts is not known")
 // Update is one transaction that writes, under Guard; durable when it returns nil.
 //
 // What fails before the meta page is written leaves the file as it was. When that write
-// fails itself the outcome is unknown, as after an fsync: the page cache may show the new page for
-// a while, and bbolt then takes up its free list from it. Going on from there would
-// overwrite pages that the state on the disk needs, or panic once the old page is back.
-// So the caller has to end then, even where the error is that of a full disk: NoSpace says no.
+// fails itself, nobody knows whether the transaction counts (Unknown): the page cache may show the new
+// page for a while, and bbolt then takes up its free list from it. The next transaction would overwrite pages
+// that the state on the disk needs, or panic once the old page is back. So OpenAnew comes first;
+// until then the file may be read.
 func Update(db *bolt.DB, f func(*bolt.Tx) error) error {
 	var stats func() bolt.TxStats
 	err := Guard(func() error {
@@ -301,9 +306,51 @@ func Update(db *bolt.DB, f func(*bolt.Tx) error) error {
 	}
 	// bbolt writes each page that it has spilled, then the free list, then the meta page.
 	if s := stats(); s.GetWrite() > s.GetSpill() {
+		if errors.Is(err, ErrDamaged) { // it panicked on its way back, which met both meta pages: that says nothing of the file
+			return fmt.Errorf("%w: %v", errMetaPage, err)
+		}
 		return fmt.Errorf("%w: %w", errMetaPage, err)
 	}
 	return err
+}
+
+// Unknown says that Update failed so that nobody knows whether its transaction counts.
+func Unknown(err error) bool { return errors.Is(err, errMetaPage) }
+
+// Stuck says that bbolt may have panicked in Update, and hold the locks of the database for good: Close would wait for them.
+func Stuck(err error) bool { return errors.Is(err, ErrDamaged) || Unknown(err) && !NoSpace(err) }
+
+// OpenAnew makes durable what the file of db shows, closes db and opens the file again. Nobody reads db meanwhile. As long as
+// the disk is full (NoSpace) db stays open, and may be read. After any other error it may be closed.
+func OpenAnew(db *bolt.DB, path string, o DBOptions) (*bolt.DB, error) {
+	db, _, err := openAnew(db, path, o)
+	return db, err
+}
+
+// openAnew is OpenAnew; it also gives the descriptor, as openDB does.
+func openAnew(db *bolt.DB, path string, o DBOptions) (*bolt.DB, *os.File, error) {
+	if err := rewriteMeta(path); err != nil {
+		return nil, nil, fmt.Errorf("write the meta page of %s again: %w", path, err)
+	}
+	if err := db.Close(); err != nil {
+		return nil, nil, fmt.Errorf("close %s: %w", path, err)
+	}
+	o.looked, o.shown = true, true
+	return openDB(path, o)
+}
+
+// rewriteMeta is what OpenDB does before bbolt sees a file, for one that is open.
+func rewriteMeta(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	m, err := newestMeta(f)
+	if err != nil {
+		return err
+	}
+	return m.rewrite(f)
 }
 
 func createDB(path string, o DBOptions) error {
@@ -324,7 +371,7 @@ func writeFresh(path string, o DBOptions) error {
 	if err != nil {
 		return err
 	}
-	err = db.Update(func(tx *bolt.Tx) error {
+	err = Update(db, func(tx *bolt.Tx) error {
 		for _, name := range append([]string{string(bucketMeta)}, o.Buckets...) {
 			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
 				return err
@@ -332,6 +379,9 @@ func writeFresh(path string, o DBOptions) error {
 		}
 		return put(tx.Bucket(bucketMeta), keyFormat, []byte{o.Format})
 	})
+	if Stuck(err) {
+		return err
+	}
 	return errors.Join(err, db.Close())
 }
 

@@ -315,25 +315,23 @@ func (l *Log) openNewest() error {
 // free list or outer pages are damaged shows it now, while it can be replaced, and
 // not in the first commit of each start.
 func tryWriting(db *bolt.DB, end logEnd) error {
-	return Guard(func() error {
-		return db.Update(func(tx *bolt.Tx) error {
-			top := tx.Bucket(bucketLog)
-			if k, _ := top.Cursor().Last(); k != nil && (len(k) != 8 || binary.BigEndian.Uint64(k) > end.seq) {
-				return fmt.Errorf("it has records behind its end %d: %w", end.seq, ErrDamaged)
-			}
-			name := seqKey(end.seq + 1)
-			b, err := top.CreateBucket(name)
-			if err != nil {
-				return err
-			}
-			if err := b.Put(name, name); err != nil {
-				return err
-			}
-			if err := top.DeleteBucket(name); err != nil {
-				return err
-			}
-			return put(tx.Bucket(bucketMeta), keyEnd, end.append(nil))
-		})
+	return Update(db, func(tx *bolt.Tx) error {
+		top := tx.Bucket(bucketLog)
+		if k, _ := top.Cursor().Last(); k != nil && (len(k) != 8 || binary.BigEndian.Uint64(k) > end.seq) {
+			return fmt.Errorf("it has records behind its end %d: %w", end.seq, ErrDamaged)
+		}
+		name := seqKey(end.seq + 1)
+		b, err := top.CreateBucket(name)
+		if err != nil {
+			return err
+		}
+		if err := b.Put(name, name); err != nil {
+			return err
+		}
+		if err := top.DeleteBucket(name); err != nil {
+			return err
+		}
+		return put(tx.Bucket(bucketMeta), keyEnd, end.append(nil))
 	})
 }
 
@@ -377,7 +375,7 @@ func (l *Log) startFile(from uint64) error {
 	if err != nil {
 		return err
 	}
-	err = db.Update(func(tx *bolt.Tx) error {
+	err = Update(db, func(tx *bolt.Tx) error {
 		meta := tx.Bucket(bucketMeta)
 		if from != l.end.seq {
 			if err := put(meta, keyJump, binary.BigEndian.AppendUint64(seqKey(from), l.end.seq+1)); err != nil {
@@ -387,7 +385,8 @@ func (l *Log) startFile(from uint64) error {
 		return put(meta, keyEnd, l.end.append(nil))
 	})
 	if err != nil {
-		return errors.Join(fmt.Errorf("begin %s: %w", path, err), db.Close())
+		abandon(file)
+		return fmt.Errorf("begin %s: %w", path, err)
 	}
 	old := l.writing
 	f := &logFile{path: path, first: l.end.seq + 1}

@@ -206,12 +206,14 @@ func (f *logFile) markDamaged() {
 	}
 }
 
-// breakDown says that a commit to the file has panicked.
-func (f *logFile) breakDown() {
+// breakDown says that a commit to the file has panicked, and whether that means that it is damaged.
+func (f *logFile) breakDown(damaged bool) {
 	f.mu.Lock()
 	f.broken = true
 	f.mu.Unlock()
-	suspect(f.path)
+	if damaged {
+		suspect(f.path)
+	}
 }
 
 // retract takes the file out of the log: it is deleted, or, when something in it

@@ -25,7 +25,7 @@ func TestOnlyAWriteThatFoundNoSpaceIsTriedAgain(t *testing.T) {
 		"a file that is bound":  {bolterrors.ErrMaxSizeReached, true},
 		"a transaction's fsync": {fmt.Errorf("checkpoint: %w", syscall.ENOSPC), false},
 		"a write and an error":  {&os.PathError{Op: "write", Path: "x.db", Err: syscall.EIO}, false},
-		"a meta page":           {fmt.Errorf("%w: %w", errMetaPage, &os.PathError{Op: "write", Path: "x.db", Err: syscall.ENOSPC}), false},
+		"a meta page":           {fmt.Errorf("%w: %w", errMetaPage, &os.PathError{Op: "write", Path: "x.db", Err: syscall.ENOSPC}), true},
 		"another error":         {errors.New("no space left on device"), false},
 	} {
 		if got := NoSpace(c.err); got != c.want {

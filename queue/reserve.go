@@ -48,12 +48,9 @@ func (l *Log) keepReserve() {
 // A transaction's fsync that fails is no such error, whatever it names. bbolt goes on
 // from what it wrote last, durable or not, and so overwrites pages that the durable
 // state still needs: a power cut would then leave a damaged file. bbolt gives the error
-// of an fsync bare, and that of a write with the path. Nor is the write of a meta page
-// (Update).
+// of an fsync bare, and that of a write with the path. Behind a meta page that was not
+// written (Unknown) the file has to be opened anew before it is written to.
 func NoSpace(err error) bool {
-	if errors.Is(err, errMetaPage) {
-		return false
-	}
 	var path *fs.PathError
 	var link *os.LinkError
 	if errors.Is(err, bolterrors.ErrMaxSizeReached) {

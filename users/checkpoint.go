@@ -465,7 +465,13 @@ func (s *Store) update(f func(*bolt.Tx) error) error {
 	if err := s.step("update"); err != nil {
 		return err
 	}
+	if s.unknown {
+		if err := s.openAnew(); err != nil {
+			return err
+		}
+	}
 	err := queue.Update(s.db, f)
+	s.unknown = queue.Unknown(err)
 	if err == nil {
 		return nil
 	}
@@ -474,7 +480,26 @@ func (s *Store) update(f func(*bolt.Tx) error) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.torn = s.torn || errors.Is(err, queue.ErrDamaged)
+	s.torn = s.torn || queue.Stuck(err)
+	return s.broke(err)
+}
+
+// openAnew opens users.db again, behind a write of its meta page that found no space.
+func (s *Store) openAnew() error {
+	s.rewriting.Lock()
+	defer s.rewriting.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closeReads()
+	db, err := queue.OpenAnew(s.db, s.o.Path, fileOptions())
+	if err == nil {
+		s.db, s.unknown = db, false
+		return nil
+	}
+	if err = fmt.Errorf("checkpoint of %s: %w", s.o.Path, err); queue.NoSpace(err) {
+		return err
+	}
+	s.torn = true // it may be closed already
 	return s.broke(err)
 }
 

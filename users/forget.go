@@ -287,6 +287,6 @@ func (s *Store) rewrite(r *rewriting) error {
 		s.torn = true // it is closed already
 		return s.broke(fmt.Errorf("write %s anew: %w", s.o.Path, err))
 	}
-	r.done = true
+	r.done, s.unknown = true, false
 	return nil
 }

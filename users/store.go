@@ -74,6 +74,7 @@ type Store struct {
 
 	rewrites  chan *rewriting // to Run
 	rewriting sync.RWMutex    // held by who closes db, and for reading by who looks into it without mu
+	unknown   bool            // of who writes: users.db has to be opened anew first
 
 	// mu is held by the log's resolver while it resolves a batch, and by others for moments.
 	mu       sync.Mutex

@@ -315,6 +315,9 @@ func (h *history) renameSync(s step) {
 	h.say("sync %s is %s", old, l.name)
 	h.openLedger(l)
 	h.runLedger(l)
+	if l.discarded { // there was time for that before it was closed: its claims were returned then
+		h.learnDiscards(l)
+	}
 }
 
 func (h *history) removeSync(s step) {

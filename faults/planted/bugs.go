@@ -97,12 +97,12 @@ var bugs = []bug{{
 		r.giveUp(ErrClosed)
 `,
 }, {
-	name: "meta-page-waited-for", trial: "I/O errors",
-	what: "a full disk is waited for, too, when it was the meta page that could not be written",
+	name: "meta-page-passed-over", trial: "I/O errors",
+	what: "a ledger is not opened anew when it was the meta page for which a full disk had no space",
 	file: "queue/db.go",
 	old: `	if s := stats(); s.GetWrite() > s.GetSpill() {
 `,
-	new: `	if s := stats(); s.GetWrite() > s.GetSpill() && !planted.Is("meta-page-waited-for") {
+	new: `	if s := stats(); s.GetWrite() > s.GetSpill() && !planted.Is("meta-page-passed-over") {
 `,
 }, {
 	name: "duplicates-answered-at-once", trial: "crash images",
