@@ -59,9 +59,12 @@ func (c *Consumer) checkpointLocked() error {
 	if c.torn != nil {
 		return c.torn
 	}
-	if c.unknown {
-		if err := c.openAnew(); NoSpace(err) {
-			return err // nothing has been taken for it
+	if c.unknown != nil {
+		if err := c.openAnew(); NoSpace(err) { // nothing has been taken for it
+			c.mu.Lock()
+			c.full = err.Error()
+			c.mu.Unlock()
+			return err
 		} else if err != nil {
 			return c.tear(err)
 		}
@@ -85,8 +88,10 @@ func (c *Consumer) checkpointLocked() error {
 	if errors.Is(err, ErrDamaged) {
 		suspect(c.path())
 	}
-	c.unknown = Unknown(err)
 	if NoSpace(err) {
+		if Unknown(err) {
+			c.unknown = err
+		}
 		c.putOff(err, ch)
 	}
 	if err != nil {
@@ -114,15 +119,20 @@ func (c *Consumer) tear(err error) error {
 	return err
 }
 
-// openAnew opens the file of the ledger again. The caller holds c.writing.
+// openAnew opens the file of the ledger again. While an audit looks at it, it is as if the disk were still full: whoever
+// waited for that would hold up every other look. The caller holds c.writing.
 func (c *Consumer) openAnew() error {
+	if !c.looking.TryLock() {
+		return c.unknown
+	}
+	defer c.looking.Unlock()
 	c.using.Lock()
 	defer c.using.Unlock()
 	db, file, err := openAnew(c.db, c.path(), ledgerOptions())
 	if err != nil {
 		return fmt.Errorf("sync %s: %w", c.o.Name, err)
 	}
-	c.db, c.file, c.unknown = db, file, false
+	c.db, c.file, c.unknown = db, file, nil
 	return nil
 }
 
@@ -309,6 +319,11 @@ func (c *Consumer) putOff(err error, ch *changes) {
 		}
 	}
 	c.side.fresh = append(ch.fresh, c.side.fresh...)
+	if Unknown(err) { // they may be in the file, and be written no more: what is deleted there comes before what is put
+		for _, e := range ch.fresh {
+			c.forgetAside(laneKeyOf(e.rec.Lane), e.rec.Seq)
+		}
+	}
 	c.noted = append(ch.noted, c.noted...)
 	for k := range ch.lanes {
 		c.side.changed[k] = true

@@ -30,6 +30,15 @@ func (c *Consumer) compact() error {
 // compactIf writes the ledger anew if that is worth it by what is free in it and what is
 // not, and says whether it did.
 func (c *Consumer) compactIf(worth func(free, live int64) bool) (done bool, err error) {
+	if !c.looking.TryLock() {
+		return false, nil // an audit: whoever waited for it would hold up checkpoints
+	}
+	defer c.looking.Unlock()
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if c.torn != nil {
+		return false, c.torn
+	}
 	free := int64(c.db.Stats().FreePageN) * int64(c.db.Info().PageSize)
 	st, err := c.file.Stat()
 	if err != nil {
@@ -38,12 +47,6 @@ func (c *Consumer) compactIf(worth func(free, live int64) bool) (done bool, err 
 	if live := st.Size() - free; live > compactMost || !worth(free, live) {
 		return false, nil
 	}
-	if !c.looking.TryLock() {
-		return false, nil // an audit: whoever waited for it would hold up checkpoints
-	}
-	defer c.looking.Unlock()
-	c.writing.Lock()
-	defer c.writing.Unlock()
 	path := c.path()
 	fresh := path + newSuffix
 	err = Guard(func() error { return compactTo(fresh, c.db) })
@@ -71,7 +74,7 @@ func (c *Consumer) compactIf(worth func(free, live int64) bool) (done bool, err 
 	if err != nil {
 		return false, fmt.Errorf("sync %s: %w", c.o.Name, err) // whoever still asks the closed one hears that it is closed
 	}
-	c.db, c.file, c.unknown = db, file, false
+	c.db, c.file, c.unknown = db, file, nil
 	return true, nil
 }
 

@@ -39,7 +39,7 @@ type Consumer struct {
 	o        ConsumerOptions
 	db       *bolt.DB
 	file     *os.File  // of db
-	broken   bool      // a checkpoint panicked: bbolt may hold its own locks for ever
+	broken   bool      // a transaction may have panicked, and bbolt hold its own locks for ever (Stuck)
 	away     *SetAside // the ledger that was damaged at open
 	unmended error     // what is damaged in it, and why it was not set aside
 
@@ -103,7 +103,7 @@ type Consumer struct {
 	looking   sync.RWMutex // of looks that may last: none begins while it is written anew, and it is not while one lasts
 	writing   sync.Mutex   // one checkpoint at a time
 	torn      error        // of who holds writing: a checkpoint has failed, and what the disk has of it is unknown: nothing more is written
-	unknown   bool         // of who holds writing: the file has to be opened anew before it is written to
+	unknown   error        // of who holds writing: why the file has to be opened anew before it is written to; nil = it has not
 	operating sync.Mutex   // one change at a time of what has ended already
 
 	// What expires dead letters: the time and bytes they have, and where the next look
@@ -226,8 +226,10 @@ func (c *Consumer) deleteSpoilt(entries []spoilt) error {
 		}
 		return nil
 	})
-	c.unknown = Unknown(err)
-	c.broken = Stuck(err) // as of a checkpoint
+	if Unknown(err) {
+		c.unknown = err
+	}
+	c.broken = Stuck(err)
 	if err != nil && !NoSpace(err) {
 		return fmt.Errorf("delete damaged entries of %s: %w", c.path(), err)
 	}

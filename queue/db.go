@@ -282,8 +282,8 @@ func Guard(f func() error) (err error) {
 	return damage(f())
 }
 
-// errMetaPage says that all of a transaction was written but its last page, the meta
-// page that makes it count.
+// errMetaPage says that a transaction failed when all of it was written but its last page, the
+// meta page that makes it count: by that page, or by the fsync before it.
 var errMetaPage = errors.New("whether the transaction counts is not known")
 
 // Update is one transaction that writes, under Guard; durable when it returns nil.

@@ -167,6 +167,7 @@ func (c *Consumer) exhumeNow(seqs []uint64, become func(*DeadLetter)) (n int, er
 // unbury takes a dead letter that is in the file out of the books. The caller holds c.mu.
 func (c *Consumer) unbury(d *DeadLetter) {
 	c.deadGone[d.Record.Seq] = true
+	delete(c.deadNew, d.Record.Seq) // where a checkpoint was put off that counted after all
 	c.state.ended[Dead]--
 	c.state.deadBytes -= int64(len(d.append(nil)) + sealBytes)
 	c.changedBytes += 64

@@ -83,7 +83,7 @@ type Store struct {
 	alone    bool       // somebody else writes users.db, and Run has not begun
 	over     bool       // and has ended
 	broken   error      // why nothing is resolved or written any more
-	torn     bool       // bbolt has panicked in a write: it may hold its locks for ever
+	torn     bool       // db is closed already, or bbolt may hold its locks for ever (queue.Stuck)
 	resolved uint64     // the last sequence that has moved the state
 	good     uint64     // every record at or below is in users.db
 	reach    uint64     // as Open found it: no entry in users.db is of a later sequence
