@@ -89,10 +89,10 @@ func (c *Consumer) checkpointLocked() error {
 		suspect(c.path())
 	}
 	if NoSpace(err) {
-		if Unknown(err) {
-			c.unknown = err
-		}
 		c.putOff(err, ch)
+	}
+	if Unknown(err) {
+		c.unknown = err
 	}
 	if err != nil {
 		err = fmt.Errorf("checkpoint of sync %s: %w", c.o.Name, err)

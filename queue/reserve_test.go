@@ -1,8 +1,12 @@
 package queue
 
 import (
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -32,6 +36,45 @@ func standing(t *testing.T, dir string, items ...string) (*Log, *Consumer, func(
 		}
 	}
 	return h.log, c, func() { h.close(map[string]*Consumer{"p": c}) }
+}
+
+// What a checkpoint has put into the side place is put off when its meta page finds no space, and may be there all the same.
+// Where there is no room to put it there again it is pending in the log, and in no other place.
+func TestWhatMayBeInTheSidePlaceIsThereOnce(t *testing.T) {
+	dir := t.TempDir()
+	_, c, end := standing(t, dir, "a1", "a2", "b1")
+	c.mu.Lock()
+	for _, l := range c.lanes.byKey {
+		c.moveAside(l)
+	}
+	ch := c.takeChanges(true)
+	c.mu.Unlock()
+	if len(ch.fresh) != 3 {
+		t.Fatalf("%d records go to the side place", len(ch.fresh))
+	}
+	must(t, Update(c.db, ch.write))
+	c.unknown = fmt.Errorf("%w: %w", errMetaPage, &os.PathError{Op: "write", Err: syscall.ENOSPC})
+	c.putOff(c.unknown, ch)
+
+	limits := *c.log.limits.Load()
+	limits.MinFree = 1 << 60
+	c.log.limits.Store(&limits)
+	was := c.db
+	must(t, c.checkpoint())
+	if c.db == was || c.unknown != nil {
+		t.Error("the file was not opened anew")
+	}
+	must(t, c.eachAside(t.Context(), func(e *entry) error {
+		t.Errorf("record %d is in the side place", e.rec.Seq)
+		return nil
+	}))
+	end()
+
+	_, c, end = standing(t, dir)
+	defer end()
+	if got := drain(t, c); !maps.EqualFunc(got, map[string][]string{"a": {"a1", "a2"}, "b": {"b1"}}, slices.Equal) {
+		t.Errorf("%v", got)
+	}
 }
 
 // A checkpoint that finds no space loses nothing: what it should have written is
