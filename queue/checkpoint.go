@@ -40,7 +40,7 @@ type changes struct {
 // not. After an error the outcome is unknown, unless the disk is full, and Run ends.
 func (c *Consumer) Flush() error {
 	err := c.checkpoint()
-	if NoSpace(err) && c.giveReserve() {
+	if c.giveReserve(err) {
 		err = c.checkpoint()
 	}
 	return err
@@ -119,11 +119,14 @@ func (c *Consumer) tear(err error) error {
 	return err
 }
 
-// openAnew opens the file of the ledger again. While an audit looks at it, it is as if the disk were still full: whoever
-// waited for that would hold up every other look. The caller holds c.writing.
+// errLookedAt says that a file has to be opened anew, and is being looked at.
+var errLookedAt = errors.New("somebody looks at the file, which has to be opened anew")
+
+// openAnew opens the file of the ledger again. While an audit looks at it, it is as if the disk were still full (NoSpace, but
+// nothing to give the reserve for): whoever waited for that would hold up every other look. The caller holds c.writing.
 func (c *Consumer) openAnew() error {
 	if !c.looking.TryLock() {
-		return c.unknown
+		return fmt.Errorf("sync %s: %w: %w", c.o.Name, errLookedAt, c.unknown)
 	}
 	defer c.looking.Unlock()
 	c.using.Lock()

@@ -12,7 +12,7 @@ import (
 
 // A commit has two halves, in two goroutines: while the disk takes one group of requests,
 // the next is resolved. The resolver takes requests in turn and lets them become records;
-// the committer seals, writes and answers. Of groups there are two at most, and each waits
+// the committer seals, writes and answers (but for one that comes alone: handOver). Of groups there are two at most, and each waits
 // for the one before: when a commit fails, whatever was resolved behind it is gone with the
 // process, and nobody was told that it is stored.
 
@@ -159,18 +159,21 @@ func (r *resolver) goOn() error {
 }
 
 // handOver gives the group to the committer, which is free. One small request that has come
-// alone the resolver stores itself: while that lasts there is nothing to resolve that would take
-// as long as waking another goroutine twice.
+// alone the resolver stores itself: it is answered sooner by the waking of two goroutines. What comes
+// meanwhile is resolved after that, for the next commit.
 func (r *resolver) handOver() {
 	g := r.next
 	g.chunks = g.writer.finish()
 	g.end = logEnd{g.writer.next - 1, g.writer.counts}
 	r.l.writeBuf = g.writer.buf
-	r.busy, r.next = g, nil
-	if len(g.taken) == 1 && g.size < plentyBytes {
-		r.committed <- r.l.store(g)
+	r.next = nil
+	if len(g.taken) == 1 && len(r.taken) == 0 && max(g.size, int64(g.writer.bytes)) < plentyBytes {
+		err := r.l.store(g)
+		r.busy = g // and not before: behind a panic close would wait for an answer
+		r.committed <- err
 		return
 	}
+	r.busy = g
 	r.commits <- g
 }
 

@@ -299,11 +299,14 @@ func (c *Consumer) begin() error {
 	}
 	c.changed = true
 	err := c.checkpoint()
-	if NoSpace(err) && c.giveReserve() {
+	if c.giveReserve(err) {
 		err = c.checkpoint()
 	}
-	if NoSpace(err) && !moved {
-		return nil // nothing in it is new; Run tries again until there is space
+	if NoSpace(err) && !moved { // nothing in it is new; Run tries again until there is space
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.touch()
+		return nil
 	}
 	return err
 }
@@ -387,7 +390,7 @@ func (c *Consumer) patientCheckpoint(ctx context.Context) error {
 		if !NoSpace(err) {
 			return err
 		}
-		if c.giveReserve() {
+		if c.giveReserve(err) {
 			continue
 		}
 		if c.o.Beat != nil {

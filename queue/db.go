@@ -304,7 +304,7 @@ func Update(db *bolt.DB, f func(*bolt.Tx) error) error {
 	if err == nil || stats == nil {
 		return err
 	}
-	// bbolt writes each page that it has spilled, then the free list, then the meta page.
+	// bbolt writes the pages that it has spilled and that of its free list, and then the meta page.
 	if s := stats(); s.GetWrite() > s.GetSpill() {
 		if errors.Is(err, ErrDamaged) { // it panicked on its way back, which met both meta pages: that says nothing of the file
 			return fmt.Errorf("%w: %v", errMetaPage, err)

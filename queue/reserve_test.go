@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -60,6 +61,11 @@ func TestWhatMayBeInTheSidePlaceIsThereOnce(t *testing.T) {
 	limits.MinFree = 1 << 60
 	c.log.limits.Store(&limits)
 	was := c.db
+	c.looking.RLock()
+	if err := c.Flush(); !errors.Is(err, errLookedAt) || !NoSpace(err) || c.giveReserve(err) || c.TryClaim() != nil {
+		t.Errorf("while an audit looks at it: %v", err)
+	}
+	c.looking.RUnlock()
 	must(t, c.checkpoint())
 	if c.db == was || c.unknown != nil {
 		t.Error("the file was not opened anew")

@@ -47,7 +47,7 @@ const sampleChunks = 32
 // the log, evenly. It costs milliseconds, whatever the backlog, and says whether it was
 // all of them, each with the weight 1.
 func (c *Consumer) Sample(most int, f func(Sampled)) (all bool, err error) {
-	return c.sample(most, c.view, f)
+	return c.sample(most, false, c.view, f)
 }
 
 // SampleFiles does the same of a consumer that no process has open: ErrLocked when one does.
@@ -67,10 +67,10 @@ func SampleFiles(dir, name string, most int, f func(Sampled)) (all bool, err err
 		return false, err
 	}
 	c.o.Project, c.read, c.readCount = c.state.project, c.state.low, c.state.lowCount
-	return c.sample(most, func(look func(*bolt.Tx) error) error { return viewLedger(dir, name, look) }, f)
+	return c.sample(most, true, func(look func(*bolt.Tx) error) error { return viewLedger(dir, name, look) }, f)
 }
 
-func (c *Consumer) sample(most int, view func(func(*bolt.Tx) error) error, f func(Sampled)) (all bool, err error) {
+func (c *Consumer) sample(most int, stopped bool, view func(func(*bolt.Tx) error) error, f func(Sampled)) (all bool, err error) {
 	all = true
 	_, count := c.log.endOf(c.o.Project)
 	c.mu.Lock()
@@ -87,7 +87,7 @@ func (c *Consumer) sample(most int, view func(func(*bolt.Tx) error) error, f fun
 		return false, err
 	}
 	if unread > 0 {
-		err = c.sampleLog(&s, read, readCount, unread, most, &all, f)
+		err = c.sampleLog(&s, stopped, read, readCount, unread, most, &all, f)
 	}
 	return all, err
 }
@@ -180,7 +180,7 @@ func (c *Consumer) sampleHeads(heads []Sampled, weights float64, view func(func(
 }
 
 // sampleLog reads some of what is still in the log behind a position; of few records, all.
-func (c *Consumer) sampleLog(s *ledgerState, after, before, unread uint64, most int, all *bool, f func(Sampled)) error {
+func (c *Consumer) sampleLog(s *ledgerState, stopped bool, after, before, unread uint64, most int, all *bool, f func(Sampled)) error {
 	tail := c.log.Tail()
 	var picked []Sampled
 	pick := func(chunk *Chunk, step int) error {
@@ -194,8 +194,10 @@ func (c *Consumer) sampleLog(s *ledgerState, after, before, unread uint64, most 
 			}
 			if chance.pick() {
 				p := Sampled{Record: r, State: StateReady, Weight: 1}
-				if retry := c.retries[r.Lane]; c.db == nil && retry.attempts > 0 { // stopped: the lane's head is among these
-					p.State, p.Reason = StateRetry, retry.reason
+				if stopped { // the heads of lanes that wait are among these, and nobody writes retries
+					if retry := c.retries[r.Lane]; retry.attempts > 0 {
+						p.State, p.Reason = StateRetry, retry.reason
+					}
 				}
 				picked = append(picked, p)
 			}

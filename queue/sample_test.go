@@ -85,3 +85,36 @@ func TestASampleOfMany(t *testing.T) {
 	h.close(cs)
 	check(sampled(t, 400, func(most int, f func(Sampled)) (bool, error) { return SampleFiles(dir, "p", most, f) }))
 }
+
+// A sample reads the log without the consumer's lock, while users fail and get through.
+func TestASampleWhileUsersFail(t *testing.T) {
+	o := options(t.TempDir())
+	o.RotateBytes = 1 << 20
+	h, cs := mustOpen(t, o, "p")
+	defer h.close(cs)
+	c := cs["p"]
+	h.fill("app", 6000, 400)
+	eventually(t, "the window is full", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.windowBytes >= c.o.WindowBytes })
+	looked := make(chan struct{})
+	failing := make(chan struct{})
+	go func() {
+		defer close(failing)
+		for {
+			select {
+			case <-looked:
+				return
+			default:
+			}
+			if cl := c.TryClaim(); cl != nil {
+				cl.Retry(time.Microsecond, "http_500")
+			} else {
+				c.Hasten(time.Time{})
+			}
+		}
+	}()
+	for range 20 {
+		sampled(t, 400, c.Sample)
+	}
+	close(looked)
+	<-failing
+}

@@ -29,7 +29,9 @@ func trialPath(storage, name string) string {
 
 // giveReserve gives up the log's reserve for a checkpoint that finds no space; false when
 // there is none, or it is not worth that.
-func (c *Consumer) giveReserve() bool { return !c.o.Trial && c.log.GiveReserve() }
+func (c *Consumer) giveReserve(err error) bool {
+	return NoSpace(err) && !errors.Is(err, errLookedAt) && !c.o.Trial && c.log.GiveReserve()
+}
 
 // Trials lists the names of the trials that have a ledger in a storage folder.
 func Trials(storage string) ([]string, error) {

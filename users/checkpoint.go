@@ -93,7 +93,10 @@ func (s *Store) Run(ctx context.Context) error {
 		ticked := false
 		select {
 		case <-ctx.Done():
-			return s.finish()
+			if err := s.finish(); !queue.NoSpace(err) {
+				return err
+			}
+			return nil // the next start takes it from the log
 		case r := <-s.rewrites:
 			err := s.rewrite(r)
 			r.answer <- err
@@ -163,13 +166,15 @@ func (s *Store) maybeWrite(ticked bool) error {
 }
 
 // noRoom lets a checkpoint that found the disk full wait for the next tick. That is
-// safe even where bbolt cannot tell what it has written: the same values go to the
-// same keys again. Other errors are given back.
+// safe even where nobody knows what was written (then users.db is opened anew first): the same
+// values go to the same keys again. Other errors are given back.
 func (s *Store) noRoom(err error) error {
 	if !queue.NoSpace(err) {
 		return err
 	}
-	s.log.GiveReserve()
+	if !errors.Is(err, errLookedAt) {
+		s.log.GiveReserve()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.waits = err.Error()
@@ -203,9 +208,7 @@ func (s *Store) finish() error {
 			return err
 		}
 		if s.committed(c) {
-			if err := s.write(c); queue.NoSpace(err) {
-				return nil // the next start takes it from the log
-			} else if err != nil {
+			if err := s.write(c); err != nil {
 				return err
 			}
 			left--
@@ -465,15 +468,17 @@ func (s *Store) update(f func(*bolt.Tx) error) error {
 	if err := s.step("update"); err != nil {
 		return err
 	}
-	if s.unknown {
+	if s.unknown != nil {
 		if err := s.openAnew(); err != nil {
 			return err
 		}
 	}
 	err := queue.Update(s.db, f)
-	s.unknown = queue.Unknown(err)
 	if err == nil {
 		return nil
+	}
+	if queue.Unknown(err) {
+		s.unknown = err
 	}
 	if err = fmt.Errorf("checkpoint of %s: %w", s.o.Path, err); queue.NoSpace(err) {
 		return err
@@ -484,16 +489,22 @@ func (s *Store) update(f func(*bolt.Tx) error) error {
 	return s.broke(err)
 }
 
-// openAnew opens users.db again, behind a write of its meta page that found no space.
+// errLookedAt says that users.db has to be opened anew, and that a backup or a look is reading it.
+var errLookedAt = errors.New("somebody reads it, and it has to be opened anew")
+
+// openAnew opens users.db again, behind a write of its meta page that found no space. While somebody reads it, for as long
+// as that takes, it is as if the disk were still full.
 func (s *Store) openAnew() error {
-	s.rewriting.Lock()
+	if !s.rewriting.TryLock() {
+		return fmt.Errorf("checkpoint of %s: %w: %w", s.o.Path, errLookedAt, s.unknown)
+	}
 	defer s.rewriting.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closeReads()
 	db, err := queue.OpenAnew(s.db, s.o.Path, fileOptions())
 	if err == nil {
-		s.db, s.unknown = db, false
+		s.db, s.unknown = db, nil
 		return nil
 	}
 	if err = fmt.Errorf("checkpoint of %s: %w", s.o.Path, err); queue.NoSpace(err) {
@@ -530,89 +541,4 @@ func (s *Store) step(name string) error {
 		return s.broke(err)
 	}
 	return nil
-}
-
-// sweep looks at some entries of users.db, further on each time, and drops of them
-// what has expired. It does so as an event would, by changing the entry in memory: the
-// next checkpoint writes it.
-func (s *Store) sweep() error {
-	hour := hourOf(s.o.Now().UnixMilli())
-	var stale []named
-	err := queue.Guard(func() error {
-		return s.db.View(func(tx *bolt.Tx) error {
-			stale = s.findExpired(tx, hour)
-			return nil
-		})
-	})
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err != nil {
-		return s.broke(fmt.Errorf("sweep %s: %w", s.o.Path, err))
-	}
-	defer s.closeReads()
-	for _, n := range stale {
-		s.evict()
-		e, err := s.entry(s.project(n.project), n.kind, n.id)
-		if err != nil {
-			return s.broke(fmt.Errorf("sweep %s: %w", s.o.Path, err))
-		}
-		if s.slots[e].marks&anyDirty == 0 {
-			s.block(e).expire(hour, s.unlinkedHours)
-			s.touch(e)
-			s.expired++
-		}
-	}
-	return nil
-}
-
-// named is the name of an entry.
-type named struct {
-	kind        kind
-	project, id string
-}
-
-// findExpired goes through the next sweepEntries keys, users and then devices, and
-// notes where to go on. An entry whose id is not in its key expires when it is looked at.
-func (s *Store) findExpired(tx *bolt.Tx, hour uint32) (stale []named) {
-	k, from := user, []byte(nil)
-	if len(s.sweepAt) > 0 {
-		k, from = kind(s.sweepAt[0]), s.sweepAt[1:]
-	}
-	b := tx.Bucket(bucketOf(k))
-	if b == nil {
-		k, from = user, nil
-		b = tx.Bucket(bucketUsers)
-	}
-	cursor := b.Cursor()
-	key, value := cursor.Seek(from)
-	for range sweepEntries {
-		if key == nil {
-			if k == device {
-				s.sweepAt = nil // next time from the start
-				return stale
-			}
-			k = device
-			cursor = tx.Bucket(bucketDevices).Cursor()
-			if key, value = cursor.First(); key == nil {
-				s.sweepAt = nil
-				return stale
-			}
-		}
-		if st, err := readEntry(k, key, value); err == nil {
-			project, id, ok := splitKey(key)
-			if ok && st.expire(k, hour, s.unlinkedHours) {
-				stale = append(stale, named{k, project, id})
-			}
-		}
-		key, value = cursor.Next()
-	}
-	if key == nil {
-		s.sweepAt = nil
-		if k == user {
-			s.sweepAt = []byte{byte(device)}
-		}
-		return stale
-	}
-	s.sweepAt = append([]byte{byte(k)}, key...)
-	return stale
 }

@@ -231,7 +231,12 @@ func TestAStopOnAFullDisk(t *testing.T) {
 		w.send(fmt.Sprintf(`e%d/e%d - {"n":%q}`, n, n, strings.Repeat("x", 500)))
 	}
 	want := w.everything()
-	if err := w.store.finish(); err != nil {
+	if err := w.store.Flush(t.Context()); !queue.NoSpace(err) {
+		t.Errorf("who flushes it hears: %v", err)
+	}
+	stopped, stop := context.WithCancel(t.Context())
+	stop()
+	if err := w.store.Run(stopped); err != nil {
 		t.Errorf("the stop: %v", err)
 	}
 	after := w.crash(Options{})

@@ -119,7 +119,14 @@ func (s *Store) Flush(ctx context.Context) error {
 		s.written.Broadcast()
 	})
 	defer unhook()
-	if did, err := s.writeAlone(s.finish); did {
+	did, err := s.writeAlone(func() error {
+		err := s.finish()
+		if queue.NoSpace(err) && s.log.GiveReserve() {
+			err = s.finish()
+		}
+		return err
+	})
+	if did {
 		return err
 	}
 	s.mu.Lock()
@@ -287,6 +294,6 @@ func (s *Store) rewrite(r *rewriting) error {
 		s.torn = true // it is closed already
 		return s.broke(fmt.Errorf("write %s anew: %w", s.o.Path, err))
 	}
-	r.done, s.unknown = true, false
+	r.done, s.unknown = true, nil
 	return nil
 }

@@ -74,7 +74,7 @@ type Store struct {
 
 	rewrites  chan *rewriting // to Run
 	rewriting sync.RWMutex    // held by who closes db, and for reading by who looks into it without mu
-	unknown   bool            // of who writes: users.db has to be opened anew first
+	unknown   error           // of who writes: why users.db has to be opened anew first; nil = it has not
 
 	// mu is held by the log's resolver while it resolves a batch, and by others for moments.
 	mu       sync.Mutex
